@@ -1,0 +1,161 @@
+"""Elements: what one entry of a tensor is, and how many bytes it takes.
+
+A plain element (``f32``, ``i4``) is a format. A quantized element names a scheme that the module header declares
+once (``i4g128 = quant(i4, group=128, scale=bf16)``): shapes of the scales, bytes and the reference dequantization
+all follow from that one description. A cache element (``paged[bf16, 16]``) holds keys and values in pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .dims import Dim, divide, product
+from .errors import IRError
+
+if TYPE_CHECKING:
+    import torch
+
+_TORCH = {
+    "f64": "float64",
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "f8e4m3": "float8_e4m3fn",
+    "f8e5m2": "float8_e5m2",
+    "i64": "int64",
+    "i32": "int32",
+    "i16": "int16",
+    "i8": "int8",
+    "i4": "int8",  # torch has no four-bit tensor: one entry per byte in the reference, two in an engine
+    "u8": "uint8",
+    "u4": "uint8",
+    "bool": "bool",
+}
+
+
+@dataclass(frozen=True)
+class Elem:
+    """A plain element: ``kind`` is ``float``, ``int``, ``uint`` or ``bool``."""
+
+    name: str
+    bits: int
+    kind: str
+
+    @property
+    def torch(self) -> torch.dtype:
+        """The torch dtype that holds it in the reference."""
+        import torch
+
+        return getattr(torch, _TORCH[self.name])
+
+    def nbytes(self, dims: tuple[Dim, ...]) -> Dim:
+        """Bytes of a tensor of ``dims``, packed."""
+        bits = product(dims) * self.bits
+        return divide(bits + (-bits % 8), 8) if isinstance(bits, int) else divide(bits, 8)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _plain(kind: str, *rows: tuple[str, int]) -> dict[str, Elem]:
+    return {name: Elem(name, bits, kind) for name, bits in rows}
+
+
+ELEMS: dict[str, Elem] = {
+    **_plain("float", ("f64", 64), ("f32", 32), ("f16", 16), ("bf16", 16), ("f8e4m3", 8), ("f8e5m2", 8)),
+    **_plain("int", ("i64", 64), ("i32", 32), ("i16", 16), ("i8", 8), ("i4", 4)),
+    **_plain("uint", ("u8", 8), ("u4", 4)),
+    **_plain("bool", ("bool", 8)),
+}
+
+
+@dataclass(frozen=True)
+class Quant:
+    """A quantized element: groups of ``group`` entries along the last dim share one scale.
+
+    ``value = (base - zero) * scale``, where an absent zero is 0. A group of 0 is the whole last dim.
+
+    >>> i4g32 = Quant("i4g32", ELEMS["i4"], 32, ELEMS["f16"])
+    >>> i4g32.scale_dims((1024, 640)), i4g32.nbytes((1024, 640))
+    ((1024, 20), 368640)
+    """
+
+    name: str
+    base: Elem
+    group: int
+    scale: Elem
+    zero: Elem | None = None
+
+    def scale_dims(self, dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
+        """Dims of the scales (and zeros) of a tensor of ``dims``."""
+        last = dims[-1]
+        if not self.group:
+            return (*dims[:-1], 1)
+        if not isinstance(last, int) or last % self.group:
+            raise IRError(
+                f"{self.name}: group {self.group} does not divide the last dim of [{', '.join(map(str, dims))}]",
+                hint="choose a group that divides it, or skip this weight",
+            )
+        return (*dims[:-1], last // self.group)
+
+    def nbytes(self, dims: tuple[Dim, ...]) -> Dim:
+        """Bytes of values, scales and zeros together."""
+        scales = self.scale_dims(dims)
+        total = self.base.nbytes(dims) + self.scale.nbytes(scales)
+        return total + self.zero.nbytes(scales) if self.zero else total
+
+    def declaration(self) -> str:
+        """The right-hand side of its line in the module header."""
+        zero = f", zero={self.zero}" if self.zero else ""
+        return f"quant({self.base}, group={self.group}, scale={self.scale}{zero})"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Paged:
+    """The element of a cache: keys and values of ``page`` tokens a page.
+
+    ``window`` is how many of the last tokens must stay readable; older pages may be given back. Every layer's cache
+    with the same window shares one page table.
+    """
+
+    elem: Elem
+    page: int
+    window: int | None = None
+
+    def nbytes(self, dims: tuple[Dim, ...]) -> Dim:
+        """Bytes of keys and values for dims ``(pages, kv heads, head dim)``."""
+        return self.elem.nbytes(dims) * self.page * 2
+
+    def __str__(self) -> str:
+        return f"paged[{self.elem}, {self.page}{f', {self.window}' if self.window else ''}]"
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A value with no entries to compute on: ``seqs`` (how tokens belong to sequences), ``caches`` (one a layer)."""
+
+    name: str
+
+    def nbytes(self, dims: tuple[Dim, ...]) -> Dim:
+        """Opaque values are not counted."""
+        return 0
+
+    def __str__(self) -> str:
+        return self.name
+
+
+SEQS, CACHES = Opaque("seqs"), Opaque("caches")
+AnyElem = Elem | Quant | Paged | Opaque
+
+
+def elem_of(dtype: torch.dtype) -> Elem:
+    """The plain element of a torch dtype; ``IRError`` when there is none."""
+    name = str(dtype).removeprefix("torch.")
+    for elem, torch_name in _TORCH.items():
+        if torch_name == name:
+            return ELEMS[elem]
+    raise IRError(f"no element for {dtype}", hint=f"known: {', '.join(ELEMS)}")
