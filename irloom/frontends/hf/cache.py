@@ -1,0 +1,80 @@
+"""The probing cache: a cache whose every write is an op in the graph, so that state is found by dataflow."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from irloom.ir.errors import TraceError
+
+
+class ProbingCache(Cache):
+    """Holds ``past`` tokens, a symbol, and shows none of them.
+
+    Queries then have T tokens and keys ``past + T``: no model can confuse the two, and whatever a model
+    computes from the length of the cache shows up in the graph as a use of ``past``.
+    """
+
+    def __init__(self, past: int) -> None:
+        self.past = past
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        return torch.ops.irloom.kv_store(key_states, value_states, layer_idx, self.past)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.past
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.past
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.past + query_length, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+    def __len__(self) -> int:
+        return 0
+
+    is_compileable = property(lambda self: False)
+    is_initialized = property(lambda self: True)
+    is_sliding = is_linear = is_dummy = property(lambda self: [])
+    max_batch_size = property(lambda self: 1)
+    max_cache_len = property(lambda self: -1)
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise TraceError(
+            f"{what} is state that irloom cannot keep yet; it keeps keys and values of attention",
+            hint="a hybrid or recurrent architecture needs its own state op",
+        )
+
+    layers = property(lambda self: self._refuse("cache layer internals (`past_key_values.layers`)"))
+
+    def update_conv_state(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse("a convolution state (`update_conv_state`)")
+
+    def get_conv_state(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse("a convolution state (`get_conv_state`)")
+
+    def update_recurrent_state(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse("a recurrent state (`update_recurrent_state`)")
+
+    def get_recurrent_state(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse("a recurrent state (`get_recurrent_state`)")
+
+    def update_indexer(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse("a key cache of a sparse attention indexer (`update_indexer`)")
+
+    def has_previous_state(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse("a recurrent state (`has_previous_state`)")
+
+    def is_recording_past(self, *_: Any) -> bool:
+        return False
+

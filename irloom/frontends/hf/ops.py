@@ -1,0 +1,55 @@
+"""The ops that stand for attention, its mask and its state while a library model is being captured.
+
+They live in torch's dispatcher only so that ``torch.export`` keeps them whole: each has a shape rule and no
+kernel, because a captured graph is imported, never run. The importer turns them into IR ops.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# q [B, H, T, D], k [B, KV, S, D], v [B, KV, S, E] -> [B, T, H, E]; zero softcap or window means none.
+torch.library.define(
+    "irloom::attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? sinks, float scale, float softcap, SymInt window,"
+    " bool causal, int layer) -> Tensor",
+)
+# What the library would spell as a dense additive mask [1, 1, T, S]; kind is causal, sliding or chunked.
+torch.library.define(
+    "irloom::attention_mask",
+    "(SymInt queries, SymInt keys, str kind, int size, ScalarType dtype, Device device) -> Tensor",
+)
+# A cache write of [B, KV, T, D] and the read that follows it, [B, KV, past + T, D], of both K and V.
+torch.library.define("irloom::kv_store", "(Tensor k, Tensor v, int layer, SymInt past) -> (Tensor, Tensor)")
+
+
+@torch.library.register_fake("irloom::attention")
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float,
+    window: int,
+    causal: bool,
+    layer: int,
+) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
+
+
+@torch.library.register_fake("irloom::attention_mask")
+def _attention_mask(
+    queries: int, keys: int, kind: str, size: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    return torch.empty(1, 1, queries, keys, dtype=dtype, device=device)
+
+
+@torch.library.register_fake("irloom::kv_store")
+def _kv_store(k: Tensor, v: Tensor, layer: int, past: int) -> tuple[Tensor, Tensor]:
+    def read(x: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:-2], x.shape[-2] + past, x.shape[-1])
+
+    return read(k), read(v)

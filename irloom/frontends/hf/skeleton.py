@@ -1,0 +1,84 @@
+"""A library model without its weights: parameters on the meta device, computed buffers with their values."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from irloom.ir.errors import TraceError
+
+
+def skeleton(config: Any, dtype: torch.dtype) -> nn.Module:
+    """Build the causal language model of ``config`` without memory for its weights.
+
+    Buffers stay real, because rotary frequencies and embedding scales are computed by constructors and are
+    in no checkpoint.
+    """
+    with meta_parameters():
+        model = causal_class(config)._from_config(causal_config(config), dtype=dtype, attn_implementation="eager")
+    return model.eval().requires_grad_(False)
+
+
+def causal_class(config: Any) -> Any:
+    """The library's causal language model class for a config, or a ``TraceError`` that names the config."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as classes
+
+    if type(config) not in classes:
+        kind = getattr(config, "model_type", type(config).__name__)
+        raise TraceError(
+            f"`{kind}` has no causal language model in this transformers",
+            hint="pip install -U transformers, or pass the nn.Module itself",
+        )
+    found = classes[type(config)]
+    return found[0] if isinstance(found, list | tuple) else found
+
+
+def causal_config(config: Any) -> Any:
+    """The text part of a multimodal config where the causal class takes only that, else the config itself."""
+    wanted = causal_class(config).config_class
+    if wanted is type(config):
+        return config
+    text = config.get_text_config(decoder=True)
+    return text if isinstance(text, wanted) else config
+
+
+@contextlib.contextmanager
+def meta_parameters() -> Iterator[None]:
+    """Every parameter registered inside lands on the meta device; its memory is freed before it is touched."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.to("meta"), requires_grad=False)
+        register(module, name, param)
+
+    nn.Module.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+@contextlib.contextmanager
+def meta_buffers(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Move the buffers to meta for the length of a trace, so that one device runs through the model.
+
+    Yields the real values by name. A buffer that the constructor left on meta is not in it.
+    """
+    values = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
+    try:
+        for name, buffer in values.items():
+            _assign(model, name, buffer.to("meta"))
+        yield values
+    finally:
+        for name, buffer in values.items():
+            _assign(model, name, buffer)
+
+
+def _assign(model: nn.Module, name: str, buffer: torch.Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    model.get_submodule(owner)._buffers[leaf] = buffer
