@@ -1,0 +1,222 @@
+"""``@op``: one decorated function is one op, and nothing about the op lives anywhere else.
+
+The *signature* gives shape inference, the sharding rule and the cost; the *body* gives the reference semantics in
+torch; the *parameters* give operands (positional) and attributes (keyword-only); the *docstring* is the
+documentation. Hooks hold only what a signature cannot say.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+from .dims import Dim, Sym
+from .elem import AnyElem, Elem
+from .errors import IRError
+from .signature import Binding, Literal, Operand, Signature, bind, parse_signature
+from .types import Type
+
+Attr = int | float | bool | str | None | Sym | Elem | tuple["Attr", ...]
+Attrs = Mapping[str, Attr]
+_EMPTY = inspect.Parameter.empty
+
+
+class Emitter(Protocol):
+    """What an op call talks to: a function under construction, or a pattern."""
+
+    def emit(self, op: Op, args: Sequence[Any], attrs: dict[str, Any]) -> Any:
+        """Record the application of ``op`` and return what stands for its results."""
+        ...
+
+
+_EMITTER: ContextVar[Emitter | None] = ContextVar("irloom_emitter", default=None)
+
+
+@contextmanager
+def emitting(to: Emitter) -> Iterator[None]:
+    """Inside the block, calling an op records it in ``to`` instead of running it."""
+    token = _EMITTER.set(to)
+    try:
+        yield
+    finally:
+        _EMITTER.reset(token)
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """An op: see the module's docstring. ``attrs`` maps each attribute to its default (or to "required")."""
+
+    name: str
+    doc: str
+    signature: Signature
+    operands: tuple[str, ...]
+    variadic: bool
+    attrs: dict[str, Any]
+    reference: Callable[..., Any]
+    place: str
+    hooks: dict[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
+
+    def __call__(self, *args: Any, **attrs: Any) -> Any:
+        """Emit into the current function or pattern; outside of both, run the reference body on tensors."""
+        emitter = _EMITTER.get()
+        return self.reference(*args, **attrs) if emitter is None else emitter.emit(self, args, attrs)
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}: {self.signature.text}>"
+
+    def _hook(self, kind: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+        if kind in self.hooks:
+            raise IRError(f"op {self.name}: hook `.{kind}` is already set")
+        self.hooks[kind] = fn
+        return fn
+
+    def verify(self, fn: Callable[[Sequence[Any], Attrs], None]) -> Callable[..., Any]:
+        """Attach ``fn(types, attrs)``, which raises ``IRError`` for what a signature cannot forbid."""
+        return self._hook("verify", fn)
+
+    def dtype(self, fn: Callable[[Sequence[Any], Attrs], AnyElem | tuple[AnyElem, ...]]) -> Callable[..., Any]:
+        """Attach ``fn(types, attrs)`` giving the result's element; the default is the first operand's."""
+        return self._hook("dtype", fn)
+
+    def shape(self, fn: Callable[[Sequence[Any], Attrs], Type | tuple[Type, ...]]) -> Callable[..., Any]:
+        """Attach ``fn(types, attrs)`` giving the result types, for ops whose dims depend on attributes."""
+        return self._hook("shape", fn)
+
+    def bytes(self, fn: Callable[[Sequence[Any], Attrs], Dim]) -> Callable[..., Any]:
+        """Attach ``fn(types, attrs)`` giving the bytes moved; the default is every operand and result once."""
+        return self._hook("bytes", fn)
+
+    def flops(self, fn: Callable[[Sequence[Any], Attrs], Dim]) -> Callable[..., Any]:
+        """Attach ``fn(types, attrs)`` giving the FLOPs; the default follows from the signature."""
+        return self._hook("flops", fn)
+
+    def complete(self, attrs: Mapping[str, Any]) -> dict[str, Attr]:
+        """``attrs`` with the defaults filled in, in the order of the definition."""
+        if extra := sorted(set(attrs) - set(self.attrs)):
+            near = get_close_matches(extra[0], self.attrs, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(self.attrs) or 'none'}"
+            raise IRError(f"{self.name}: no attribute {extra[0]!r}", hint=hint)
+        full = {k: attrs.get(k, default) for k, default in self.attrs.items()}
+        if missing := [k for k, v in full.items() if v is _EMPTY]:
+            raise IRError(f"{self.name}: attribute `{missing[0]}` is missing", hint="it has no default")
+        return full
+
+    def infer(self, operands: Sequence[Operand], attrs: Attrs) -> tuple[Type, ...]:
+        """Types of the results, or ``IRError`` naming the operand and the dim that do not fit."""
+        if not self.variadic and len(operands) > len(self.operands):
+            raise IRError(f"{self.name}: {len(operands)} operands given, it takes {', '.join(self.operands)}")
+        if verify := self.hooks.get("verify"):
+            verify(operands, attrs)
+        if shape := self.hooks.get("shape"):
+            self._refuse_partial(operands)
+            types = shape(operands, attrs)
+            return types if isinstance(types, tuple) else (types,)
+        b = self.bind(operands, attrs)
+        elems = self._elems(operands, attrs)
+        opaque = next((t for t in operands if isinstance(t, Type)), None)
+        return tuple(
+            opaque if term.axes is None and opaque is not None else b.result(term, elem)
+            for term, elem in zip(self.signature.outs, elems, strict=True)
+        )
+
+    def bind(self, operands: Sequence[Operand], attrs: Attrs) -> Binding:
+        """What each name of the signature stands for here."""
+        given = [*operands, *[None] * (len(self.operands) - len(operands))]
+        return bind(self.name, self.signature, self.operands, given, attrs)
+
+    def count_flops(self, operands: Sequence[Operand], attrs: Attrs) -> Dim:
+        """Floating-point operations: two per multiply-add where the signature sums, else one per entry."""
+        if hook := self.hooks.get("flops"):
+            return hook(operands, attrs)
+        if "shape" in self.hooks:
+            return 0
+        return self.bind(operands, attrs).volume() * (2 if self.signature.summed else 1)
+
+    def count_bytes(self, operands: Sequence[Operand], attrs: Attrs) -> Dim:
+        """Bytes read and written when every operand and result moves once."""
+        if hook := self.hooks.get("bytes"):
+            return hook(operands, attrs)
+        types = [t for t in operands if isinstance(t, Type)]
+        return sum((t.nbytes for t in (*types, *self.infer(operands, attrs))), 0)
+
+    def _elems(self, operands: Sequence[Operand], attrs: Attrs) -> tuple[AnyElem, ...]:
+        outs = len(self.signature.outs)
+        if hook := self.hooks.get("dtype"):
+            elems = hook(operands, attrs)
+            return elems if isinstance(elems, tuple) else (elems,) * outs
+        first = next((t.elem for t in operands if isinstance(t, Type)), None)
+        if first is None:
+            raise IRError(f"{self.name}: no operand is a tensor", hint="its element has nothing to follow from")
+        return (first,) * outs
+
+    def _refuse_partial(self, operands: Sequence[Operand]) -> None:
+        for t in operands:
+            if isinstance(t, Type) and t.partial:
+                raise IRError(
+                    f"{self.name}: an operand is {t}, a sum still split over `{t.partial}`",
+                    hint=f"all_reduce(axis={t.partial!r}) it first",
+                )
+
+
+class Registry:
+    """Ops by name. There is one, ``OPS``; a second definition of a name is an error that gives both places."""
+
+    def __init__(self) -> None:
+        self._ops: dict[str, Op] = {}
+
+    def add(self, new: Op) -> None:
+        """Register ``new``."""
+        if old := self._ops.get(new.name):
+            raise IRError(f"op {new.name!r} is defined twice: in {old.place} and in {new.place}")
+        self._ops[new.name] = new
+
+    def __getitem__(self, name: str) -> Op:
+        if name not in self._ops:
+            near = get_close_matches(name, self._ops, 1)
+            raise IRError(f"unknown op {name!r}", hint=f"did you mean {near[0]!r}?" if near else "`irloom op` lists them")
+        return self._ops[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._ops
+
+    def __iter__(self) -> Iterator[Op]:
+        return iter(self._ops.values())
+
+
+OPS = Registry()
+
+
+def op(signature: str) -> Callable[[Callable[..., Any]], Op]:
+    """Define an op from its signature and its body."""
+
+    def wrap(fn: Callable[..., Any]) -> Op:
+        params = list(inspect.signature(fn).parameters.values())
+        code = fn.__code__
+        new = Op(
+            name=fn.__name__.removesuffix("_"),
+            doc=inspect.getdoc(fn) or "",
+            signature=parse_signature(signature),
+            operands=tuple(p.name for p in params if p.kind is not p.KEYWORD_ONLY),
+            variadic=any(p.kind is p.VAR_POSITIONAL for p in params),
+            attrs={p.name: p.default for p in params if p.kind is p.KEYWORD_ONLY},
+            reference=fn,
+            place=f"{code.co_filename}:{code.co_firstlineno}",
+        )
+        if not new.doc:
+            raise IRError(f"op {new.name!r} has no docstring ({new.place})")
+        if not new.variadic and len(new.signature.ins) != len(new.operands):
+            raise IRError(f"op {new.name!r} has {len(new.operands)} operands, its signature {len(new.signature.ins)}")
+        OPS.add(new)
+        return new
+
+    return wrap
+
+
+def literal(x: object) -> bool:
+    """Whether an operand is a plain number."""
+    return isinstance(x, Literal)

@@ -1,0 +1,131 @@
+"""Positions, rotary embedding, attention, and the cache it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..dims import Dim
+from ..elem import ELEMS, AnyElem, Paged
+from ..errors import IRError
+from ..op import Attrs, op
+from ..signature import Operand
+from ..types import Type
+
+
+@op("_ -> t")
+def positions(seqs, *, t):
+    """Each token's position in its sequence, counted from 0."""
+    return seqs.positions
+
+
+@positions.dtype
+def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
+    return ELEMS["i32"]
+
+
+@op("t h !d, t, f? -> t h !d")
+def rope(x, positions, inv_freq=None, *, theta=10000.0, rotary=None, interleaved=False, scale=1.0):
+    """Rotate feature pairs by each token's position (Su et al., 2021).
+
+    Feature ``i`` pairs with ``i + rotary / 2``, or with its neighbour when ``interleaved``; features past ``rotary`` (all
+    when absent) stay. Pair ``i`` turns by ``position * inv_freq[i]``, by default ``theta ** (-2 * i / rotary)``. Cosine
+    and sine are multiplied by ``scale`` (attention scaling of YaRN and LongRoPE).
+    """
+    n = x.shape[-1] if rotary is None else rotary
+    if inv_freq is None:
+        inv_freq = theta ** -(torch.arange(0, n, 2, dtype=torch.int64, device=x.device).float() / n)
+    angle = positions.float()[:, None] * inv_freq.float()
+    cos, sin = (angle.cos() * scale)[:, None], (angle.sin() * scale)[:, None]
+    turned, rest = x[..., :n].float(), x[..., n:]
+    if interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        out = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+    else:
+        a, b = turned[..., : n // 2], turned[..., n // 2 :]
+        out = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return torch.cat([out.to(x.dtype), rest], -1)
+
+
+@rope.verify
+def _(operands: Sequence[Operand], attrs: Attrs) -> None:
+    x, rotary = operands[0], attrs["rotary"]
+    if not isinstance(x, Type) or not x.dims:
+        return
+    n = x.dims[-1] if rotary is None else rotary
+    if isinstance(n, int) and (n % 2 or not 0 < n <= (x.dims[-1] if isinstance(x.dims[-1], int) else n)):
+        raise IRError(f"rope: {n} rotary features of {x}", hint="an even number, at most the head dim")
+    freq = operands[2] if len(operands) > 2 else None
+    if isinstance(freq, Type) and isinstance(n, int) and freq.dims != (n // 2,):
+        raise IRError(f"rope: operand `inv_freq` is {freq}, but {n} rotary features have {n // 2} frequencies")
+
+
+def _attend(q, k, v, first, since, sinks, scale, window, softcap):
+    """q [t, H, D] at positions ``first``.., k, v [n, KV, D] at positions ``since``..; f32 softmax."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = torch.einsum("thd,shd->hts", q.float(), k.float()) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    at = torch.arange(first, first + len(q), device=q.device)[:, None]
+    key = torch.arange(since, since + len(k), device=q.device)[None]
+    seen = key <= at if window is None else (key <= at) & (key > at - window)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float()[:, None, None].expand(-1, len(q), 1)], -1)
+    p = torch.softmax(scores, -1)[..., : len(k)]
+    return torch.einsum("hts,shd->thd", p, v.float()).to(q.dtype)
+
+
+@op("t (kv g) !d, t kv !d, t kv !e, _, (kv g)? -> t (kv g) !e")
+def attention(q, k, v, seqs, sinks=None, *, scale, window=None, softcap=None):
+    """Causal attention of each token over its own sequence's tokens in this step; ``g`` query heads share a KV head.
+
+    A token sees the last ``window`` tokens, itself included (all when absent). ``softcap`` squeezes the scores into
+    (-softcap, softcap). ``sinks`` adds one score per head that takes weight and gives nothing. No cache: this is what
+    a model means; ``kv-cache`` turns it into ``kv_append`` and ``paged_attention``.
+    """
+    parts = [_attend(q[a:b], k[a:b], v[a:b], 0, 0, sinks, scale, window, softcap) for a, b in seqs.spans()]
+    return torch.cat(parts)
+
+
+@op("p kv !d, t kv !d, t kv !d, _ -> p kv !d")
+def kv_append(cache, k, v, seqs):
+    """The cache that also holds this step's keys and values, at the places the page table gives."""
+    return cache.append(k, v, seqs)
+
+
+@op("t (kv g) !d, p kv !d, _, (kv g)? -> t (kv g) !d")
+def paged_attention(q, cache, seqs, sinks=None, *, scale, window=None, softcap=None):
+    """``attention`` of each token over its whole sequence, read from the pages of a cache."""
+    parts = []
+    for s, (a, b) in enumerate(seqs.spans()):
+        first = int(seqs.context[s]) - (b - a)
+        since = 0 if window is None else max(0, first - window + 1)
+        k, v = cache.read(seqs, s, since)
+        parts.append(_attend(q[a:b], k, v, first, since, sinks, scale, window, softcap))
+    return torch.cat(parts)
+
+
+@paged_attention.verify
+def _(operands: Sequence[Operand], attrs: Attrs) -> None:
+    cache, window = operands[1], attrs["window"]
+    if not isinstance(cache, Type) or not isinstance(cache.elem, Paged):
+        raise IRError(f"paged_attention: operand `cache` is {cache}, not a cache", hint="paged[elem, page][P, kv, d]")
+    kept = cache.elem.window
+    if kept is not None and (not isinstance(window, int) or window > kept):
+        raise IRError(f"paged_attention: window {window} reads past the {kept} tokens that {cache} keeps")
+
+
+def _pairs(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    """FLOPs per token and head pair at a context of one page; the plan scales it by the real context."""
+    q = operands[0]
+    assert isinstance(q, Type)
+    t, h, d = q.dims
+    window = attrs["window"]
+    return t * h * d * 4 * (window if isinstance(window, int) else 1)
+
+
+attention.flops(_pairs)
+paged_attention.flops(_pairs)

@@ -1,0 +1,278 @@
+"""Elementwise ops: operands broadcast against each other, and a plain number may stand for any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..elem import ELEMS, AnyElem, Elem
+from ..op import Attrs, Op, op
+from ..signature import Literal, Operand
+from ..types import Type
+
+_RANK = ("bool", "u8", "i8", "i16", "i32", "i64", "f8e4m3", "f8e5m2", "bf16", "f16", "f32", "f64")
+
+
+def promoted(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
+    """The widest element among the tensors; a number only lifts a tensor of integers to its own kind."""
+    elems = [t.elem for t in operands if isinstance(t, Type)]
+    plain = [e for e in elems if isinstance(e, Elem)]
+    if len(plain) < len(elems):
+        return elems[0]
+    if {"bf16", "f16"} <= {e.name for e in plain}:
+        return ELEMS["f32"]
+    widest = max(plain, key=lambda e: _RANK.index(e.name))
+    numbers = [x for x in operands if isinstance(x, Literal)]
+    if widest.kind != "float" and any(isinstance(x, float) for x in numbers):
+        return ELEMS["f32"]
+    return widest
+
+
+def _truth(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
+    return ELEMS["bool"]
+
+
+def _floating(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
+    elem = promoted(operands, attrs)
+    return elem if not isinstance(elem, Elem) or elem.kind == "float" else ELEMS["f32"]
+
+
+@op("+~b, +~b -> +~b")
+def add(a, b):
+    """``a + b``. Two partial sums over one axis add up to a partial sum."""
+    return a + b
+
+
+@op("+~b, +~b -> +~b")
+def sub(a, b):
+    """``a - b``."""
+    return a - b
+
+
+@op("~b, ~b -> ~b")
+def mul(a, b):
+    """``a * b``."""
+    return a * b
+
+
+@op("~b, ~b -> ~b")
+def div(a, b):
+    """``a / b``."""
+    return a / b
+
+
+@op("~b, ~b -> ~b")
+def pow_(a, b):
+    """``a ** b``."""
+    return a**b
+
+
+@op("~b, ~b -> ~b")
+def maximum(a, b):
+    """The larger of the two, entry by entry."""
+    return torch.maximum(torch.as_tensor(a), torch.as_tensor(b))
+
+
+@op("~b, ~b -> ~b")
+def minimum(a, b):
+    """The smaller of the two, entry by entry."""
+    return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
+
+
+@op("~b, ~b -> ~b")
+def floor_div(a, b):
+    """``a // b``, rounded down."""
+    return a // b
+
+
+@op("~b, ~b -> ~b")
+def mod(a, b):
+    """``a % b`` with the sign of ``b``."""
+    return a % b
+
+
+@op("~b, ~b -> ~b")
+def eq(a, b):
+    """``a == b``."""
+    return a == b
+
+
+@op("~b, ~b -> ~b")
+def ne(a, b):
+    """``a != b``."""
+    return a != b
+
+
+@op("~b, ~b -> ~b")
+def lt(a, b):
+    """``a < b``."""
+    return a < b
+
+
+@op("~b, ~b -> ~b")
+def le(a, b):
+    """``a <= b``."""
+    return a <= b
+
+
+@op("~b, ~b -> ~b")
+def gt(a, b):
+    """``a > b``."""
+    return a > b
+
+
+@op("~b, ~b -> ~b")
+def ge(a, b):
+    """``a >= b``."""
+    return a >= b
+
+
+@op("~b, ~b -> ~b")
+def logical_and(a, b):
+    """``a and b`` on booleans."""
+    return torch.logical_and(a, b)
+
+
+@op("~b, ~b -> ~b")
+def logical_or(a, b):
+    """``a or b`` on booleans."""
+    return torch.logical_or(a, b)
+
+
+@op("~b, ~b, ~b -> ~b")
+def where(condition, a, b):
+    """``a`` where ``condition`` holds, else ``b``."""
+    return torch.where(condition, a, b)
+
+
+@op("~b -> ~b")
+def logical_not(x):
+    """``not x`` on booleans."""
+    return torch.logical_not(x)
+
+
+@op("+~b -> +~b")
+def neg(x):
+    """``-x``."""
+    return -x
+
+
+@op("~b -> ~b")
+def abs_(x):
+    """The absolute value."""
+    return x.abs()
+
+
+@op("~b -> ~b")
+def exp(x):
+    """``e ** x``."""
+    return x.exp()
+
+
+@op("~b -> ~b")
+def log(x):
+    """The natural logarithm."""
+    return x.log()
+
+
+@op("~b -> ~b")
+def sqrt(x):
+    """The square root."""
+    return x.sqrt()
+
+
+@op("~b -> ~b")
+def rsqrt(x):
+    """``1 / sqrt(x)``."""
+    return x.rsqrt()
+
+
+@op("~b -> ~b")
+def reciprocal(x):
+    """``1 / x``."""
+    return x.reciprocal()
+
+
+@op("~b -> ~b")
+def sin(x):
+    """The sine of radians."""
+    return x.sin()
+
+
+@op("~b -> ~b")
+def cos(x):
+    """The cosine of radians."""
+    return x.cos()
+
+
+@op("~b -> ~b")
+def tanh(x):
+    """The hyperbolic tangent."""
+    return x.tanh()
+
+
+@op("~b -> ~b")
+def erf(x):
+    """The error function."""
+    return x.erf()
+
+
+@op("~b -> ~b")
+def sigmoid(x):
+    """``1 / (1 + e ** -x)``."""
+    return x.sigmoid()
+
+
+@op("~b -> ~b")
+def relu(x):
+    """``max(x, 0)``."""
+    return x.relu()
+
+
+@op("~b -> ~b")
+def silu(x):
+    """``x * sigmoid(x)``."""
+    return F.silu(x)
+
+
+@op("~b -> ~b")
+def gelu(x, *, tanh=False):
+    """``x * Phi(x)``; with ``tanh`` the approximation by ``tanh`` (Hendrycks and Gimpel, 2016)."""
+    return F.gelu(x, approximate="tanh" if tanh else "none")
+
+
+@op("~b -> ~b")
+def softcap(x, *, cap):
+    """``cap * tanh(x / cap)``: squeezes ``x`` into (-cap, cap)."""
+    return cap * torch.tanh(x / cap)
+
+
+@op("~b -> ~b")
+def cast(x, *, to):
+    """``x`` in another element."""
+    return x.to(to.torch)
+
+
+@cast.dtype
+def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
+    to = attrs["to"]
+    assert isinstance(to, Elem)
+    return to
+
+
+for _op in (add, sub, mul, maximum, minimum, floor_div, mod, pow_):
+    _op.dtype(promoted)
+for _op in (eq, ne, lt, le, gt, ge, logical_and, logical_or, logical_not):
+    _op.dtype(_truth)
+for _op in (div, exp, log, sqrt, rsqrt, reciprocal, sin, cos, tanh, erf, sigmoid):
+    _op.dtype(_floating)
+where.dtype(lambda operands, attrs: promoted(operands[1:], attrs))
+
+
+def transcendental(of: Op) -> bool:
+    """Whether an entry of the op costs a function call rather than an arithmetic instruction."""
+    return of in (exp, log, sin, cos, tanh, erf, sigmoid, silu, gelu, softcap, pow_)
+
+

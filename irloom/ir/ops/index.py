@@ -1,0 +1,52 @@
+"""Reading rows by index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..dims import Dim, product
+from ..elem import AnyElem
+from ..op import Attrs, op
+from ..signature import Operand
+from ..types import Type
+
+
+@op("*b, %v d -> *b d")
+def embedding(ids, table):
+    """Row ``ids[i]`` of ``table`` for each token."""
+    return F.embedding(ids, table)
+
+
+@embedding.dtype
+def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
+    table = operands[1]
+    assert isinstance(table, Type)
+    return table.elem
+
+
+@embedding.flops
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    return 0
+
+
+@embedding.bytes
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    ids, table = operands[0], operands[1]
+    assert isinstance(ids, Type) and isinstance(table, Type)
+    row = table.elem.nbytes((1, *table.dims[1:]))
+    return ids.nbytes + product(ids.dims) * row * 2
+
+
+@op("*b %v, *b n -> *b n")
+def gather(x, index):
+    """``x[..., index[..., j]]``: pick entries along the last dim."""
+    return torch.gather(x, -1, index.long())
+
+
+@op("t *b, _ -> s *b")
+def last_rows(x, seqs, *, s):
+    """The last row of each of the ``s`` sequences: what the next token is sampled from."""
+    return x[seqs.starts[1:].long() - 1]

@@ -1,0 +1,20 @@
+"""Products of matrices."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ..op import op
+
+
+@op("*b k, n k, n? -> *b n")
+def linear(x, weight, bias=None):
+    """``x @ weight.T + bias``. Splitting ``n`` is column-parallel; splitting ``k`` leaves a partial sum."""
+    return F.linear(x, weight, bias)
+
+
+@op("*b m k, *b k n -> *b m n")
+def matmul(a, b):
+    """``a @ b`` for every leading dim."""
+    return torch.matmul(a, b)

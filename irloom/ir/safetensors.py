@@ -1,0 +1,112 @@
+"""Headers of safetensors files: which tensors a file holds, and where their bytes are.
+
+Format: 8 bytes with the header's length, the header as JSON, then the tensors' bytes.
+https://huggingface.co/docs/safetensors. Every length is checked before anything is read through it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from irloom.ir.elem import ELEMS, Elem
+from irloom.ir.errors import CheckpointError
+
+_ELEMS = {
+    "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f8e4m3", "F8_E5M2": "f8e5m2",
+    "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8", "U8": "u8", "BOOL": "bool",
+}  # fmt: skip
+_MAX_HEADER = 100_000_000
+_INCOMPLETE = "the download may be incomplete; fetch the file again"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a file holds it: ``offset`` counts bytes from the start of the file."""
+
+    path: Path
+    offset: int
+    dims: tuple[int, ...]
+    elem: Elem
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.dims) * self.elem.bits // 8
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """What ``path`` holds, in the order of its bytes; ``CheckpointError`` for a file that is not whole."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
+                raise CheckpointError(
+                    f"{path}: its header claims {length} bytes, but the file has {size}", hint=_INCOMPLETE
+                )
+            text = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    try:
+        header: Any = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its header is not JSON: {error}", hint=_INCOMPLETE) from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: its header is not a JSON object", hint=_INCOMPLETE)
+    entries = cast("dict[str, Any]", header)
+    stored = [(n, _entry(path, n, e, 8 + length, size)) for n, e in entries.items() if n != "__metadata__"]
+    return dict(sorted(stored, key=lambda item: item[1].offset))
+
+
+def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> Stored:
+    try:
+        dtype, dims = str(entry["dtype"]), tuple(int(d) for d in entry["shape"])
+        begin, end = (int(x) for x in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: `{name}` has no dtype, shape and data_offsets in the header") from None
+    if dtype not in _ELEMS:
+        raise CheckpointError(f"{path}: `{name}` is stored as {dtype}", hint=f"irloom reads {', '.join(_ELEMS)}")
+    stored = Stored(path, start + begin, dims, ELEMS[_ELEMS[dtype]])
+    if min((begin, *dims)) < 0 or end - begin != stored.nbytes:
+        raise CheckpointError(
+            f"{path}: `{name}` is {dtype}{list(dims)}, {stored.nbytes} bytes, but its offsets span {end - begin}"
+        )
+    if start + end > size:
+        raise CheckpointError(f"{path}: `{name}` ends at byte {start + end}, but the file has {size}", hint=_INCOMPLETE)
+    return stored
+
+
+def read_index(path: Path) -> dict[str, Stored]:
+    """What the shards named by a ``model.safetensors.index.json`` hold, shard by shard in the order of bytes."""
+    try:
+        index: Any = json.loads(path.read_bytes())
+        shards = {str(name): str(shard) for name, shard in index["weight_map"].items()}
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path}: no `weight_map` from tensor names to files") from None
+    found: dict[str, Stored] = {}
+    for shard in sorted(set(shards.values())):
+        named = [name for name, at in shards.items() if at == shard]
+        if Path(shard).name != shard or shard in {"", ".", ".."}:
+            raise CheckpointError(f"{path}: `{named[0]}` is in {shard!r}, which is not a file beside the index")
+        if not (path.parent / shard).is_file():
+            raise CheckpointError(
+                f"{path}: `{named[0]}` is in {shard}, which is missing",
+                hint=f"fetch it ({len(named)} of {len(shards)} tensors are in it)",
+            )
+        header = read_header(path.parent / shard)
+        if absent := [name for name in named if name not in header]:
+            raise CheckpointError(f"{path}: `{absent[0]}` should be in {shard}, which does not hold it")
+        found |= {name: header[name] for name in header if name in shards}
+    return found
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A sort key that puts ``layers.2`` before ``layers.10``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
