@@ -118,11 +118,7 @@ class Op:
             return types if isinstance(types, tuple) else (types,)
         b = self.bind(operands, attrs)
         elems = self._elems(operands, attrs)
-        opaque = next((t for t in operands if isinstance(t, Type)), None)
-        return tuple(
-            opaque if term.axes is None and opaque is not None else b.result(term, elem)
-            for term, elem in zip(self.signature.outs, elems, strict=True)
-        )
+        return tuple(b.result(term, elem) for term, elem in zip(self.signature.outs, elems, strict=True))
 
     def bind(self, operands: Sequence[Operand], attrs: Attrs) -> Binding:
         """What each name of the signature stands for here."""

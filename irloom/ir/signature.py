@@ -10,7 +10,7 @@
 | ``~b``    | any number of dims, broadcast against each other; a plain number fits too      |
 | ``(g d)`` | one dim that is a product, major factor first; the major factor carries the axis |
 | ``%v``    | an indexed dim: it disappears without being summed (embedding, gather)          |
-| ``_``     | an opaque operand, or a result of the first opaque operand's type              |
+| ``_``     | an operand or result whose dims a hook relates, not the signature              |
 | ``+``     | in front of an operand or result: it may be a sum still split over a mesh axis |
 | ``?``     | after an operand: it may be absent                                             |
 
