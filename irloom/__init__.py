@@ -1,0 +1,87 @@
+"""irloom: any Hugging Face language model as a small typed IR, rewritten by passes, compiled, and served.
+
+    m = irloom.trace("path/to/model")
+    m, record = irloom.run_pipeline(m, "canonicalize, raise, outline")
+    llm = irloom.LLM("path/to/model")
+    llm.generate(["Hello"], irloom.SamplingParams(max_tokens=64))[0].text
+
+Nothing heavy is loaded here: a name is imported from its room when it is first used.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .driver import LLM, compile, run_pipeline, trace
+    from .ir import Module, op, parse, show
+    from .ir.errors import (
+        CheckpointError,
+        EngineMismatch,
+        IRError,
+        IrloomError,
+        PipelineError,
+        RequestError,
+        TraceError,
+    )
+    from .passes import NoMatch, Pass, Rewrite, apply
+    from .runtime import SamplingParams
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "driver": ("LLM", "compile", "run_pipeline", "trace"),
+    "ir": ("Module", "op", "parse", "show"),
+    "ir.errors": (
+        "CheckpointError",
+        "EngineMismatch",
+        "IRError",
+        "IrloomError",
+        "PipelineError",
+        "RequestError",
+        "TraceError",
+    ),
+    "passes": ("NoMatch", "Pass", "Rewrite", "apply"),
+    "runtime": ("SamplingParams",),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = [
+    "LLM",
+    "CheckpointError",
+    "EngineMismatch",
+    "IRError",
+    "IrloomError",
+    "Module",
+    "NoMatch",
+    "Pass",
+    "PipelineError",
+    "RequestError",
+    "Rewrite",
+    "SamplingParams",
+    "TraceError",
+    "__version__",
+    "apply",
+    "compile",
+    "op",
+    "parse",
+    "run_pipeline",
+    "show",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(
+            f"module 'irloom' has no attribute {name!r}", name=name, obj=sys.modules[__name__]
+        )
+    value = getattr(import_module(f"irloom.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,17 @@
+"""The command line: ``irloom COMMAND``. Arguments in, text out; the work is done by the rooms below."""
+
+from __future__ import annotations
+
+from .bench import bench
+from .compile import compile_
+from .core import irloom, main
+from .doctor import doctor
+from .dump import dump
+from .op import op
+from .passes import pass_, passes
+from .run import run
+
+for command in (run, compile_, dump, passes, pass_, op, bench, doctor):
+    irloom.add_command(command)
+
+__all__ = ["main"]

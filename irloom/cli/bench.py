@@ -1,0 +1,56 @@
+"""``irloom bench``: throughput and latency of a model on this machine, beside what its memory allows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from .core import command, json_option, pipeline_option, print_json, print_table, target_option
+from .progress import progress_bars
+
+
+@command("bench")
+@click.argument("model")
+@click.option("--requests", type=click.IntRange(1), default=16, show_default=True, help="Sent together.")
+@click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
+@click.option(
+    "--repeats", type=click.IntRange(1), default=3, show_default=True, help="Medians of so many runs."
+)
+@target_option
+@pipeline_option
+@json_option
+def bench(
+    model: str,
+    requests: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
+    target: str,
+    pipeline: str | None,
+    as_json: bool,
+) -> None:
+    """Measure one request alone and many together; the prompts are random tokens.
+
+    The share of bandwidth is the bytes that a decode step must read, over its time, over the machine's
+    measured read bandwidth.
+    """
+    from .. import LLM
+    from ..driver import measure
+
+    with progress_bars() as report:
+        llm = LLM(model, target=target, pipeline=pipeline, progress=report)
+        figures = measure(llm, requests, prompt_tokens, new_tokens, repeats, progress=report)
+    if as_json:
+        print_json(asdict(figures))
+        return
+    print_table(
+        [
+            ("first token", f"{figures.first_token_s * 1e3:,.1f} ms after {prompt_tokens} prompt tokens"),
+            ("decode, alone", f"{figures.decode_per_s:,.1f} tokens/s"),
+            ("", f"{figures.bandwidth_share:.0%} of the machine's read bandwidth"),
+            (f"{requests} together", f"{figures.total_per_s:,.1f} tokens/s, prompts and answers"),
+            ("", f"{figures.output_per_s:,.1f} tokens/s, answers alone"),
+        ]
+    )

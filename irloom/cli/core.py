@@ -1,0 +1,136 @@
+"""What every command shares: the group, ``--plugin`` and ``--json``, and how an error is shown.
+
+A command's module imports nothing but click, so that ``irloom --help`` answers at once; what a command needs
+is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+
+
+class Exit(IntEnum):
+    """What the shell is told: done, a mistake of the user's, a mistake of ours, stopped by Ctrl-C."""
+
+    OK = 0
+    USER = 1
+    INTERNAL = 2
+    INTERRUPTED = 130
+
+
+class InOrder(click.Group):
+    """A group whose help lists the commands as they were added, by what a newcomer reaches for first."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="irloom %(version)s")
+def irloom() -> None:
+    """Trace a language model into readable IR, rewrite it with passes, compile it, run it.
+
+    MODEL is a hub id, a checkpoint directory, a .gguf, an IR text file or an engine directory.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``irloom``; never returns, and never shows a traceback for what a user can cause."""
+    sys.exit(_run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> Exit:
+    try:
+        irloom.main(argv, prog_name="irloom", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as e:
+        return _report(e.format_message(), _usage_hint(e))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return Exit.INTERRUPTED
+    except BrokenPipeError:  # the reader, say `head`, has seen enough; the interpreter must not flush again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as e:
+        from ..ir.errors import IrloomError
+
+        if isinstance(e, IrloomError):
+            return _report(str(e))
+        return _report_internal(e)
+    return Exit.OK
+
+
+def _report(message: str, hint: str = "") -> Exit:
+    click.echo("\n".join([f"error: {message}", *([f"hint: {hint}"] if hint else [])]), err=True)
+    return Exit.USER
+
+
+def _report_internal(e: Exception) -> Exit:
+    traceback.print_exception(e)
+    click.echo(f"internal error: {type(e).__name__}: {e}", err=True)
+    click.echo(
+        "hint: this is a mistake in irloom; report it with the lines above and `irloom doctor`", err=True
+    )
+    return Exit.INTERNAL
+
+
+def _usage_hint(e: click.ClickException) -> str:
+    ctx = e.ctx if isinstance(e, click.UsageError) else None
+    return f"`{ctx.command_path} --help` shows what there is" if ctx else ""
+
+
+def _load_plugin(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> None:
+    if files:
+        from ..passes import load_plugin
+    for file in files:
+        load_plugin(file)
+
+
+_plugin = click.option(
+    "--plugin",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_load_plugin,
+    metavar="FILE.py",
+    help="Load the passes and ops of one file; may be given again.",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+target_option = click.option("--target", default="cpu", show_default=True, help="What to compile for.")
+pipeline_option = click.option(
+    "--pipeline", help='The passes, such as "canonicalize, raise, outline"; default: that of the target.'
+)
+
+
+def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A command named ``name`` that takes ``--plugin``; its docstring is its help."""
+
+    def wrap(fn: Callable[..., None]) -> click.Command:
+        return click.command(name)(_plugin(fn))
+
+    return wrap
+
+
+def print_json(value: Any) -> None:
+    """The one JSON printer: indented, keys in the order given, text as it is."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(rows: Sequence[Sequence[str]], gap: str = "  ") -> None:
+    """Columns as wide as their widest cell; the last one runs free."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    for row in rows:
+        cells = [cell.ljust(w) for cell, w in zip(row[:-1], widths[:-1], strict=True)]
+        click.echo(gap.join([*cells, row[-1]]).rstrip())

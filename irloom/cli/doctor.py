@@ -1,0 +1,64 @@
+"""``irloom doctor``: what this machine has, and what each target lacks."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import click
+
+from .. import __version__
+from .core import command, json_option, print_json, print_table
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+@command("doctor")
+@json_option
+def doctor(as_json: bool) -> None:
+    """Show versions, processor, memory, compiler, read bandwidth, and whether each target is ready."""
+    facts = examine()
+    if as_json:
+        print_json(facts)
+        return
+    print_table(
+        [
+            ("irloom", f"{facts['irloom']} on Python {facts['python']}, {facts['system']}"),
+            ("packages", ", ".join(f"{name} {version}" for name, version in facts["packages"].items())),
+            ("processor", f"{facts['cpu']}, {facts['cores']} cores usable"),
+            ("features", " ".join(facts["features"]) or "none that a kernel asks for"),
+            ("memory", f"{facts['memory_bytes'] / 2**30:.1f} GiB, read at {facts['read_gb_per_s']:.1f} GB/s"),
+            ("compiler", facts["compiler"] or "none: int8 and int4 kernels fall back to torch (install g++)"),
+        ]
+    )
+    click.echo("\ntargets")
+    print_table([(f"  {name}", lacks or "ready") for name, lacks in facts["targets"].items()])
+
+
+def examine() -> dict[str, Any]:
+    """Every fact that the page shows; ``targets`` maps each to what it lacks, or None."""
+    from ..backends import machine
+    from ..driver import targets
+
+    cxx = machine.compiler()
+    return {
+        "irloom": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpu": machine.cpu_name(),
+        "features": list(machine.cpu_features()),
+        "cores": machine.cores(),
+        "memory_bytes": machine.memory(),
+        "read_gb_per_s": round(machine.read_bandwidth() / 1e9, 1),
+        "compiler": f"{cxx.path}, {cxx.version}" if cxx else None,
+        "targets": targets(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

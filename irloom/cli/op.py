@@ -1,0 +1,61 @@
+"""``irloom op``: the ops there are, and the page of one."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .core import command, json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..ir.op import Op
+
+
+@command("op")
+@click.argument("name", required=False)
+@json_option
+def op(name: str | None, as_json: bool) -> None:
+    """Print the page of op NAME: signature, operands, attributes, meaning. Without NAME, list the ops."""
+    from ..ir.op import OPS
+
+    import_module("irloom.ir.ops")  # defines irloom's own
+
+    if name is not None:
+        page = _page(OPS[name])
+        print_json(page) if as_json else _print(page)
+        return
+    pages = [_page(o) for o in sorted(OPS, key=lambda o: o.name)]
+    if as_json:
+        print_json(pages)
+    else:
+        print_table([(p["name"], p["signature"], p["doc"].partition("\n")[0]) for p in pages])
+
+
+def _page(o: Op) -> dict[str, Any]:
+    *ins, _ = o.signature.text.replace("->", ",").split(",")
+    return {
+        "name": o.name,
+        "signature": o.signature.text,
+        "operands": {name: dims.strip() for name, dims in zip(o.operands, ins, strict=False)},
+        "attributes": {name: _attribute(o, name) for name in o.attrs},
+        "doc": o.doc,
+        "defined": o.place,
+    }
+
+
+def _attribute(o: Op, name: str) -> str:
+    """Type and default, as in a Python signature: ``float = 1e-05``, or ``required``."""
+    parameter = inspect.signature(o.reference).parameters[name]
+    return str(parameter).partition(name)[2].lstrip(":= ") or "required"
+
+
+def _print(page: dict[str, Any]) -> None:
+    click.echo(f'{page["name"]}   "{page["signature"]}"\n\n{page["doc"]}')
+    for part in ("operands", "attributes"):
+        if page[part]:
+            click.echo(f"\n{part}")
+            print_table([(f"  {name}", text) for name, text in page[part].items()])
+    click.echo(f"\ndefined in {page['defined']}")
