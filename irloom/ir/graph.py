@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .dims import Dim
 from .elem import Quant
 from .errors import IRError
 from .op import Attr, Op, emitting
@@ -19,7 +20,7 @@ from .types import Type
 if TYPE_CHECKING:
     import torch
 
-    from .weights import WeightExpr
+    from .weight_expr import WeightExpr
 
 
 @dataclass(eq=False)
@@ -228,7 +229,7 @@ class Module:
     """A program: its functions (``main`` is the entry) and the header that declares what their types name.
 
     ``dims`` gives each symbol its range (both ends included), ``mesh`` each axis its size, ``quants`` each quantized
-    element its scheme, ``consts`` small tensors that no checkpoint holds (rotary frequencies), ``passes`` what ran.
+    element its scheme, ``buffers`` each buffer of the memory plan its bytes, ``consts`` small tensors that no checkpoint holds (rotary frequencies), ``passes`` what ran.
     """
 
     funcs: dict[str, Func]
@@ -237,7 +238,7 @@ class Module:
     dims: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     mesh: dict[str, int] = field(default_factory=dict[str, int])
     quants: dict[str, Quant] = field(default_factory=dict[str, Quant])
-    buffers: dict[str, int] = field(default_factory=dict[str, int])
+    buffers: dict[str, Dim] = field(default_factory=dict[str, Dim])
     consts: dict[str, torch.Tensor] = field(default_factory=dict[str, "torch.Tensor"])
 
     @property

@@ -58,7 +58,7 @@ class Type:
         return replace(self, elem=elem)
 
     def __str__(self) -> str:
-        dims = ", ".join(f"{d}@{a}" if a else str(d) for d, a in zip(self.dims, self.axes, strict=True))
+        dims = ", ".join(f"{d}@{a}" if a else str(d) for d, a in zip(self.dims, self.axes, strict=True)) or "()"
         return f"{f'partial[{self.partial}, {self.elem}]' if self.partial else self.elem}[{dims}]"
 
     __repr__ = __str__

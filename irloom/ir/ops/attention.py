@@ -14,7 +14,7 @@ from ..signature import Operand
 from ..types import Type
 
 
-@op("t s -> t")
+@op("t %s -> t")
 def positions(seqs):
     """Each token's position in its sequence, counted from 0."""
     return seqs.positions
@@ -78,7 +78,7 @@ def _attend(q, k, v, first, since, sinks, scale, window, softcap):
     return torch.einsum("hts,shd->thd", p, v.float()).to(q.dtype)
 
 
-@op("t (kv g) !d, t kv !d, t kv !e, t s, (kv g)? -> t (kv g) !e")
+@op("t (kv g) !d, t kv !d, t kv !e, t %s, (kv g)? -> t (kv g) !e")
 def attention(q, k, v, seqs, sinks=None, *, scale, window=None, softcap=None):
     """Causal attention of each token over its own sequence's tokens in this step; ``g`` query heads share a KV head.
 
@@ -90,13 +90,13 @@ def attention(q, k, v, seqs, sinks=None, *, scale, window=None, softcap=None):
     return torch.cat(parts)
 
 
-@op("p kv !d, t kv !d, t kv !d, t s -> p kv !d")
+@op("p kv !d, t kv !d, t kv !d, t %s -> p kv !d")
 def kv_append(cache, k, v, seqs):
     """The cache that also holds this step's keys and values, at the places the page table gives."""
     return cache.append(k, v, seqs)
 
 
-@op("t (kv g) !d, p kv !d, t s, (kv g)? -> t (kv g) !d")
+@op("t (kv g) !d, p kv !d, t %s, (kv g)? -> t (kv g) !d")
 def paged_attention(q, cache, seqs, sinks=None, *, scale, window=None, softcap=None):
     """``attention`` of each token over its whole sequence, read from the pages of a cache."""
     parts = []

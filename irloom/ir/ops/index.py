@@ -46,7 +46,7 @@ def gather(x, index):
     return torch.gather(x, -1, index.long())
 
 
-@op("t *b, t s -> s *b")
+@op("%t *b, %t s -> s *b")
 def last_rows(x, seqs):
     """The last row of each sequence: what the next token is sampled from."""
     return x[seqs.starts[1:].long() - 1]
