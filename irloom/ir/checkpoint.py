@@ -45,7 +45,7 @@ class Checkpoint(Protocol):
         ...
 
     def stored(self, name: str) -> Stored | None:
-        """Where the bytes of ``read(name)`` lie unchanged in a file (an engine may link to them); else None."""
+        """Where the bytes of ``read(name)`` lie unchanged in a file, for an engine to link to; else None."""
         ...
 
 
@@ -98,15 +98,16 @@ def find_safetensors(path: Path) -> Path:
         raise CheckpointError(f"{path}: no such file or directory")
     what = f"{len(single)} .safetensors files and no index" if single else "no .safetensors file"
     raise CheckpointError(
-        f"{path}: {what}", hint="a checkpoint is model.safetensors, or shards with model.safetensors.index.json"
+        f"{path}: {what}",
+        hint="a checkpoint is model.safetensors, or shards with model.safetensors.index.json",
     )
 
 
 class RandomCheckpoint:
     """Seeded random weights: a value depends on the seed, the name and the dims only.
 
-    Matrices are scaled by their last dim so that activations keep their size; vectors are norm weights near 1, or
-    biases near 0. For measuring and checking without a download.
+    Matrices are scaled by their last dim so that activations keep their size; vectors are norm weights near 1
+    or biases near 0. For measuring and checking without a download.
     """
 
     def __init__(self, seed: int, dims: Mapping[str, tuple[int, ...]], elem: Elem = ELEMS["f32"]) -> None:
@@ -152,5 +153,6 @@ def absent(checkpoint: Checkpoint, name: str) -> CheckpointError:
 
     near = difflib.get_close_matches(name, checkpoint.names(), n=1)
     return CheckpointError(
-        f"{checkpoint.path}: no tensor `{name}`", hint=f"the nearest name in it is `{near[0]}`" if near else ""
+        f"{checkpoint.path}: no tensor `{name}`",
+        hint=f"the nearest name in it is `{near[0]}`" if near else "",
     )

@@ -15,7 +15,7 @@ from irloom.ir.errors import CheckpointError
 
 
 def map_bytes(path: Path, offset: int, nbytes: int) -> torch.Tensor:
-    """``nbytes`` bytes of ``path`` from ``offset``, u8[nbytes]; the file is unmapped when the tensor is freed.
+    """``nbytes`` bytes of ``path`` from ``offset``, u8[nbytes]; unmapped when the tensor is freed.
 
     Writing to the tensor changes a private copy, never the file.
     """

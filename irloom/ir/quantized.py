@@ -1,7 +1,7 @@
 """Quantized tensors: rounding to a scheme, back again, and two four-bit values a byte.
 
-``value = (base - zero) * scale`` per group along the last dim, as ``Quant`` describes it. Rounding is to nearest with
-the scale as it is stored, so that a rounded scale costs nothing twice.
+``value = (base - zero) * scale`` per group along the last dim, as ``Quant`` describes it. Rounding is to nearest
+with the scale as it is stored, so that a rounded scale costs nothing twice.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class QuantizedTensor:
         return out
 
     def packed(self) -> torch.Tensor:
-        """``values`` as an engine stores them: two four-bit entries a byte, the first in the low half; else as is."""
+        """``values`` as an engine stores them: four-bit entries in pairs, as ``pack4`` puts them; others as is."""
         return pack4(self.values) if self.quant.base.bits == 4 else self.values
 
 
@@ -90,14 +90,16 @@ def quantize(x: torch.Tensor, quant: Quant) -> QuantizedTensor:
 
 
 def _limits(quant: Quant) -> tuple[float, float]:
-    """The values that rounding may use. Eight bits leave -128 out; of four bits every one of the 16 levels counts."""
+    """What rounding may use. Eight bits leave -128 out; of four bits every one of the 16 levels counts."""
     base = quant.base
     if base.kind == "float" and base.bits == 8 and not quant.zero:
         return -torch.finfo(base.torch).max, torch.finfo(base.torch).max
     if base.kind == "uint" and quant.zero:
         return 0, 2**base.bits - 1
     if base.kind == "int" and base.bits <= 8:
-        return (-127 if base.bits == 8 and not quant.zero else -(2 ** (base.bits - 1))), 2 ** (base.bits - 1) - 1
+        return (-127 if base.bits == 8 and not quant.zero else -(2 ** (base.bits - 1))), 2 ** (
+            base.bits - 1
+        ) - 1
     raise IRError(
         f"quantize: {quant.name} = {quant.declaration()} cannot be rounded to",
         hint="use i8 or i4, u8 or u4 with a zero, or f8e4m3 without one",
@@ -111,10 +113,11 @@ def _zero_point(exact: torch.Tensor, quant: Quant, low: float, high: float) -> t
 
 
 def _row_chunks(tensors: list[torch.Tensor], width: int) -> list[tuple[torch.Tensor, ...]]:
-    """The tensors' matching rows, about ``_CHUNK`` entries of a row of ``width`` at a time (views, nothing copied)."""
+    """Views of the tensors' matching rows, about ``_CHUNK`` entries of rows of ``width`` at a time."""
     flat = [t.reshape(-1, t.shape[-1]) for t in tensors]
     step = max(_CHUNK // max(width, 1), 1)
-    return list(zip(*(f.split(step) for f in flat), strict=True))
+    starts = range(0, flat[0].shape[0], step)
+    return [tuple(f[start : start + step] for f in flat) for start in starts]
 
 
 def pack4(values: torch.Tensor) -> torch.Tensor:
@@ -125,8 +128,8 @@ def pack4(values: torch.Tensor) -> torch.Tensor:
     """
     if values.shape[-1] % 2:
         raise IRError(f"pack4: two entries share a byte, but the last dim is {values.shape[-1]}")
-    pairs = values.view(torch.uint8).unflatten(-1, (-1, 2))
-    return (pairs[..., 0] & 15) | (pairs[..., 1] << 4)
+    entries = values.view(torch.uint8)
+    return (entries[..., 0::2] & 15) | (entries[..., 1::2] << 4)
 
 
 def unpack4(packed: torch.Tensor, base: Elem = ELEMS["i4"]) -> torch.Tensor:
@@ -142,7 +145,8 @@ def unpack4(packed: torch.Tensor, base: Elem = ELEMS["i4"]) -> torch.Tensor:
 def concat_quantized(parts: list[QuantizedTensor], dim: int) -> QuantizedTensor:
     """Join along a dim that is not the grouped last one."""
     first = parts[0]
-    assert dim != len(first.dims) - 1 and all(p.quant == first.quant for p in parts)
+    assert dim != len(first.dims) - 1
+    assert all(p.quant == first.quant for p in parts)
     zeros = [p.zeros for p in parts if p.zeros is not None]
     return QuantizedTensor(
         torch.cat([p.values for p in parts], dim),
@@ -150,5 +154,3 @@ def concat_quantized(parts: list[QuantizedTensor], dim: int) -> QuantizedTensor:
         torch.cat(zeros, dim) if zeros else None,
         first.quant,
     )
-
-

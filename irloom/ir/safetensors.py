@@ -68,21 +68,27 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> Stored:
         dtype, dims = str(entry["dtype"]), tuple(int(d) for d in entry["shape"])
         begin, end = (int(x) for x in entry["data_offsets"])
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: `{name}` has no dtype, shape and data_offsets in the header") from None
+        raise CheckpointError(
+            f"{path}: `{name}` has no dtype, shape and data_offsets in the header"
+        ) from None
     if dtype not in _ELEMS:
-        raise CheckpointError(f"{path}: `{name}` is stored as {dtype}", hint=f"irloom reads {', '.join(_ELEMS)}")
+        raise CheckpointError(
+            f"{path}: `{name}` is stored as {dtype}", hint=f"irloom reads {', '.join(_ELEMS)}"
+        )
     stored = Stored(path, start + begin, dims, ELEMS[_ELEMS[dtype]])
     if min((begin, *dims)) < 0 or end - begin != stored.nbytes:
         raise CheckpointError(
-            f"{path}: `{name}` is {dtype}{list(dims)}, {stored.nbytes} bytes, but its offsets span {end - begin}"
+            f"{path}: `{name}` is {dtype}{list(dims)}, {stored.nbytes} bytes, but has {end - begin} by its offsets"
         )
     if start + end > size:
-        raise CheckpointError(f"{path}: `{name}` ends at byte {start + end}, but the file has {size}", hint=_INCOMPLETE)
+        raise CheckpointError(
+            f"{path}: `{name}` ends at byte {start + end}, but the file has {size}", hint=_INCOMPLETE
+        )
     return stored
 
 
 def read_index(path: Path) -> dict[str, Stored]:
-    """What the shards named by a ``model.safetensors.index.json`` hold, shard by shard in the order of bytes."""
+    """What the shards that a ``model.safetensors.index.json`` names hold, shard by shard in order of bytes."""
     try:
         index: Any = json.loads(path.read_bytes())
         shards = {str(name): str(shard) for name, shard in index["weight_map"].items()}
@@ -94,7 +100,9 @@ def read_index(path: Path) -> dict[str, Stored]:
     for shard in sorted(set(shards.values())):
         named = [name for name, at in shards.items() if at == shard]
         if Path(shard).name != shard or shard in {"", ".", ".."}:
-            raise CheckpointError(f"{path}: `{named[0]}` is in {shard!r}, which is not a file beside the index")
+            raise CheckpointError(
+                f"{path}: `{named[0]}` is in {shard!r}, which is not a file beside the index"
+            )
         if not (path.parent / shard).is_file():
             raise CheckpointError(
                 f"{path}: `{named[0]}` is in {shard}, which is missing",

@@ -1,23 +1,35 @@
-"""Weights: which tensor of a checkpoint a parameter is, and what is done to it on the way in.
+"""Weights: running weight expressions on a checkpoint, one tensor at a time.
 
-A pass that folds, joins, splits or rounds weights writes down an expression and touches no data. The expression is
-run when an engine is built, one tensor at a time, straight from the mapped file. Its text is a Python call:
-
->>> show_weight(Cast(Concat((Tensor("a.{i}.w"), Tensor("b.{i}.w")), 0), ELEMS["f32"]))
-'cast(concat(weight("a.{i}.w"), weight("b.{i}.w"), dim=0), f32)'
+A pass that folds, joins, splits or rounds weights writes down an expression (``weight_expr``) and touches no
+data. The expression is run here, when an engine is built, straight from the mapped files.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from irloom.ir.elem import ELEMS, Elem, Quant, elem_of
+from irloom.ir.elem import AnyElem, Elem, Quant, elem_of
 from irloom.ir.errors import CheckpointError, IRError
 from irloom.ir.types import Type
+from irloom.ir.weight_expr import (
+    Affine,
+    Cast,
+    Concat,
+    Const,
+    Quantize,
+    Reshape,
+    Slice,
+    Tensor,
+    Transpose,
+    WeightExpr,
+    parse_weight,
+    show_weight,
+    tensor_name,
+    tensor_names,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -25,110 +37,177 @@ if TYPE_CHECKING:
     from irloom.ir.checkpoint import Checkpoint
     from irloom.ir.quantized import QuantizedTensor
 
+__all__ = [
+    "NO_CONSTS", "Affine", "Binding", "Cast", "Concat", "Const", "Consts", "Quantize", "Reshape", "Slice",
+    "Tensor", "Transpose", "WeightExpr", "materialize", "materialize_all", "parse_weight", "show_weight",
+    "tensor_name", "tensor_names", "weight_type",
+]  # fmt: skip
 
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor of the checkpoint; ``{i}`` in its name stands for the layer index."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Const:
-    """A small tensor kept with the module, such as rotary frequencies."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Concat:
-    """Parts joined along ``dim``."""
-
-    parts: tuple[WeightExpr, ...]
-    dim: int
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Entries ``start`` to ``stop`` of ``dim``."""
-
-    x: WeightExpr
-    dim: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Transpose:
-    """A matrix, transposed."""
-
-    x: WeightExpr
-
-
-@dataclass(frozen=True)
-class Reshape:
-    """The same entries under other dims."""
-
-    x: WeightExpr
-    dims: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Cast:
-    """Rounded to another element."""
-
-    x: WeightExpr
-    elem: Elem
-
-
-@dataclass(frozen=True)
-class Affine:
-    """``x * scale + shift``, computed in f32 and rounded once to the element of ``x``."""
-
-    x: WeightExpr
-    scale: float
-    shift: float
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and math.isfinite(self.shift)):
-            raise IRError(f"affine: scale {self.scale} and shift {self.shift} must be finite")
-
-
-@dataclass(frozen=True)
-class Quantize:
-    """Rounded to a scheme; where the file already stores exactly that scheme, its values as they are."""
-
-    x: WeightExpr
-    quant: Quant
-
-
-WeightExpr = Tensor | Const | Concat | Slice | Transpose | Reshape | Cast | Affine | Quantize
 Consts = Mapping[str, "torch.Tensor"]
 NO_CONSTS: Consts = {}
 
 
-def show_weight(expr: WeightExpr) -> str:
-    """The text of an expression; ``parse_weight`` reads it back."""
+def materialize(
+    expr: WeightExpr, checkpoint: Checkpoint, index: int | None = None, consts: Consts = NO_CONSTS
+) -> torch.Tensor | QuantizedTensor:
+    """Run an expression for layer ``index``. Parts are read one after another, each freed before the next.
+
+    A bare ``weight(...)`` comes back as a mapping of its bytes in the file: no memory until it is read.
+    """
+    wanted = weight_type(expr, checkpoint, index, consts)
+    source = _Source(checkpoint, index, consts)
+    if isinstance(expr, Quantize):
+        return source.quantize(expr.x, expr.quant)
+    out = source.run(expr)
+    if tuple(out.shape) != wanted.dims:
+        raise CheckpointError(
+            f"{checkpoint.path}: {show_weight(expr)} came as {list(out.shape)}, not as {wanted}"
+        )
+    return out
+
+
+def weight_type(
+    expr: WeightExpr, checkpoint: Checkpoint, index: int | None = None, consts: Consts = NO_CONSTS
+) -> Type:
+    """The type of what ``materialize`` returns, from names and dims alone: no weight is read."""
+    if isinstance(expr, Tensor):
+        name = tensor_name(expr.name, index)
+        return Type(checkpoint.elem(name), checkpoint.dims(name))
+    if isinstance(expr, Const):
+        const = _const(expr, consts)
+        return Type(elem_of(const.dtype), tuple(const.shape))
+    if isinstance(expr, Concat):
+        return _concat_type(expr, [weight_type(part, checkpoint, index, consts) for part in expr.parts])
+    x = weight_type(expr.x, checkpoint, index, consts)
+    dims = _ints(x)
     match expr:
-        case Tensor(name):
-            return f"weight({_quoted(name)})"
-        case Const(name):
-            return f"const({_quoted(name)})"
-        case Concat(parts, dim):
-            return f"concat({', '.join(map(show_weight, parts))}, dim={dim})"
-        case Slice(x, dim, start, stop):
-            return f"slice({show_weight(x)}, {dim}, {start}, {stop})"
-        case Transpose(x):
-            return f"transpose({show_weight(x)})"
-        case Reshape(x, dims):
-            return f"reshape({show_weight(x)}, {dims})"
-        case Cast(x, elem):
-            return f"cast({show_weight(x)}, {elem})"
-        case Affine(x, scale, shift):
-            return f"affine({show_weight(x)}, {scale!r}, {shift!r})"
-        case Quantize(x, quant):
-            return f"quantize({show_weight(x)}, {quant})"
+        case Slice(_, dim, start, stop) if 0 <= dim < x.rank and 0 <= start < stop <= dims[dim]:
+            return x.with_dims((*dims[:dim], stop - start, *dims[dim + 1 :]))
+        case Transpose() if x.rank == 2:
+            return x.with_dims(dims[::-1])
+        case Reshape(_, new) if math.prod(new) == math.prod(dims):
+            return x.with_dims(new)
+        case Cast(_, elem):
+            return x.with_elem(elem)
+        case Affine() if x.plain.kind == "float":
+            return x
+        case Quantize(_, quant) if x.plain.kind == "float":
+            quant.scale_dims(dims)
+            return x.with_elem(quant)
+        case _:
+            raise IRError(f"{show_weight(expr)}: not for a weight that is {x}")
 
 
-def _quoted(name: str) -> str:
-    return json.dumps(name, ensure_ascii=False)
+def _concat_type(expr: Concat, parts: list[Type]) -> Type:
+    first, dim = parts[0], expr.dim
+    others = {(p.plain, *p.dims[:dim], *p.dims[dim + 1 :]) for p in parts}
+    if not 0 <= dim < first.rank or len(others) > 1:
+        raise IRError(f"{show_weight(expr)}: parts do not join along dim {dim}: {', '.join(map(str, parts))}")
+    total = sum(_ints(p)[dim] for p in parts)
+    return first.with_dims((*first.dims[:dim], total, *first.dims[dim + 1 :]))
+
+
+def _ints(x: Type) -> tuple[int, ...]:
+    return tuple(d for d in x.dims if isinstance(d, int))
+
+
+def _const(expr: Const, consts: Consts) -> torch.Tensor:
+    if expr.name not in consts:
+        raise IRError(
+            f"{show_weight(expr)}: the module has no such constant", hint=f"it has {', '.join(consts)}"
+        )
+    return consts[expr.name]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where an expression's tensors come from: a checkpoint, one layer of it, and the module's constants."""
+
+    checkpoint: Checkpoint
+    index: int | None
+    consts: Consts
+
+    def type(self, expr: WeightExpr) -> Type:
+        return weight_type(expr, self.checkpoint, self.index, self.consts)
+
+    def run(self, expr: WeightExpr) -> torch.Tensor:
+        match expr:
+            case Tensor(name):
+                return self.checkpoint.read(tensor_name(name, self.index))
+            case Const():
+                return _const(expr, self.consts)
+            case Concat():
+                return self.concat(expr)
+            case Slice(x, dim, start, stop):
+                return self.run(x).narrow(dim, start, stop - start)
+            case Transpose(x):
+                return self.run(x).t().contiguous()
+            case Reshape(x, dims):
+                return self.run(x).reshape(dims)
+            case Cast(x, elem):
+                return self.run(x).to(elem.torch)
+            case Affine(x, scale, shift):
+                out = self.run(x)
+                return out.float().mul(scale).add_(shift).to(out.dtype)
+            case Quantize():
+                raise IRError(
+                    f"{show_weight(expr)}: a quantized weight is not an operand", hint="quantize last"
+                )
+
+    def concat(self, expr: Concat) -> torch.Tensor:
+        """Copy part after part into the result, so that only one part is in memory beside it."""
+        import torch
+
+        joined = self.type(expr)
+        out = torch.empty(_ints(joined), dtype=joined.plain.torch)
+        start = 0
+        for part in expr.parts:
+            rows = _ints(self.type(part))[expr.dim]
+            out.narrow(expr.dim, start, rows).copy_(self.run(part))
+            start += rows
+        return out
+
+    def quantize(self, x: WeightExpr, quant: Quant) -> QuantizedTensor:
+        """Round, or take the file's own blocks. Groups lie along the last dim: other joins come after rounding."""
+        from irloom.ir.quantized import concat_quantized, quantize
+
+        if isinstance(x, Tensor):
+            exact = self.checkpoint.read_quantized(tensor_name(x.name, self.index), quant)
+            if exact is not None:
+                return exact
+        if isinstance(x, Concat) and x.dim < self.type(x).rank - 1:
+            return concat_quantized([self.quantize(part, quant) for part in x.parts], x.dim)
+        return quantize(self.run(x), quant)
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One weight of a module: a parameter's expression for one layer, and the element it is declared with."""
+
+    name: str
+    index: int | None
+    expr: WeightExpr
+    elem: AnyElem | None = None
+
+
+def materialize_all(
+    bindings: Iterable[Binding],
+    checkpoint: Checkpoint,
+    sink: Callable[[Binding, torch.Tensor | QuantizedTensor], None],
+    consts: Consts = NO_CONSTS,
+) -> None:
+    """Hand every weight to ``sink``, in the order of the checkpoint's bytes and in its declared element.
+
+    A weight that ``sink`` does not keep is freed when it returns: memory is that of the largest, not of all.
+    """
+    order = {name: at for at, name in enumerate(checkpoint.names())}
+
+    def place(binding: Binding) -> int:
+        return min((order.get(n, len(order)) for n in tensor_names(binding.expr, binding.index)), default=-1)
+
+    for binding in sorted(bindings, key=place):
+        expr = binding.expr
+        stored = weight_type(expr, checkpoint, binding.index, consts).elem
+        if isinstance(binding.elem, Elem) and stored != binding.elem:
+            expr = Cast(expr, binding.elem)
+        sink(binding, materialize(expr, checkpoint, binding.index, consts))

@@ -1,0 +1,239 @@
+"""The verifier: small named rules, each with an error of its own. It runs after every pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from .dims import symbols
+from .elem import CACHES, Opaque, Paged, Quant
+from .errors import IRError
+from .graph import Call, Func, Loop, Module, Node, Param, Stmt, Value
+from .show import show_node, show_typed
+
+Rule = Callable[[Module, Func], None]
+RULES: dict[str, Rule] = {}
+
+
+def rule(fn: Rule) -> Rule:
+    """Register a rule under its function's name, with dashes."""
+    name = fn.__name__.replace("_", "-")
+    if name in RULES:
+        raise IRError(f"verifier rule {name!r} is defined twice")
+    RULES[name] = fn
+    return fn
+
+
+def verify(m: Module) -> None:
+    """Raise ``IRError`` for the first broken rule; the message ends with the rule, the function and the statement."""
+    if "main" not in m.funcs and len(m.funcs) != 1:
+        raise IRError("the module has no function `main`", hint=f"it has {', '.join(m.funcs)}")
+    for f in m.funcs.values():
+        for name, check in RULES.items():
+            try:
+                check(m, f)
+            except IRError as e:
+                raise e.at(f"  --> rule {name}, function {f.name}") from None
+
+
+def _values(f: Func) -> Iterator[Value]:
+    yield from f.params
+    for s in f.body:
+        yield from _made(s)
+
+
+def _made(s: Stmt) -> Iterator[Value]:
+    if isinstance(s, Loop):
+        yield from s.params
+        for inner in s.body:
+            yield from _made(inner)
+    yield from s.results
+
+
+@rule
+def defined_before_use(m: Module, f: Func) -> None:
+    """Every operand is a parameter or the result of an earlier statement."""
+    _check_block(f, f.body, set(f.params))
+    known = {*f.params, *(r for s in f.body for r in s.results)}
+    for r in f.returns:
+        if r not in known:
+            raise IRError(f"{r.name} is returned, but nothing defines it")
+
+
+def _check_block(f: Func, body: list[Stmt], known: set[Value]) -> None:
+    for s in body:
+        for v in s.values:
+            if v not in known:
+                raise IRError(f"{v.name} is used by {s.results[0].name} before it is defined")
+        if isinstance(s, Loop):
+            _check_block(f, s.body, {*known, *s.params})
+        known.update(s.results)
+
+
+@rule
+def one_name_each(m: Module, f: Func) -> None:
+    """No two values share a name, but for what a loop carries on; slots are named after their stack."""
+    carried: set[Value] = set()
+    for s in f.body:
+        if isinstance(s, Loop):
+            for four in zip(s.inits, s.params, s.yields, s.results, strict=True):
+                if len({v.name for v in four}) > 1:
+                    raise IRError(f"the loop over {s.var} carries {four[0].name} on as {four[3].name}", hint="one name for all four")
+            carried.update(v for inner in s.body for v in inner.results if v.name in {p.name for p in s.params})
+            carried.update((*s.params, *s.results))
+    slots = {v for s in f.body for v in _slot_results(s)}
+    count = Counter(v.name for v in _values(f) if v not in carried and v not in slots)
+    if twice := [name for name, n in count.items() if n > 1]:
+        raise IRError(f"{twice[0]} names two values")
+
+
+def _slot_results(s: Stmt) -> list[Value]:
+    match s:
+        case Call():
+            return s.results[len(s.results) - len(s.slots) :]
+        case Loop():
+            return [v for inner in s.body for v in _slot_results(inner)]
+        case Node():
+            return []
+
+
+@rule
+def types_follow(m: Module, f: Func) -> None:
+    """Every node's types are what its op infers from its operands."""
+    for s in f.body:
+        if not isinstance(s, Node):
+            continue
+        try:
+            made = s.op.infer(s.operands, s.attrs)
+        except IRError as e:
+            raise e.at(f"   | {show_node(s)}") from None
+        for value, t in zip(s.results, made, strict=True):
+            if value.type != t:
+                raise IRError(f"{show_typed(value)}, but {s.op.name} makes {t}").at(f"   | {show_node(s)}")
+
+
+@rule
+def declared(m: Module, f: Func) -> None:
+    """Dims, mesh axes, quantized elements, buffers and constants that types name are declared in the header."""
+    for v in _values(f):
+        for d in v.type.dims:
+            if missing := sorted(symbols(d) - set(m.dims)):
+                raise IRError(f"{show_typed(v)}: dim {missing[0]} is not declared", hint=f"{missing[0]}: dim[1, 65536]")
+        axes = {a for a in (*v.type.axes, v.type.partial) if a}
+        if m.mesh and (lost := sorted(axes - set(m.mesh))):
+            raise IRError(f"{show_typed(v)}: mesh axis `{lost[0]}` is not declared", hint=f"mesh({lost[0]}=2)")
+        if isinstance(v.type.elem, Quant) and m.quants.get(v.type.elem.name) != v.type.elem:
+            raise IRError(f"{show_typed(v)}: element {v.type.elem} is not declared", hint=f"{v.type.elem} = {v.type.elem.declaration()}")
+        if v.buffer and v.buffer not in m.buffers:
+            raise IRError(f"{show_typed(v)}: buffer {v.buffer} is not declared")
+
+
+@rule
+def weights_last(m: Module, f: Func) -> None:
+    """Data parameters come before bound ones, and caches are never bound."""
+    bound = False
+    for p in f.params:
+        if bound and p.weight is None:
+            raise IRError(f"parameter {p.name} comes after a weight", hint="data first, then caches, then weights")
+        bound = bound or p.weight is not None
+        if p.weight is not None and isinstance(p.type.elem, (Opaque, Paged)):
+            raise IRError(f"{show_typed(p)} cannot be a weight")
+
+
+@rule
+def quantized_weights(m: Module, f: Func) -> None:
+    """A quantized value is a weight, and its groups divide its last dim: so its scales exist and are known."""
+    for v in _values(f):
+        if isinstance(v.type.elem, Quant):
+            if not isinstance(v, Param) or v.weight is None:
+                raise IRError(f"{show_typed(v)} is quantized, but is no weight", hint="ops compute on plain elements")
+            v.type.elem.scale_dims(v.type.dims)
+
+
+@rule
+def partial_sums_finished(m: Module, f: Func) -> None:
+    """No function returns a sum that is still split (ops refuse one by their signatures)."""
+    for r in f.returns:
+        if r.type.partial:
+            raise IRError(f"{show_typed(r)} is returned unfinished", hint=f"all_reduce(axis={r.type.partial!r}) it first")
+
+
+@rule
+def calls_fit(m: Module, f: Func) -> None:
+    """A call gives what its callee takes, and its callee stands before it."""
+    order = list(m.funcs)
+    for c in _calls(f.body):
+        callee = m.funcs.get(c.callee)
+        if callee is None or order.index(c.callee) >= order.index(f.name):
+            raise IRError(f"{f.name} calls {c.callee}, which is not defined before it")
+        given = [a.type for a in c.args]
+        caches = [r.type for r in c.results[len(c.results) - len(c.slots) :]]
+        want = [p.type for p in callee.data]
+        if [*given, *caches] != want:
+            raise IRError(f"{c.callee} takes {want}, but is given {[*given, *caches]}")
+        if [r.type for r in c.results] != [r.type for r in callee.returns]:
+            raise IRError(f"{c.callee} returns {[r.type for r in callee.returns]}, not {[r.type for r in c.results]}")
+        if c.index is None and any("{i}" in str(p.weight) for p in callee.weights):
+            raise IRError(f"{c.callee} binds weights per layer, but is called without an index")
+
+
+def _calls(body: list[Stmt]) -> Iterator[Call]:
+    for s in body:
+        if isinstance(s, Call):
+            yield s
+        elif isinstance(s, Loop):
+            yield from _calls(s.body)
+
+
+@rule
+def caches_once(m: Module, f: Func) -> None:
+    """Each cache is appended once per step, read only after that, and returned."""
+    readers = f.readers()
+    for p in f.data:
+        if isinstance(p.type.elem, Paged):
+            _cache_chain(f, p, readers)
+        elif p.type.elem == CACHES:
+            _stack(m, f, p)
+
+
+def _cache_chain(f: Func, p: Value, readers: dict[Value, list[Stmt]]) -> None:
+    first = readers.get(p, [])
+    appends = [s for s in first if isinstance(s, Node) and s.op.name == "kv_append"]
+    if len(appends) != 1:
+        raise IRError(f"cache {p.name} is appended {len(appends)} times", hint="once per step")
+    if others := [s for s in first if s is not appends[0]]:
+        raise IRError(f"cache {p.name} is read by {others[0].results[0].name} as it was before this step", hint=f"read {appends[0].result.name}")
+    if appends[0].result not in f.returns:
+        raise IRError(f"cache {appends[0].result.name} is not returned", hint="the next step needs it")
+    if len([r for r in f.returns if r is appends[0].result]) > 1:
+        raise IRError(f"cache {appends[0].result.name} is returned twice")
+
+
+def _stack(m: Module, f: Func, p: Value) -> None:
+    if f.name != "main":
+        raise IRError(f"{show_typed(p)}: only main holds a stack of caches")
+    seen = Counter(i for _, _, at in m.calls() for i in at)
+    for i in range(p.type.dims[0] if isinstance(p.type.dims[0], int) else 0):
+        if seen[i] != 1:
+            raise IRError(f"cache {p.name}[{i}] is renewed {seen[i]} times", hint="once per step")
+    if extra := sorted(i for i in seen if not 0 <= i < int(str(p.type.dims[0]))):
+        raise IRError(f"cache {p.name}[{extra[0]}] is outside {p.type}")
+    if p not in f.returns:
+        raise IRError(f"{p.name} is not returned", hint="the next step needs it")
+
+
+@rule
+def no_aliases(m: Module, f: Func) -> None:
+    """Two values that live at the same time are not in one buffer, and no value is returned twice under one name."""
+    last: dict[Value, int] = {v: i for i, s in enumerate(f.body) for v in s.values}
+    last.update(dict.fromkeys(f.returns, len(f.body)))
+    holder: dict[str, Value] = {}
+    for i, s in enumerate(f.body):
+        for r in s.results:
+            if r.buffer is None:
+                continue
+            old = holder.get(r.buffer)
+            if old is not None and last.get(old, -1) > i:
+                raise IRError(f"{show_typed(r)} is written where {old.name} lives, which is read later")
+            holder[r.buffer] = r
+
