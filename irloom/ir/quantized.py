@@ -1,7 +1,7 @@
 """Quantized tensors: rounding to a scheme, back again, and two four-bit values a byte.
 
-``value = (base - zero) * scale`` per group along the last dim, as ``Quant`` describes it. Rounding is to nearest
-with the scale as it is stored, so that a rounded scale costs nothing twice.
+``value = (base - zero) * scale`` per group along the last dim, as ``Quant`` describes it. Rounding is to
+nearest, with the scale as it is stored, so that a rounded scale costs nothing twice.
 """
 
 from __future__ import annotations
@@ -42,17 +42,16 @@ class QuantizedTensor:
     def dequantize(self, elem: Elem = ELEMS["f32"]) -> torch.Tensor:
         """The reference: every entry computed in f32, then rounded to ``elem``."""
         out = torch.empty(self.dims, dtype=elem.torch)
-        group = self.quant.group or self.dims[-1]
         parts = [out, self.values, self.scales, *([] if self.zeros is None else [self.zeros])]
         for to, values, scales, *zeros in _row_chunks(parts, self.dims[-1]):
-            grouped = values.float().unflatten(-1, (-1, group))
+            grouped = _grouped(values, scales)
             if zeros:
                 grouped = grouped - zeros[0].float().unsqueeze(-1)
             to.copy_((grouped * scales.float().unsqueeze(-1)).flatten(-2))
         return out
 
     def packed(self) -> torch.Tensor:
-        """``values`` as an engine stores them: four-bit entries in pairs, as ``pack4`` puts them; others as is."""
+        """``values`` as an engine stores them: four-bit entries two a byte, others as they are."""
         return pack4(self.values) if self.quant.base.bits == 4 else self.values
 
 
@@ -61,13 +60,13 @@ def quantize(x: torch.Tensor, quant: Quant) -> QuantizedTensor:
     if not x.ndim or not x.shape[-1]:
         raise IRError(f"quantize: {quant.name} needs a last dim to group, but got {list(x.shape)}")
     low, high = _limits(quant)
-    scale_dims = [int(str(d)) for d in quant.scale_dims(tuple(x.shape))]
+    scale_dims = [d for d in quant.scale_dims(tuple(x.shape)) if isinstance(d, int)]
     values = torch.empty(x.shape, dtype=quant.base.torch)
     scales = torch.empty(scale_dims, dtype=quant.scale.torch)
     zeros = torch.empty(scale_dims, dtype=quant.zero.torch) if quant.zero else None
     parts = [x, values, scales, *([] if zeros is None else [zeros])]
     for rows, to, scale, *zero in _row_chunks(parts, x.shape[-1]):
-        grouped = rows.float().unflatten(-1, (scale.shape[-1], -1))
+        grouped = _grouped(rows, scale)
         least, most = grouped.amin(-1).clamp_(max=0), grouped.amax(-1).clamp_(min=0)
         if zero:
             scale.copy_((most - least) / (high - low))
@@ -97,9 +96,8 @@ def _limits(quant: Quant) -> tuple[float, float]:
     if base.kind == "uint" and quant.zero:
         return 0, 2**base.bits - 1
     if base.kind == "int" and base.bits <= 8:
-        return (-127 if base.bits == 8 and not quant.zero else -(2 ** (base.bits - 1))), 2 ** (
-            base.bits - 1
-        ) - 1
+        high = 2 ** (base.bits - 1) - 1
+        return (-high if base.bits == 8 and not quant.zero else -high - 1), high
     raise IRError(
         f"quantize: {quant.name} = {quant.declaration()} cannot be rounded to",
         hint="use i8 or i4, u8 or u4 with a zero, or f8e4m3 without one",
@@ -118,6 +116,11 @@ def _row_chunks(tensors: list[torch.Tensor], width: int) -> list[tuple[torch.Ten
     step = max(_CHUNK // max(width, 1), 1)
     starts = range(0, flat[0].shape[0], step)
     return [tuple(f[start : start + step] for f in flat) for start in starts]
+
+
+def _grouped(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Rows [r, n] in f32 as groups [r, g, n / g] for scales [r, g]."""
+    return rows.float().reshape(*scales.shape, -1)
 
 
 def pack4(values: torch.Tensor) -> torch.Tensor:

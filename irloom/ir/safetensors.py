@@ -78,7 +78,7 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> Stored:
     stored = Stored(path, start + begin, dims, ELEMS[_ELEMS[dtype]])
     if min((begin, *dims)) < 0 or end - begin != stored.nbytes:
         raise CheckpointError(
-            f"{path}: `{name}` is {dtype}{list(dims)}, {stored.nbytes} bytes, but has {end - begin} by its offsets"
+            f"{path}: `{name}` is {dtype}{list(dims)}, {stored.nbytes} bytes, but its offsets say {end - begin}"
         )
     if start + end > size:
         raise CheckpointError(
@@ -88,7 +88,7 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> Stored:
 
 
 def read_index(path: Path) -> dict[str, Stored]:
-    """What the shards that a ``model.safetensors.index.json`` names hold, shard by shard in order of bytes."""
+    """What the shards that a ``model.safetensors.index.json`` names hold, in order of bytes."""
     try:
         index: Any = json.loads(path.read_bytes())
         shards = {str(name): str(shard) for name, shard in index["weight_map"].items()}

@@ -9,6 +9,7 @@ A parameter's weight is a tensor of the checkpoint and what is done to it on the
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -127,75 +128,81 @@ def _quoted(name: str) -> str:
 
 def parse_weight(node: ast.expr, quants: Mapping[str, Quant] | None = None) -> WeightExpr:
     """Read the text form back; ``quants`` are the schemes that the module header declares."""
-
-    def bad(why: str, hint: str = "") -> IRError:
-        return IRError(f"weight expression `{ast.unparse(node)}`: {why}", hint=hint)
-
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise bad("is not a call", hint=f"one of {', '.join(_FORMS)}")
-    name = node.func.id
+        raise _bad(node, "is not a call", f"one of {', '.join(_FORMS)}")
+    name, args, keywords = node.func.id, list(node.args), {k.arg: k.value for k in node.keywords}
     if name not in _FORMS:
-        raise bad(f"`{name}` is unknown", hint=f"one of {', '.join(_FORMS)}")
-    operands, kinds = _FORMS[name]
-    given = {k.arg: k.value for k in node.keywords}
+        raise _bad(node, f"`{name}` is unknown", f"one of {', '.join(_FORMS)}")
+    form = _FORMS[name]
     if name == "concat":
-        operands = len(node.args)
-        literals = [given.pop("dim")] if "dim" in given else []
+        operands, literals = args, [keywords.pop("dim")] if "dim" in keywords else []
     else:
-        literals = node.args[operands:]
-    if given or len(literals) != len(kinds) or len(node.args) < max(operands, 1):
-        raise bad("wrong number of arguments", hint=f"{name}({_USAGE[name]})")
-    parts = tuple(parse_weight(arg, quants) for arg in node.args[:operands])
-    values = [_literal(arg, kind, quants or {}, bad) for arg, kind in zip(literals, kinds, strict=True)]
-    return Concat(parts, values[0]) if name == "concat" else _BUILD[name](*parts, *values)
+        operands, literals = args[: form.operands], args[form.operands :]
+    if keywords or len(literals) != len(form.literals) or len(operands) < form.operands:
+        raise _bad(node, "wrong number of arguments", f"{name}({form.usage})")
+    parts = [parse_weight(x, quants) for x in operands]
+    values = [_literal(node, x, kind, quants or {}) for x, kind in zip(literals, form.literals, strict=True)]
+    return Concat(tuple(parts), *values) if name == "concat" else form.build(*parts, *values)
 
 
-_FORMS: dict[
-    str, tuple[int, tuple[str, ...]]
-] = {  # how many expressions come first, then the kinds of literals
-    "weight": (0, ("name",)),
-    "const": (0, ("name",)),
-    "concat": (0, ("int",)),
-    "slice": (1, ("int", "int", "int")),
-    "transpose": (1, ()),
-    "reshape": (1, ("dims",)),
-    "cast": (1, ("elem",)),
-    "affine": (1, ("float", "float")),
-    "quantize": (1, ("quant",)),
+@dataclass(frozen=True)
+class _Form:
+    """How a call is read: so many expressions, then literals of these kinds."""
+
+    build: Callable[..., WeightExpr]
+    operands: int
+    literals: tuple[str, ...]
+    usage: str
+
+
+_FORMS = {
+    "weight": _Form(Tensor, 0, ("name",), '"name"'),
+    "const": _Form(Const, 0, ("name",), '"name"'),
+    "concat": _Form(Concat, 1, ("int",), "a, b, ..., dim=0"),
+    "slice": _Form(Slice, 1, ("int", "int", "int"), "x, dim, start, stop"),
+    "transpose": _Form(Transpose, 1, (), "x"),
+    "reshape": _Form(Reshape, 1, ("dims",), "x, (2, 3)"),
+    "cast": _Form(Cast, 1, ("elem",), "x, f32"),
+    "affine": _Form(Affine, 1, ("number", "number"), "x, scale, shift"),
+    "quantize": _Form(Quantize, 1, ("quant",), "x, scheme"),
 }
-_USAGE = {
-    "weight": '"name"', "const": '"name"', "concat": "a, b, ..., dim=0", "slice": "x, dim, start, stop",
-    "transpose": "x", "reshape": "x, (2, 3)", "cast": "x, f32", "affine": "x, scale, shift",
-    "quantize": "x, scheme",
-}  # fmt: skip
-_BUILD: dict[str, Callable[..., WeightExpr]] = {
-    "weight": Tensor, "const": Const, "slice": Slice, "transpose": Transpose, "reshape": Reshape,
-    "cast": Cast, "affine": Affine, "quantize": Quantize,
-}  # fmt: skip
+_KINDS = {
+    "name": "a string",
+    "int": "an integer",
+    "number": "a number",
+    "dims": "a tuple of dims",
+    "elem": "an element",
+    "quant": "a quantized element of the header",
+}
 
 
-def _literal(node: ast.expr, kind: str, quants: Mapping[str, Quant], bad: Callable[..., IRError]) -> Any:
+def _literal(call: ast.expr, node: ast.expr, kind: str, quants: Mapping[str, Quant]) -> Any:
+    hint = ""
     if kind in {"elem", "quant"}:
         known: Mapping[str, Elem | Quant] = ELEMS if kind == "elem" else quants
-        if not isinstance(node, ast.Name) or node.id not in known:
-            what = "element" if kind == "elem" else "quantized element declared in the header"
-            raise bad(f"`{ast.unparse(node)}` is no {what}", hint=f"known: {', '.join(known) or 'none'}")
-        return known[node.id]
-    try:
-        value: Any = ast.literal_eval(node)
-    except ValueError:
-        raise bad(f"`{ast.unparse(node)}` is not a literal") from None
-    if kind == "dims":
-        entries = cast("tuple[Any, ...]", value) if isinstance(value, tuple) else ("",)
-        fits = all(type(d) is int and d >= 0 for d in entries)
+        if isinstance(node, ast.Name) and node.id in known:
+            return known[node.id]
+        hint = f"known: {', '.join(known) or 'none'}"
     else:
-        fits = type(value) in {"name": (str,), "int": (int,), "float": (int, float)}[kind]
-    if not fits:
-        raise bad(f"`{ast.unparse(node)}` is not {_KINDS[kind]}")
-    return float(value) if kind == "float" else value
+        with contextlib.suppress(ValueError):
+            value: Any = ast.literal_eval(node)
+            if kind == "number" and type(value) in {int, float}:
+                return float(value)
+            if (kind == "name" and type(value) is str) or (kind == "int" and type(value) is int):
+                return value
+            if kind == "dims" and _is_dims(value):
+                return value
+    raise _bad(call, f"`{ast.unparse(node)}` is not {_KINDS[kind]}", hint)
 
 
-_KINDS = {"name": "a string", "int": "an integer", "float": "a number", "dims": "a tuple of dims"}
+def _is_dims(value: object) -> bool:
+    if not isinstance(value, tuple):
+        return False
+    return all(type(d) is int and d >= 0 for d in cast("tuple[object, ...]", value))
+
+
+def _bad(node: ast.expr, why: str, hint: str = "") -> IRError:
+    return IRError(f"weight expression `{ast.unparse(node)}`: {why}", hint=hint)
 
 
 def tensor_names(expr: WeightExpr, index: int | None = None) -> list[str]:

@@ -168,7 +168,7 @@ class _Source:
         return out
 
     def quantize(self, x: WeightExpr, quant: Quant) -> QuantizedTensor:
-        """Round, or take the file's own blocks. Groups lie along the last dim: other joins come after rounding."""
+        """Round, or take the file's own blocks. Groups lie along the last dim: join others after."""
         from irloom.ir.quantized import concat_quantized, quantize
 
         if isinstance(x, Tensor):
