@@ -1,0 +1,222 @@
+"""An engine is a directory: a manifest with the hash of every part, written whole or not at all.
+
+The parts are ``module.irloom`` (the final IR), ``plan.json``, weights, compiled code and the tokenizer. A part may be a
+*link*: an unchanged tensor of the source checkpoint that is not stored again. Every byte is checked before any is used,
+because compiled parts are native code. The manifest's own hash stands beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from irloom.ir.errors import EngineMismatch
+
+FORMAT = 1
+MANIFEST, SEAL = "manifest.json", "manifest.sha256"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of the engine: its SHA-256 and size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Link:
+    """Bytes ``start`` to ``stop`` of a file outside the engine, and their SHA-256."""
+
+    file: str
+    start: int
+    stop: int
+    sha256: str
+
+
+@dataclass
+class Manifest:
+    """What an engine is made of and made for. ``machine`` and ``versions`` are facts of the machine that built it."""
+
+    target: str
+    model: str
+    pipeline: list[str]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    rebuild: list[str] = field(default_factory=list[str])
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    parts: dict[str, Part] = field(default_factory=dict[str, Part])
+    links: dict[str, Link] = field(default_factory=dict[str, Link])
+    format: int = FORMAT
+
+    @property
+    def command(self) -> str:
+        """The command that builds it again."""
+        return shlex.join(self.rebuild)
+
+
+class EngineWriter:
+    """Writes an engine beside its final place and renames it there at the end.
+
+    A build that is stopped, killed, or runs out of disk leaves nothing under the final name; an engine that was
+    there before stays until the new one is whole.
+    """
+
+    def __init__(self, out: Path, manifest: Manifest) -> None:
+        self.out, self.manifest = out, manifest
+        self.folder = out.parent / f".{out.name}.{os.getpid()}.partial"
+
+    def __enter__(self) -> EngineWriter:
+        if self.out.exists() and not (self.out / MANIFEST).is_file() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise EngineMismatch(f"{self.out} exists and is not an engine", hint="choose another place, or remove it")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        return self
+
+    def file(self, name: str) -> Path:
+        """Where to write the part ``name``; parents are made."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a part."""
+        self.file(name).write_text(text, encoding="utf-8")
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a part as JSON."""
+        self.write_text(name, json.dumps(value, indent=1))
+
+    def link(self, name: str, file: Path, start: int, stop: int) -> None:
+        """Refer to a range of a file that stays where it is."""
+        digest = _digest(file, start, stop)
+        self.manifest.links[name] = Link(str(file.resolve()), start, stop, digest)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _finish(self) -> None:
+        files = sorted(p for p in self.folder.rglob("*") if p.is_file())
+        with ThreadPoolExecutor() as pool:
+            for path, part in zip(files, pool.map(_part, files), strict=True):
+                self.manifest.parts[path.relative_to(self.folder).as_posix()] = part
+        text = json.dumps(asdict(self.manifest), indent=1).encode()
+        (self.folder / MANIFEST).write_bytes(text)
+        (self.folder / SEAL).write_text(hashlib.sha256(text).hexdigest() + "\n", encoding="utf-8")
+        old = self.out.parent / f".{self.out.name}.{os.getpid()}.old"
+        if self.out.exists():
+            self.out.rename(old)
+        self.folder.rename(self.out)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+class EngineReader:
+    """A checked engine directory: its manifest, and paths of parts whose bytes are what the manifest says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = _read_manifest(folder)
+        self._check_parts()
+        self._check_links()
+
+    def file(self, name: str) -> Path:
+        """The path of a part."""
+        if name not in self.manifest.parts:
+            raise EngineMismatch(f"{self.folder}: the engine has no part {name!r}", hint=self._hint())
+        return self.folder / name
+
+    def read_text(self, name: str) -> str:
+        """A part as text."""
+        return self.file(name).read_text(encoding="utf-8")
+
+    def read_json(self, name: str) -> Any:
+        """A part as JSON."""
+        return json.loads(self.read_text(name))
+
+    def require(self, built: Mapping[str, str], here: Mapping[str, str]) -> None:
+        """Refuse with the exact difference where what the engine was built with is not what is here."""
+        differing = [k for k in built if built[k] != here.get(k)]
+        if differing:
+            facts = "; ".join(f"{k} {built[k]} when built, {here.get(k, 'absent')} here" for k in differing)
+            raise EngineMismatch(f"{self.folder}: the engine does not fit: {facts}", hint=self._hint())
+
+    def refuse(self, reason: str) -> EngineMismatch:
+        """An error about this engine that names the command that rebuilds it."""
+        return EngineMismatch(f"{self.folder}: {reason}", hint=self._hint())
+
+    def _hint(self) -> str:
+        return f"build it again: {self.manifest.command}" if self.manifest.rebuild else "build it again"
+
+    def _check_parts(self) -> None:
+        named = self.manifest.parts
+        there = {p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file()} - {MANIFEST, SEAL}
+        if missing := sorted(set(named) - there):
+            raise self.refuse(f"part {missing[0]} is missing")
+        if extra := sorted(there - set(named)):
+            raise self.refuse(f"{extra[0]} is not a part of the engine")
+        for name, part in named.items():
+            size = (self.folder / name).stat().st_size
+            if size != part.bytes:
+                raise self.refuse(f"part {name} has {size} bytes, the manifest says {part.bytes}")
+        with ThreadPoolExecutor() as pool:
+            for (name, part), found in zip(named.items(), pool.map(_part, [self.folder / n for n in named]), strict=True):
+                if found.sha256 != part.sha256:
+                    raise self.refuse(f"part {name} was changed: SHA-256 {found.sha256[:12]}, the manifest says {part.sha256[:12]}")
+
+    def _check_links(self) -> None:
+        for name, link in self.manifest.links.items():
+            if not Path(link.file).is_file():
+                raise self.refuse(f"{name} is a part of {link.file}, which is gone")
+            if _digest(Path(link.file), link.start, link.stop) != link.sha256:
+                raise self.refuse(f"{name} is a part of {link.file}, which was changed")
+
+
+def is_engine(path: Path) -> bool:
+    """Whether a path looks like an engine directory."""
+    return (path / MANIFEST).is_file()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise EngineMismatch(f"{folder} is not an engine: it has no {MANIFEST}", hint="irloom compile MODEL -o DIR makes one")
+    text, seal = path.read_bytes(), folder / SEAL
+    if not seal.is_file() or seal.read_text(errors="replace") != hashlib.sha256(text).hexdigest() + "\n":
+        raise EngineMismatch(f"{path} is not as it was written: its SHA-256 is not that in {SEAL}", hint="build the engine again")
+    try:
+        raw: dict[str, Any] = json.loads(text)
+        if raw.get("format") != FORMAT:
+            raise EngineMismatch(f"{folder}: the engine is of format {raw.get('format')}, this irloom reads format {FORMAT}", hint="build it again")
+        raw["parts"] = {k: Part(**v) for k, v in raw["parts"].items()}
+        raw["links"] = {k: Link(**v) for k, v in raw["links"].items()}
+        return Manifest(**raw)
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise EngineMismatch(f"{path} cannot be read: {e}", hint="build the engine again") from None
+
+
+def _part(path: Path) -> Part:
+    with path.open("rb") as f:
+        return Part(hashlib.file_digest(f, "sha256").hexdigest(), path.stat().st_size)
+
+
+def _digest(file: Path, start: int, stop: int) -> str:
+    digest, left = hashlib.sha256(), stop - start
+    with file.open("rb") as f:
+        f.seek(start)
+        while left > 0 and (chunk := f.read(min(left, 1 << 20))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""What a backend is: IR in, an engine directory out, and back an ``Engine`` that the runtime drives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol
+
+from irloom.backends.artifact import EngineReader, EngineWriter
+from irloom.ir.checkpoint import Checkpoint
+from irloom.ir.errors import PipelineError
+from irloom.ir.graph import Module
+from irloom.runtime.core import Engine
+
+Report = Callable[[str, int, int], None]
+"""``report(stage, done, total)``: how far a build is, in what the stage counts."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Run-time settings of an engine; none of them needs a rebuild.
+
+    ``max_tokens`` tokens of one step, ``max_seqs`` sequences of one step, ``max_context`` tokens of one sequence
+    (None: what the model was made for, as far as the pages reach), ``memory`` bytes for cache pages (None: what
+    ``max_seqs`` sequences of ``max_context`` need, but at most a quarter of the machine's), ``threads`` (None: every core).
+    """
+
+    max_tokens: int = 512
+    max_seqs: int = 64
+    max_context: int | None = None
+    memory: int | None = None
+    threads: int | None = None
+
+
+class Backend(Protocol):
+    """A target. ``pipeline`` is its default, ``dtype`` the element it computes in."""
+
+    name: str
+    pipeline: tuple[str, ...]
+    dtype: str
+
+    def lowered(self, m: Module) -> str:
+        """The program that the target runs, as text."""
+        ...
+
+    def build(self, m: Module, checkpoint: Checkpoint, out: EngineWriter, report: Report) -> None:
+        """Put everything that ``open`` needs into ``out``."""
+        ...
+
+    def open(self, engine: EngineReader, limits: Limits) -> Engine:
+        """An engine that runs; ``EngineMismatch`` where it was built for another machine."""
+        ...
+
+
+BACKENDS = {"cpu": "irloom.backends.cpu.backend", "reference": "irloom.backends.reference.backend"}
+
+
+def backend(name: str) -> Backend:
+    """The backend called ``name``; ``PipelineError`` lists what there is."""
+    if name not in BACKENDS:
+        raise PipelineError(f"no target {name!r}", hint=f"there are {', '.join(BACKENDS)}")
+    return import_module(BACKENDS[name]).BACKEND
