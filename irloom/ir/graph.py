@@ -138,7 +138,7 @@ class Loop:
     def values(self) -> list[Value]:
         """What the loop reads from outside."""
         inside = {*self.params, *(r for s in self.body for r in s.results)}
-        free = [v for s in self.body for v in s.values if v not in inside]
+        free = [v for vs in (*(s.values for s in self.body), self.yields) for v in vs if v not in inside]
         return [*self.inits, *dict.fromkeys(free)]
 
     @property
@@ -206,11 +206,12 @@ class Func:
             return a
 
         for s in self.body:
-            _substitute(s, follow)
+            substitute(s, follow)
         self.returns = [follow(r) for r in self.returns]
 
 
-def _substitute(s: Stmt, follow: Any) -> None:
+def substitute(s: Stmt, follow: Any) -> None:
+    """Let ``s`` read ``follow(v)`` where it reads ``v``."""
     match s:
         case Node():
             s.args = [follow(a) for a in s.args]
@@ -221,7 +222,7 @@ def _substitute(s: Stmt, follow: Any) -> None:
             s.inits = [follow(a) for a in s.inits]
             s.yields = [follow(a) for a in s.yields]
             for inner in s.body:
-                _substitute(inner, follow)
+                substitute(inner, follow)
 
 
 @dataclass(eq=False)

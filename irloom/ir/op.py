@@ -49,7 +49,10 @@ def emitting(to: Emitter) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """An op: see the module's docstring. ``attrs`` maps each attribute to its default (or to "required")."""
+    """An op: see the module's docstring. ``attrs`` maps each attribute to its default (or to "required").
+
+    A ``commutative`` op means the same with its first two operands exchanged.
+    """
 
     name: str
     doc: str
@@ -59,6 +62,7 @@ class Op:
     attrs: dict[str, Any]
     reference: Callable[..., Any]
     place: str
+    commutative: bool = False
     hooks: dict[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
 
     def __call__(self, *args: Any, **attrs: Any) -> Any:
@@ -187,7 +191,7 @@ class Registry:
 OPS = Registry()
 
 
-def op(signature: str) -> Callable[[Callable[..., Any]], Op]:
+def op(signature: str, *, commutative: bool = False) -> Callable[[Callable[..., Any]], Op]:
     """Define an op from its signature and its body."""
 
     def wrap(fn: Callable[..., Any]) -> Op:
@@ -202,6 +206,7 @@ def op(signature: str) -> Callable[[Callable[..., Any]], Op]:
             attrs={p.name: p.default for p in params if p.kind is p.KEYWORD_ONLY},
             reference=fn,
             place=f"{code.co_filename}:{code.co_firstlineno}",
+            commutative=commutative,
         )
         if not new.doc:
             raise IRError(f"op {new.name!r} has no docstring ({new.place})")

@@ -39,7 +39,7 @@ def _floating(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
     return elem if not isinstance(elem, Elem) or elem.kind == "float" else ELEMS["f32"]
 
 
-@op("+~b, +~b -> +~b")
+@op("+~b, +~b -> +~b", commutative=True)
 def add(a, b):
     """``a + b``. Two partial sums over one axis add up to a partial sum."""
     return a + b
@@ -51,7 +51,7 @@ def sub(a, b):
     return a - b
 
 
-@op("~b, ~b -> ~b")
+@op("~b, ~b -> ~b", commutative=True)
 def mul(a, b):
     """``a * b``."""
     return a * b
@@ -69,13 +69,13 @@ def pow_(a, b):
     return a**b
 
 
-@op("~b, ~b -> ~b")
+@op("~b, ~b -> ~b", commutative=True)
 def maximum(a, b):
     """The larger of the two, entry by entry."""
     return torch.maximum(torch.as_tensor(a), torch.as_tensor(b))
 
 
-@op("~b, ~b -> ~b")
+@op("~b, ~b -> ~b", commutative=True)
 def minimum(a, b):
     """The smaller of the two, entry by entry."""
     return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
@@ -93,13 +93,13 @@ def mod(a, b):
     return a % b
 
 
-@op("~b, ~b -> ~b")
+@op("~b, ~b -> ~b", commutative=True)
 def eq(a, b):
     """``a == b``."""
     return a == b
 
 
-@op("~b, ~b -> ~b")
+@op("~b, ~b -> ~b", commutative=True)
 def ne(a, b):
     """``a != b``."""
     return a != b
@@ -129,13 +129,13 @@ def ge(a, b):
     return a >= b
 
 
-@op("~b, ~b -> ~b")
+@op("~b, ~b -> ~b", commutative=True)
 def logical_and(a, b):
     """``a and b`` on booleans."""
     return torch.logical_and(a, b)
 
 
-@op("~b, ~b -> ~b")
+@op("~b, ~b -> ~b", commutative=True)
 def logical_or(a, b):
     """``a or b`` on booleans."""
     return torch.logical_or(a, b)
