@@ -1,0 +1,155 @@
+"""Translations of elementwise arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from irloom.frontends.hf.aten.core import as_elem, elementwise, tensor, translates
+from irloom.frontends.hf.views import Operand, View
+from irloom.ir import ops
+from irloom.ir.elem import Elem, elem_of
+from irloom.ir.errors import TraceError
+from irloom.ir.op import Op
+
+UNARY = {
+    "neg": ops.neg, "abs": ops.abs_, "exp": ops.exp, "log": ops.log, "sqrt": ops.sqrt, "rsqrt": ops.rsqrt,
+    "reciprocal": ops.reciprocal, "sin": ops.sin, "cos": ops.cos, "tanh": ops.tanh, "erf": ops.erf,
+    "sigmoid": ops.sigmoid, "relu": ops.relu, "silu": ops.silu, "logical_not": ops.logical_not,
+    "bitwise_not": ops.logical_not,
+}  # fmt: skip
+BINARY = {
+    "eq": ops.eq, "ne": ops.ne, "lt": ops.lt, "le": ops.le, "gt": ops.gt, "ge": ops.ge,
+    "logical_and": ops.logical_and, "logical_or": ops.logical_or, "bitwise_and": ops.logical_and,
+    "bitwise_or": ops.logical_or, "maximum": ops.maximum, "minimum": ops.minimum, "remainder": ops.mod,
+    "floor_divide": ops.floor_div,
+}  # fmt: skip
+OVERLOADS = ("Tensor", "Scalar", "default")
+
+
+def _unary(name: str, op: Op) -> None:
+    @translates(f"aten.{name}.default")
+    def _(x: Any) -> View:
+        return elementwise(op, tensor(x))
+
+
+def _binary(name: str, op: Op) -> None:
+    @translates(*(f"aten.{name}.{overload}" for overload in OVERLOADS))
+    def _(a: Any, b: Any) -> Operand:
+        return binary(op, a, b)
+
+
+for _name, _op in UNARY.items():
+    _unary(_name, _op)
+for _name, _op in BINARY.items():
+    _binary(_name, _op)
+
+
+def binary(op: Op, a: Any, b: Any) -> Operand:
+    """A binary op on tensors or numbers; two numbers give a number."""
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return op.reference(a, b)
+    numbers = [x if isinstance(x, int | float) else tensor(x) for x in (a, b)]
+    return elementwise(op, *numbers)
+
+
+@translates("aten.add.Tensor", "aten.add.Scalar")
+def add(a: Any, b: Any, alpha: float = 1) -> Operand:
+    return binary(ops.add, a, b if alpha == 1 else binary(ops.mul, b, alpha))
+
+
+@translates("aten.sub.Tensor", "aten.sub.Scalar")
+def sub(a: Any, b: Any, alpha: float = 1) -> Operand:
+    return binary(ops.sub, a, b if alpha == 1 else binary(ops.mul, b, alpha))
+
+
+@translates("aten.rsub.Scalar", "aten.rsub.Tensor")
+def rsub(a: Any, b: Any, alpha: float = 1) -> Operand:
+    return sub(b, a, alpha)
+
+
+@translates("aten.mul.Tensor", "aten.mul.Scalar")
+def mul(a: Any, b: Any) -> Operand:
+    for x, factor in ((a, b), (b, a)):
+        if isinstance(factor, int | float) and factor == 1 and isinstance(x, View) and _floats(x):
+            return x
+    return binary(ops.mul, a, b)
+
+
+@translates("aten.div.Tensor", "aten.div.Scalar")
+def div(a: Any, b: Any) -> Operand:
+    if isinstance(b, int | float) and b == 1 and isinstance(a, View) and _floats(a):
+        return a
+    return binary(ops.div, a, b)
+
+
+@translates("aten.div.Tensor_mode", "aten.div.Scalar_mode")
+def div_mode(a: Any, b: Any, rounding_mode: str | None = None) -> Operand:
+    if rounding_mode == "floor":
+        return binary(ops.floor_div, a, b)
+    if rounding_mode is None:
+        return div(a, b)
+    raise TraceError(f"division rounded by {rounding_mode!r} has no translation")
+
+
+@translates("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.pow.Scalar")
+def power(a: Any, b: Any) -> Operand:
+    return binary(ops.pow_, a, b)
+
+
+@translates("aten.gelu.default")
+def gelu(x: Any, approximate: str = "none") -> View:
+    return elementwise(ops.gelu, tensor(x), tanh=approximate == "tanh")
+
+
+@translates("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar")
+def where(condition: Any, a: Any, b: Any) -> View:
+    return elementwise(ops.where, tensor(condition), a, b)
+
+
+@translates("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
+def masked_fill(x: Any, mask: Any, value: Any) -> View:
+    return elementwise(ops.where, tensor(mask), value, tensor(x))
+
+
+@translates("aten.clamp.default")
+def clamp(x: Any, min: Any = None, max: Any = None) -> View:
+    out = tensor(x)
+    if min is not None:
+        out = elementwise(ops.maximum, out, min)
+    return out if max is None else elementwise(ops.minimum, out, max)
+
+
+@translates("aten.to.dtype")
+def to_dtype(x: Any, dtype: torch.dtype, *_: Any) -> Operand:
+    return _cast(x, dtype)
+
+
+@translates("aten.to.device")
+def to_device(x: Any, device: torch.device, dtype: torch.dtype, *_: Any) -> Operand:
+    return _cast(x, dtype)
+
+
+@translates("aten.to.dtype_layout", "aten._to_copy.default")
+def to_options(x: Any, dtype: torch.dtype | None = None, **_: Any) -> Operand:
+    return x if dtype is None else _cast(x, dtype)
+
+
+@translates("aten.type_as.default", "aten.to.other")
+def type_as(x: Any, like: Any, *_: Any) -> Operand:
+    elem = tensor(like).value.type.elem
+    if not isinstance(elem, Elem):
+        raise TraceError(f"type_as: the element {elem} is not a plain one")
+    return _cast(x, elem.torch)
+
+
+def _cast(x: Any, dtype: torch.dtype) -> Operand:
+    """A number is rounded to ``dtype``, as the library rounds a scalar buffer."""
+    if isinstance(x, int | float):
+        return torch.tensor(x, dtype=dtype).item()
+    return as_elem(tensor(x), elem_of(dtype))
+
+
+def _floats(view: View) -> bool:
+    return isinstance(view.value.type.elem, Elem) and view.value.type.elem.kind == "float"

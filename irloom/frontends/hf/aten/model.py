@@ -1,0 +1,164 @@
+"""Translations of products, reductions, normalizations and attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from irloom.frontends.hf.aten.core import Mask, Stored, as_elem, on_last, own_tokens, tensor, translates
+from irloom.frontends.hf.aten.elementwise import add
+from irloom.frontends.hf.views import View, viewed
+from irloom.ir import ops
+from irloom.ir.elem import elem_of
+from irloom.ir.errors import TraceError
+from irloom.ir.op import Op
+
+
+@translates("aten.linear.default")
+def linear(x: Any, weight: Any, bias: Any = None) -> View:
+    x = tensor(x)
+    value, dims = x.with_last(own_tokens(x, -1, "a product"))
+    out = ops.linear(value, tensor(weight).rowmajor().value, _plain(bias))
+    return viewed(out, dims, x.rank)
+
+
+@translates("aten.addmm.default")
+def addmm(bias: Any, x: Any, weight: Any, beta: float = 1, alpha: float = 1) -> View:
+    if beta != 1 or alpha != 1:
+        raise TraceError(f"addmm with beta {beta} and alpha {alpha} has no translation")
+    bias = tensor(bias)
+    if bias.rank == 1:
+        return linear(x, tensor(weight).swapped(0, 1), bias)
+    return tensor(add(matmul(x, weight), bias))
+
+
+@translates("aten.matmul.default", "aten.bmm.default", "aten.mm.default")
+def matmul(a: Any, b: Any) -> View:
+    a, b = tensor(a), tensor(b)
+    own_tokens(a, -1, "a product")
+    if b.rank == 2:
+        return linear(a, b.swapped(0, 1))
+    if a.rank != b.rank or a.rank < 3:
+        raise TraceError(f"a product of {a.dims} and {b.dims} has no translation")
+    outer = [d for d in range(a.rank - 2) if a.order[d] is not None or b.order[d] is not None]
+    if any(a.dims[d] != b.dims[d] for d in outer):
+        raise TraceError(f"a product of {a.dims} and {b.dims} broadcasts, which has no translation")
+    wanted = [*outer, a.rank - 2, a.rank - 1]
+    return viewed(ops.matmul(a.arranged(wanted), b.arranged(wanted)), wanted, a.rank)
+
+
+def _plain(x: Any) -> Any:
+    return None if x is None else tensor(x).rowmajor().value
+
+
+def _reduction(name: str, op: Op) -> None:
+    @translates(name)
+    def _(
+        x: Any, dims: int | Sequence[int], keepdim: bool = False, *, dtype: torch.dtype | None = None
+    ) -> View:
+        out = tensor(x) if dtype is None else as_elem(tensor(x), elem_of(dtype))
+        each = [dims] if isinstance(dims, int) else list(dims)
+        for d in sorted((out.dim(d) for d in each), reverse=True):
+            out = _reduce(op, out, d, keepdim)
+        return out
+
+
+for _name, _op in {
+    "aten.mean.dim": ops.mean,
+    "aten.sum.dim_IntList": ops.sum_,
+    "aten.amax.default": ops.amax,
+    "aten.amin.default": ops.amin,
+}.items():
+    _reduction(_name, _op)
+
+
+def _reduce(op: Op, x: View, d: int, keep: bool) -> View:
+    at = x.order[own_tokens(x, d, "a reduction")]
+    if at is None:
+        return x if keep else x.squeezed(d)
+    value = op(x.value, dim=at - x.value.type.rank, keep=keep)
+    if keep:
+        return View(value, x.order)
+    order = (o if o is None or o < at else o - 1 for i, o in enumerate(x.order) if i != d)
+    return View(value, tuple(order))
+
+
+@translates("aten.softmax.int", "aten._softmax.default")
+def softmax(x: Any, dim: int, dtype: torch.dtype | bool | None = None) -> View:
+    x = as_elem(tensor(x), elem_of(dtype)) if isinstance(dtype, torch.dtype) else tensor(x)
+    return on_last(x, dim, ops.softmax, "a softmax")
+
+
+@translates("aten.layer_norm.default")
+def layer_norm(
+    x: Any, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+) -> View:
+    x = _one_dim(x, shape, "layer_norm")
+    w, b = _plain(weight), _plain(bias)
+    return on_last(x, -1, lambda v: ops.layer_norm(v, w, b, eps=eps), "a normalization")
+
+
+@translates("aten.rms_norm.default")
+def rms_norm(x: Any, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> View:
+    x = _one_dim(x, shape, "rms_norm")
+    small = torch.finfo(x.value.type.plain.torch).eps if eps is None else eps
+    w = _plain(weight)
+    return on_last(x, -1, lambda v: ops.rms_norm(v, w, eps=small), "a normalization")
+
+
+def _one_dim(x: Any, shape: Sequence[int], what: str) -> View:
+    if len(shape) != 1:
+        raise TraceError(f"{what} over {len(shape)} dims has no translation", hint="only the last dim")
+    return tensor(x)
+
+
+@translates("irloom.attention_mask.default")
+def attention_mask(queries: Any, keys: Any, kind: str, size: int, *_: Any) -> Mask:
+    return Mask(kind, size)
+
+
+@translates("irloom.kv_store.default")
+def kv_store(k: Any, v: Any, layer: int, past: Any) -> tuple[Stored, Stored]:
+    return Stored(tensor(k), layer), Stored(tensor(v), layer)
+
+
+@translates("irloom.attention.default")
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    sinks: Any,
+    scale: float,
+    softcap: float,
+    window: int,
+    causal: bool,
+    layer: int,
+    *,
+    seqs: Any,
+) -> View:
+    k, v = (x.view if isinstance(x, Stored) else tensor(x) for x in (k, v))
+    heads = [x.arranged((2, 1, 3)) for x in (tensor(q), k, v)]
+    out = ops.attention(
+        *heads, seqs, _plain(sinks), scale=scale, window=_window(mask, window, causal), softcap=softcap or None
+    )
+    return viewed(out, (1, 2, 3), 4)
+
+
+def _window(mask: Any, window: int, causal: bool) -> int | None:
+    """How many tokens an attention looks back. The mask decides; without one, what the layer asks for."""
+    match mask:
+        case None if causal:
+            return window or None
+        case Mask(kind="causal"):
+            return None
+        case Mask(kind="sliding", size=size):
+            return size
+        case Mask(kind=kind):
+            raise TraceError(f"attention with a {kind} mask has no translation", hint="causal and sliding masks have one")
+        case None:
+            raise TraceError("attention sees later tokens", hint="only decoders, which look back, can be traced")
+        case _:
+            raise TraceError("attention takes a mask that the model computed", hint="only causal and sliding masks")

@@ -1,0 +1,219 @@
+"""Translations of what moves entries: views, joins, cuts, and constants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from irloom.frontends.hf.aten.core import PAST, TOKENS, own_tokens, static, tensor, translates
+from irloom.frontends.hf.views import View, aligned, reshape, viewed
+from irloom.ir import ops
+from irloom.ir.dims import Dim, product
+from irloom.ir.elem import elem_of
+from irloom.ir.errors import TraceError
+
+END = 2**62
+"""The library writes "to the end" as a stop near 2**63."""
+
+
+@translates(
+    "aten.alias.default", "aten.clone.default", "aten.contiguous.default", "aten.detach.default",
+    "aten.detach_.default", "aten.lift_fresh_copy.default", "aten.lift_fresh.default",
+)  # fmt: skip
+def same(x: Any, **_: Any) -> Any:
+    return x
+
+
+@translates("aten.dropout.default")
+def dropout(x: Any, p: float, train: bool) -> Any:
+    if train and p:
+        raise TraceError("dropout is on", hint="call model.eval() before tracing")
+    return x
+
+
+@translates("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
+def view(x: Any, dims: Sequence[Dim]) -> View:
+    return reshape(tensor(x), dims)
+
+
+@translates("aten.flatten.using_ints")
+def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> View:
+    x = tensor(x)
+    a, b = x.dim(start_dim), x.dim(end_dim)
+    return reshape(x, (*x.dims[:a], product(x.dims[a : b + 1]), *x.dims[b + 1 :]))
+
+
+@translates("aten.unflatten.int")
+def unflatten(x: Any, dim: int, sizes: Sequence[Dim]) -> View:
+    x = tensor(x)
+    d = x.dim(dim)
+    return reshape(x, (*x.dims[:d], *sizes, *x.dims[d + 1 :]))
+
+
+@translates("aten.transpose.int")
+def transpose(x: Any, a: int, b: int) -> View:
+    return tensor(x).swapped(a, b)
+
+
+@translates("aten.t.default", "aten.numpy_T.default", "aten.mT.default")
+def turned(x: Any) -> View:
+    return tensor(x).swapped(-1, -2)
+
+
+@translates("aten.permute.default")
+def permute(x: Any, dims: Sequence[int]) -> View:
+    return tensor(x).permuted(dims)
+
+
+@translates("aten.unsqueeze.default")
+def unsqueeze(x: Any, dim: int) -> View:
+    return tensor(x).unsqueezed(dim)
+
+
+@translates("aten.squeeze.dim")
+def squeeze(x: Any, dim: int) -> View:
+    return tensor(x).squeezed(dim)
+
+
+@translates("aten.expand.default")
+def expand(x: Any, dims: Sequence[Dim], implicit: bool = False) -> View:
+    x = tensor(x)
+    while x.rank < len(dims):
+        x = x.unsqueezed(0)
+    sizes = tuple(old if new == -1 else new for old, new in zip(x.dims, dims, strict=True))
+    grown = [d for d in range(x.rank) if sizes[d] != x.dims[d]]
+    if not grown:
+        return x
+    wanted = sorted({d for d in range(x.rank) if x.order[d] is not None} | set(grown))
+    return viewed(ops.expand(x.arranged(wanted), dims=tuple(sizes[d] for d in wanted)), wanted, x.rank)
+
+
+@translates("aten.slice.Tensor")
+def cut(x: Any, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1) -> View:
+    x = tensor(x)
+    d = x.dim(dim)
+    size = x.dims[d]
+    first = 0 if start is None else start if not isinstance(start, int) or start >= 0 else size + start
+    last = size if end is None or (isinstance(end, int) and end >= END) else end
+    if isinstance(last, int) and isinstance(size, int):
+        last = min(last, size) if last >= 0 else size + last
+    if first == 0 and last == size and step == 1:
+        return x
+    d = own_tokens(x, dim, "a slice")
+    at = x.order[d]
+    if at is None:
+        raise TraceError(f"a slice {first}:{last} of a dim of size 1 leaves nothing")
+    stop = None if last == size else static(last, "the end of a slice")
+    first = static(first, "the start of a slice")
+    return View(ops.slice_(x.value, dim=at, start=first, stop=stop, step=step), x.order)
+
+
+@translates("aten.narrow.default")
+def narrow(x: Any, dim: int, start: Dim, length: Dim) -> View:
+    return cut(x, dim, start, start + length)
+
+
+@translates("aten.select.int")
+def select(x: Any, dim: int, index: int) -> View:
+    x = tensor(x)
+    if x.dims[x.dim(dim)] == 1:
+        return x.squeezed(dim)
+    index = index % static(x.dims[own_tokens(x, dim, "a selection")], "the size of a dim")
+    return cut(x, dim, index, index + 1).squeezed(dim)
+
+
+@translates("aten.split.Tensor", "aten.split_with_sizes.default", "aten.split.sizes")
+def split(x: Any, sizes: int | Sequence[int], dim: int = 0) -> tuple[View, ...]:
+    x = tensor(x)
+    d = own_tokens(x, dim, "a split")
+    whole = static(x.dims[d], "the size of a dim")
+    if isinstance(sizes, int):
+        sizes = [min(sizes, whole - at) for at in range(0, whole, sizes)]
+    if len(sizes) == 1:
+        return (x,)
+    value = x.arranged(x.memory()) if x.order[d] is not None else x.arranged([*x.memory(), d])
+    dims = x.memory() if x.order[d] is not None else [*x.memory(), d]
+    parts = ops.split(value, dim=dims.index(d), sizes=tuple(sizes))
+    return tuple(viewed(part, dims, x.rank) for part in parts)
+
+
+@translates("aten.chunk.default")
+def chunk(x: Any, chunks: int, dim: int = 0) -> tuple[View, ...]:
+    x = tensor(x)
+    whole = static(x.dims[own_tokens(x, dim, "a split")], "the size of a dim")
+    return split(x, -(-whole // chunks), dim)
+
+
+@translates("aten.unbind.int")
+def unbind(x: Any, dim: int = 0) -> tuple[View, ...]:
+    x = tensor(x)
+    return tuple(part.squeezed(dim) for part in split(x, 1, dim))
+
+
+@translates("aten.cat.default")
+def cat(xs: Sequence[Any], dim: int = 0) -> View:
+    views = [tensor(x) for x in xs]
+    d = own_tokens(views[0], dim, "a concatenation")
+    if len(views) == 1:
+        return views[0]
+    _, wanted, rank = aligned(views)
+    if d not in wanted:
+        wanted = [*wanted, d]
+    values = [v.arranged(wanted) for v in views]
+    return viewed(ops.concat(*values, dim=wanted.index(d)), wanted, rank)
+
+
+@translates("aten.stack.default")
+def stack(xs: Sequence[Any], dim: int = 0) -> View:
+    return cat([tensor(x).unsqueezed(dim) for x in xs], dim)
+
+
+@translates("aten.repeat_interleave.self_int")
+def repeat_interleave(x: Any, repeats: int, dim: int | None = None, **_: Any) -> View:
+    x = tensor(x)
+    if dim is None:
+        raise TraceError("repeat_interleave without a dim flattens tokens")
+    d = own_tokens(x, dim, "a repetition")
+    wide = stack([x] * repeats, d + 1)
+    return reshape(wide, (*x.dims[:d], static(x.dims[d], "the size of a dim") * repeats, *x.dims[d + 1 :]))
+
+
+@translates("aten.embedding.default")
+def embedding(table: Any, ids: Any, *_: Any) -> View:
+    table, ids = tensor(table), tensor(ids)
+    value = ops.embedding(ids.value, table.rowmajor().value)
+    return View(value, (*ids.order, value.type.rank - 1))
+
+
+@translates("aten.full.default")
+def full(dims: Sequence[Dim], value: float, dtype: torch.dtype | None = None, **_: Any) -> Any:
+    if not dims:
+        return value
+    default = torch.float32 if isinstance(value, float) else torch.int64
+    return View.of(ops.full(dims=tuple(dims), value=value, elem=elem_of(dtype or default)))
+
+
+@translates("aten.zeros.default")
+def zeros(dims: Sequence[Dim], dtype: torch.dtype | None = None, **options: Any) -> Any:
+    return full(dims, 0.0, dtype or torch.float32, **options)
+
+
+@translates("aten.ones.default")
+def ones(dims: Sequence[Dim], dtype: torch.dtype | None = None, **options: Any) -> Any:
+    return full(dims, 1.0, dtype or torch.float32, **options)
+
+
+@translates("aten.arange.start")
+def arange(start: Dim, end: Dim, *, seqs: Any, dtype: torch.dtype | None = None, **_: Any) -> View:
+    """Counting this step's tokens from the number of cached ones is counting positions in a sequence."""
+    if start == PAST and end == PAST + TOKENS:
+        return View.of(ops.positions(seqs))
+    first, last = static(start, "the start of a range"), static(end, "the end of a range")
+    return View.of(ops.arange(start=first, stop=last, elem=elem_of(dtype or torch.int64)))
+
+
+@translates("aten.scalar_tensor.default")
+def scalar_tensor(value: float, **_: Any) -> float:
+    return value

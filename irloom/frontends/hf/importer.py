@@ -1,0 +1,245 @@
+"""Import: a captured graph of the library, node by node, into one IR function without a batch dim."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export.graph_signature import InputKind, InputSpec
+from torch.fx import Node as FxNode
+
+from irloom.frontends.hf.aten import TRANSLATORS, Stored
+from irloom.frontends.hf.aten.core import PAST, TOKENS, Translator
+from irloom.frontends.hf.capture import Capture
+from irloom.frontends.hf.symbols import dim_of
+from irloom.frontends.hf.views import View
+from irloom.ir import ops
+from irloom.ir.dims import sym
+from irloom.ir.elem import ELEMS, SEQS, elem_of
+from irloom.ir.errors import IRError, IrloomError, TraceError
+from irloom.ir.graph import Builder, Func, Module, Param, Value
+from irloom.ir.types import Type
+from irloom.ir.weights import Const, Tensor, WeightExpr
+
+WRAPPER = "model."
+"""Where the library's model sits in the module that was exported."""
+
+CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range")
+
+
+def import_graph(capture: Capture, model: nn.Module, name: str) -> Module:
+    """The captured graph as a module with one function, ``main(ids, seqs, weights...) -> f32[T, V]``.
+
+    Weights are parameters bound to the names that ``model`` gives them, a tied one to its first name. Buffers that
+    the library computes become constants, scalar ones numbers. Raises ``TraceError`` naming op, module and line.
+    """
+    return _Importer(capture, model, name).run()
+
+
+class _Importer:
+    def __init__(self, capture: Capture, model: nn.Module, name: str) -> None:
+        self.capture, self.graph = capture, capture.program.graph
+        first: dict[int, str] = {}
+        named = list(model.named_parameters(remove_duplicate=False))
+        self.tied = {path: first.setdefault(id(param), path) for path, param in named}
+        self.ids = Param("ids", Type(ELEMS["i32"], (TOKENS,)))
+        self.seqs = Param("seqs", Type(SEQS, (TOKENS, sym("S"))))
+        self.func = Func("main", [self.ids, self.seqs])
+        self.module = Module(
+            {"main": self.func}, model=name, dims={"T": (1, 8192), "S": (1, 256)}
+        )
+        self.build = Builder(self.func)
+        self.env: dict[FxNode, Any] = {}
+        self.bound: dict[str, Any] = {}
+        self.wants_seqs: dict[Translator, bool] = {}
+        self.symbols = {capture.tokens: TOKENS, capture.past: PAST}
+
+    def run(self) -> Module:
+        specs = {spec.arg.name: spec for spec in self.capture.program.graph_signature.input_specs}
+        live = _live(self.graph)
+        with self.build:
+            for node in self.graph.nodes:
+                if node not in live:
+                    continue
+                self.build.loc = location(node)
+                if node.op == "placeholder":
+                    self.env[node] = self.input(node, specs[node.name])
+                elif node.op == "call_function":
+                    try:
+                        self.env[node] = self.call(node)
+                    except IrloomError as error:
+                        raise _placed(error, node) from error
+                elif node.op == "output":
+                    self.finish(node.args[0][0])
+        return self.module
+
+    def input(self, node: FxNode, spec: InputSpec) -> Any:
+        """What a graph input is: ids, positions, a weight, a constant, or a scalar buffer's number."""
+        if spec.kind is InputKind.USER_INPUT:
+            match node.name:
+                case "input_ids":
+                    return View(self.ids, (None, 0))
+                case "position_ids":
+                    self.build.loc = ""
+                    return View(ops.positions(self.seqs), (None, 0))
+                case _:
+                    return None
+        path = spec.target or ""
+        path = path.removeprefix(WRAPPER)
+        path = self.tied.get(path, path)
+        if path not in self.bound:
+            self.bound[path] = self.bind(path, node.meta["val"], bool(spec.persistent), spec.kind)
+        return self.bound[path]
+
+    def bind(self, path: str, fake: torch.Tensor, persistent: bool, kind: InputKind) -> Any:
+        """A parameter of ``main`` for the weight or buffer at ``path``."""
+        leaf = re.sub(r"\W", "_", ".".join(path.split(".")[-2:]))
+        if kind is InputKind.PARAMETER or (persistent and kind is InputKind.BUFFER):
+            return self.param(leaf, fake, Tensor(path))
+        value = self.capture.buffers.get(path, self.capture.program.constants.get(path))
+        if value is None or value.is_meta:
+            raise TraceError(f"buffer `{path}` has no value and is in no checkpoint")
+        if value.ndim == 0:
+            return value.item()
+        const = leaf if leaf not in self.module.consts else re.sub(r"\W", "_", path)
+        self.module.consts[const] = value.contiguous()
+        return self.param(leaf, value, Const(const))
+
+    def param(self, name: str, like: torch.Tensor, weight: WeightExpr) -> View:
+        type = Type(elem_of(like.dtype), tuple(like.shape))
+        param = Param(self.build.fresh(name), type, weight=weight)
+        self.func.params.append(param)
+        return View.of(param)
+
+    def call(self, node: FxNode) -> Any:
+        """Translate one op; its result is a view, a number, a dim, or a tuple of these."""
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt | int):
+            return dim_of(value, self.symbols)
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self.read)
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return node.target(*args, **kwargs)  # operator.getitem on a tuple of results
+        name = str(node.target)
+        inplace = f".{name.split('.')[1]}".endswith("_") and name not in TRANSLATORS
+        key = name.replace("_.", ".", 1) if inplace else name
+        translator = TRANSLATORS.get(key)
+        if translator is None:
+            raise TraceError(
+                f"op `{name}` has no translation", hint="register one with @translates in irloom/frontends/hf/aten"
+            )
+        if translator not in self.wants_seqs:
+            self.wants_seqs[translator] = "seqs" in inspect.signature(translator).parameters
+        if self.wants_seqs[translator]:
+            kwargs = {**kwargs, "seqs": self.seqs}
+        self.build.name = source_name(node)
+        result = translator(*args, **kwargs)
+        self.build.name = None
+        if inplace:
+            self.rebind(node, result)
+        self.check(node, result)
+        return result
+
+    def read(self, node: FxNode) -> Any:
+        return self.env[node]
+
+    def rebind(self, node: FxNode, result: Any) -> None:
+        """After an in-place op its target reads as the result; refused where another view shares the memory."""
+        target = node.args[0]
+        assert isinstance(target, FxNode)
+        views = [n for n in (target, *target.users) if n is not node and _aliases(n)]
+        if target.op == "placeholder" or views:
+            raise TraceError(f"op `{node.target}` changes a tensor that others share", hint="an out-of-place op traces")
+        self.env[target] = result
+
+    def check(self, node: FxNode, result: Any) -> None:
+        """Dims here are the dims there: the translation's own proof."""
+        fake = node.meta.get("val")
+        if isinstance(result, View) and isinstance(fake, torch.Tensor):
+            wanted = tuple(dim_of(d, self.symbols) for d in fake.shape)
+            if wanted != result.dims:
+                raise TraceError(f"op `{node.target}` gives {wanted} in the library, but {result.dims} in the IR")
+
+    def finish(self, output: FxNode) -> None:
+        """Return the logits, in f32 and without the batch dim."""
+        logits = self.env[output]
+        if isinstance(logits, Stored) or not isinstance(logits, View) or logits.rank != 3:
+            raise TraceError("the model does not return logits [1, T, vocabulary]")
+        value = logits.arranged((1, 2))
+        self.build.loc, self.build.name = "", "logits"
+        self.func.returns = [value if value.type.elem == ELEMS["f32"] else ops.cast(value, to=ELEMS["f32"])]
+
+
+def _live(graph: torch.fx.Graph) -> set[FxNode]:
+    """Nodes that the output depends on. The library's own checks and what only feeds a dead value do not."""
+    live: set[FxNode] = set()
+    for node in reversed(graph.nodes):
+        needed = node.op == "output" or any(user in live for user in node.users)
+        mutates = node.op == "call_function" and str(node.target).split(".")[-2:-1] and _in_place(node)
+        if needed or (mutates and not str(node.target).startswith(CHECKS)):
+            live.add(node)
+    return live
+
+
+def _in_place(node: FxNode) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _aliases(node: FxNode) -> bool:
+    """Whether the result of an op may share memory with its operand."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return any(r.alias_info is not None for r in node.target._schema.returns)
+
+
+def module_path(node: FxNode) -> str:
+    """Where in the model a node was computed: ``model.layers.0.self_attn.q_proj``."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = stack[-1][0] if stack and isinstance(stack[-1], tuple) else ""
+    return path.removeprefix(WRAPPER) if path.startswith(WRAPPER) else ""
+
+
+def source_line(node: FxNode) -> tuple[str, int]:
+    """The innermost source line of the model, past the frames of torch and of irloom."""
+    found = ("", 0)
+    for file, line in _frames(node.meta.get("stack_trace") or ""):
+        if "/torch/" not in file and "/irloom/frontends/hf/" not in file:
+            found = (file, line)
+    return found
+
+
+def _frames(trace: str) -> Iterator[tuple[str, int]]:
+    for match in re.finditer(r'File "([^"]+)", line (\d+)', trace):
+        yield match[1], int(match[2])
+
+
+def location(node: FxNode) -> str:
+    """``self_attn.q_proj modeling_llama.py:155``: the path inside the repeated layer, then file and line."""
+    path = re.sub(r"^.*?\.\d+(\.|$)", "", module_path(node))
+    file, line = source_line(node)
+    place = f"{PurePath(file).name}:{line}" if file else ""
+    return " ".join(part for part in (path, place) if part)
+
+
+def source_name(node: FxNode) -> str | None:
+    """The name of the module for an op that is a whole torch module (``q_proj``), else None."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if not stack or not isinstance(stack[-1], tuple):
+        return None
+    path, cls = stack[-1]
+    named = str(cls).startswith("torch.nn.") and re.search(r"(\w*[a-zA-Z_]\w*)$", path)
+    return named[1] if named else None
+
+
+def _placed(error: IrloomError, node: FxNode) -> TraceError:
+    """``error`` as a ``TraceError`` that says where in the source model it happened."""
+    if isinstance(error, IRError):
+        error = TraceError(f"op `{node.target}` does not import: {error.message}", hint=error.hint)
+    assert isinstance(error, TraceError)
+    file, line = source_line(node)
+    error.at(f"in {module_path(node) or 'the model'}, {file}:{line}")
+    return error
