@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -34,12 +37,14 @@ class Pass(ABC):
     """A step of a pipeline. Subclasses are frozen dataclasses in a file of their own under ``passes/``.
 
     ``after`` and ``before`` name passes that must not come later or earlier when both are in a pipeline; ``requires``
-    names passes that must have run. ``lossy`` says that numbers change by design, within a budget of its own.
+    names passes that must have run, with every pass since then among those that preserve their work: ``preserves``
+    lists what a pass leaves true, ``"*"`` for everything. ``lossy`` says that numbers change by design.
     """
 
     after: ClassVar[tuple[str, ...]] = ()
     before: ClassVar[tuple[str, ...]] = ()
     requires: ClassVar[tuple[str, ...]] = ()
+    preserves: ClassVar[tuple[str, ...]] = ("*",)
     lossy: ClassVar[bool] = False
 
     @abstractmethod
@@ -49,6 +54,44 @@ class Pass(ABC):
     def expected(self, m: Module, inputs: list[Any], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """What the rewritten module ``m`` should return, given what the old one returned on the same inputs.
 
-        The same, unless the pass changes what a program returns (``gather-logits`` keeps last rows only).
+        The same, unless the pass changes what a program returns (``gather-logits`` keeps last rows only). What the new
+        program returns beyond this (its caches, after ``kv-cache``) has nothing to be compared with.
         """
         return outputs
+
+    def budget(self) -> float:
+        """For a lossy pass: how far the outputs may move, as a share of their norm."""
+        return 0.0
+
+
+@dataclass
+class Fuel:
+    """How many more changes may be made; ``spent`` counts them."""
+
+    left: int | None
+    spent: int = 0
+
+
+_FUEL: ContextVar[Fuel | None] = ContextVar("irloom_fuel", default=None)
+
+
+@contextmanager
+def limited(changes: int | None) -> Iterator[Fuel]:
+    """Inside the block passes make only the first ``changes`` changes (None: no limit)."""
+    fuel = Fuel(changes)
+    token = _FUEL.set(fuel)
+    try:
+        yield fuel
+    finally:
+        _FUEL.reset(token)
+
+
+def spend() -> bool:
+    """Whether one more change may be made; asked before each. ``bisect`` finds the first wrong change with it."""
+    fuel = _FUEL.get()
+    if fuel is None:
+        return True
+    if fuel.left is not None and fuel.spent >= fuel.left:
+        return False
+    fuel.spent += 1
+    return True

@@ -1,0 +1,270 @@
+"""Patterns: what ``match`` returns is an expression of ops on holes, and this finds it in a function.
+
+Calling an op while a pattern is traced records it. Positional parameters of ``match`` are operand holes; their
+annotation says what they take (``Value`` a value, ``Param`` a parameter, ``Literal`` a number, ``Value | None`` an
+optional operand; none: anything). Keyword-only ones are attribute holes. Attributes that are not written must have
+the op's default.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, cast, get_type_hints
+
+from irloom.ir.errors import IRError
+from irloom.ir.graph import Arg, Node, Param, Value
+from irloom.ir.op import Op, emitting
+from irloom.ir.show import show_arg, show_attr
+
+from .draft import Draft
+
+SITE = "site"  # the parameter of `where` and `replace` that is the place of the match, not a hole
+
+
+class Mismatch(Exception):
+    """Where a pattern and a function part; ``depth`` counts the ops that had matched by then."""
+
+    def __init__(self, reason: str, depth: int) -> None:
+        super().__init__(reason)
+        self.reason, self.depth = reason, depth
+
+
+@dataclass(frozen=True)
+class Hole:
+    """Stands for an operand, or with ``attribute`` for an attribute's value."""
+
+    name: str
+    accepts: Any = None
+    attribute: bool = False
+
+    def takes(self, a: object) -> bool:
+        """Whether the hole's annotation allows ``a``."""
+        return not isinstance(self.accepts, (type, UnionType)) or isinstance(a, self.accepts)
+
+
+@dataclass(eq=False)
+class Applied:
+    """An op of a pattern."""
+
+    op: Op
+    args: tuple[Any, ...]
+    attrs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A result of an op of a pattern; index None is its only one."""
+
+    node: Applied
+    index: int | None = None
+
+    def __getitem__(self, index: int) -> Output:
+        return Output(self.node, index)
+
+    def __iter__(self) -> Iterator[Output]:
+        sizes: Any = self.node.attrs.get("sizes")
+        if not isinstance(sizes, tuple):
+            raise IRError(
+                f"{self.node.op.name}: how many results the pattern means is open", hint="index one of them"
+            )
+        return (Output(self.node, i) for i, _ in enumerate(cast("tuple[Any, ...]", sizes)))
+
+
+class _Tracer:
+    """Records op calls as a pattern."""
+
+    def emit(self, op: Op, args: Sequence[Any], attrs: dict[str, Any]) -> Any:
+        missing = 0 if op.variadic else len(op.operands) - len(args)
+        node = Applied(op, (*args, *[None] * missing), dict(op.complete(attrs)))
+        count = len(op.signature.outs)
+        return Output(node) if count == 1 else tuple(Output(node, i) for i in range(count))
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A traced ``match``: its holes and the values it stands for, the one that reaches most of it first."""
+
+    holes: dict[str, Hole]
+    outputs: tuple[Output, ...]
+    anchor: Output
+
+    @staticmethod
+    def trace(match: Callable[..., Any], name: str) -> Pattern:
+        """Call ``match`` on holes and record what it does."""
+        hints = get_type_hints(match)
+        params = inspect.signature(match).parameters.values()
+        holes = {p.name: _hole(p, hints.get(p.name)) for p in params}
+        with emitting(_Tracer()):
+            made = match(
+                *(h for h in holes.values() if not h.attribute),
+                **{k: h for k, h in holes.items() if h.attribute},
+            )
+        outputs = made if isinstance(made, tuple) else (made,)
+        if not outputs or not all(isinstance(o, Output) for o in outputs):
+            raise IRError(f"rule {name}: match returns {made!r}", hint="return op calls on the holes")
+        return Pattern(holes, outputs, max(outputs, key=lambda o: len(_reach(o, set()))))
+
+
+def _hole(p: inspect.Parameter, hint: Any) -> Hole:
+    attribute = p.kind is p.KEYWORD_ONLY
+    return Hole(p.name, None if attribute or hint is Any else hint, attribute)
+
+
+def _reach(x: Any, seen: set[Applied]) -> set[Applied]:
+    if isinstance(x, Output) and x.node not in seen:
+        seen.add(x.node)
+        for a in x.node.args:
+            _reach(a, seen)
+    return seen
+
+
+@dataclass
+class Match:
+    """What holes and ops of a pattern are bound to."""
+
+    holes: dict[str, Any] = field(default_factory=dict[str, Any])
+    nodes: dict[Applied, Node] = field(default_factory=dict[Applied, Node])
+
+    def copy(self) -> Match:
+        """For trying one of several ways."""
+        return Match(dict(self.holes), dict(self.nodes))
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """``pattern`` is to be matched by ``actual``; with ``node`` that is a node itself."""
+
+    pattern: Any
+    actual: Any = None
+    node: Node | None = None
+    search: bool = False
+
+
+def find(p: Pattern, root: Node, d: Draft) -> Match:
+    """The first way in which ``root`` is the anchor of the pattern; ``Mismatch`` where there is none."""
+    rest = [_Goal(o, search=True) for o in p.outputs if o is not p.anchor]
+    return _solve([_Goal(p.anchor, node=root), *rest], Match(), d)
+
+
+def _solve(goals: list[_Goal], m: Match, d: Draft) -> Match:
+    goals = list(goals)
+    while goals:
+        g = goals.pop(0)
+        if isinstance(g.pattern, Hole):
+            _fill(m, g.pattern, g.actual)
+        elif not isinstance(g.pattern, Output):
+            if not _equal(g.pattern, g.actual):
+                raise Mismatch(f"wants {show_arg(g.pattern)}, not {_show(g.actual)}", len(m.nodes))
+        elif g.search and g.pattern.node not in m.nodes:
+            return _first(_search(g.pattern, m, d), goals, m, d, f"no {g.pattern.node.op.name} beside it")
+        elif not g.search:
+            node = g.node or _producer(g.pattern, g.actual, m, d)
+            ways = _enter(g.pattern.node, node, m)
+            if len(ways) > 1:
+                return _first(ways, goals, m, d, "")
+            goals = [*ways[0], *goals]
+    return m
+
+
+def _first(ways: list[list[_Goal]], goals: list[_Goal], m: Match, d: Draft, none: str) -> Match:
+    """The first of several ways that leads to a match, else the mismatch that came furthest."""
+    failed = Mismatch(none, len(m.nodes))
+    for way in ways:
+        try:
+            return _solve([*way, *goals], m.copy(), d)
+        except Mismatch as e:
+            failed = e if e.depth > failed.depth or not failed.reason else failed
+    raise failed
+
+
+def _producer(o: Output, actual: Arg, m: Match, d: Draft) -> Node:
+    if not isinstance(actual, Value):
+        raise Mismatch(f"wants {o.node.op.name}, not {_show(actual)}", len(m.nodes))
+    s = d.producer.get(actual)
+    if not isinstance(s, Node) or s.op is not o.node.op:
+        made = s.op.name if isinstance(s, Node) else "a parameter" if isinstance(actual, Param) else "a call"
+        raise Mismatch(f"{actual.name} is {made}, not {o.node.op.name}", len(m.nodes))
+    if s.results.index(actual) != (o.index or 0) or (o.index is None and len(s.results) > 1):
+        raise Mismatch(f"{actual.name} is another result of {s.op.name}", len(m.nodes))
+    return s
+
+
+def _search(o: Output, m: Match, d: Draft) -> list[list[_Goal]]:
+    """Nodes beside the match that could be ``o``: those that read something already bound."""
+    known = [
+        m.holes.get(a.name) if isinstance(a, Hole) else _bound(a, m) for a in o.node.args if a is not None
+    ]
+    source = next((v for v in known if isinstance(v, Value)), None)
+    readers = d.readers.get(source, {}) if source is not None else {}
+    taken = set(m.nodes.values())
+    nodes = [s for s in readers if isinstance(s, Node) and s.op is o.node.op and s not in taken]
+    return [[_Goal(o, node=n)] for n in nodes]
+
+
+def _bound(a: Any, m: Match) -> Any:
+    node = m.nodes.get(a.node) if isinstance(a, Output) else None
+    return node.results[a.index or 0] if node else None
+
+
+def _enter(pattern: Applied, node: Node, m: Match) -> list[list[_Goal]]:
+    """What must hold for ``node`` to be ``pattern``: its operands, in each order that means the same."""
+    if pattern in m.nodes:
+        if m.nodes[pattern] is not node:
+            raise Mismatch(f"{node.results[0].name} is not {m.nodes[pattern].results[0].name}", len(m.nodes))
+        return [[]]
+    if node.op is not pattern.op:
+        raise Mismatch(f"{node.results[0].name} is {node.op.name}, not {pattern.op.name}", len(m.nodes))
+    m.nodes[pattern] = node
+    args = [*node.args, *[None] * (len(pattern.args) - len(node.args))]
+    if len(args) != len(pattern.args):
+        raise Mismatch(f"{node.op.name} has {len(args)} operands, not {len(pattern.args)}", len(m.nodes))
+    for k, want in pattern.attrs.items():
+        _attribute(m, node, k, want, node.attrs[k])
+    straight = [_Goal(p, a) for p, a in zip(pattern.args, args, strict=True)]
+    if not node.op.commutative:
+        return [straight]
+    first, second, *rest = args
+    swapped = [_Goal(p, a) for p, a in zip(pattern.args, [second, first, *rest], strict=True)]
+    return [straight, swapped]
+
+
+def _attribute(m: Match, node: Node, key: str, want: Any, value: Any) -> None:
+    if isinstance(want, Hole):
+        _fill(m, want, value)
+    elif isinstance(want, tuple) and isinstance(value, tuple):
+        wants, values = cast("tuple[Any, ...]", want), cast("tuple[Any, ...]", value)
+        if len(wants) != len(values):
+            raise Mismatch(f"{node.results[0].name} has {key}={show_attr(values)}", len(m.nodes))
+        for w, v in zip(wants, values, strict=True):
+            _attribute(m, node, key, w, v)
+    elif not _equal(want, value):
+        raise Mismatch(
+            f"{node.results[0].name} has {key}={show_attr(value)}, not {show_attr(want)}", len(m.nodes)
+        )
+
+
+def _fill(m: Match, hole: Hole, a: Any) -> None:
+    if not hole.takes(a):
+        raise Mismatch(f"`{hole.name}` would be {_show(a)}", len(m.nodes))
+    old = m.holes.setdefault(hole.name, a)
+    if old is not a and not (not isinstance(a, Value) and _equal(old, a)):
+        raise Mismatch(f"`{hole.name}` would be both {_show(old)} and {_show(a)}", len(m.nodes))
+
+
+def _equal(want: Any, a: Any) -> bool:
+    """Equal as the text shows it, but that 1 is 1.0; a truth value is no number."""
+    return not isinstance(a, Value) and isinstance(want, bool) == isinstance(a, bool) and want == a
+
+
+def _show(a: Any) -> str:
+    if isinstance(a, Param):
+        return f"the parameter {a.name}"
+    return "absent" if a is None else show_arg(a) if isinstance(a, Value) else show_attr(a)
+
+
+def describe(holes: Mapping[str, Any]) -> str:
+    """The holes of a match, for messages: ``x=h, w=wq``."""
+    return ", ".join(f"{k}={_show(v)}" for k, v in holes.items())

@@ -1,0 +1,222 @@
+"""A pipeline is text: ``"canonicalize, fuse-qkv, quantize(int8, skip='lm_head')"``; here it is read, checked and run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, fields
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+
+from irloom.ir.errors import IRError, PipelineError
+from irloom.ir.graph import Module
+from irloom.ir.verify import verify
+
+from .core import Pass
+from .record import Record, Step
+from .registry import PASSES, name_of
+
+Pipeline = str | Sequence[str | Pass]
+
+
+def run_pipeline(
+    m: Module, pipeline: Pipeline, progress: Callable[[str, int, int], None] | None = None
+) -> tuple[Module, Record]:
+    """Run ``pipeline`` on a copy of ``m``: the new module, and the record of the run.
+
+    The pipeline is read and checked as a whole before anything runs (``PipelineError``). The program is verified
+    after every pass (``IRError``, which names the pass). ``progress(name, done, total)`` is called before each.
+    """
+    passes = parse_pipeline(pipeline)
+    check_order(passes, m.passes)
+    verify(m)
+    now, record = m.copy(), Record()
+    for i, p in enumerate(passes):
+        name, before, start = name_of(type(p)), now.copy(), time.perf_counter()
+        if progress:
+            progress(name, i, len(passes))
+        changes = p.run(now)
+        now.passes.append(name)
+        try:
+            verify(now)
+        except IRError as e:
+            raise e.at(f"  --> after pass {name}") from None
+        record.steps.append(Step(name, spell(p), before, now.copy(), changes, time.perf_counter() - start))
+    return now, record
+
+
+def parse_pipeline(pipeline: Pipeline) -> list[Pass]:
+    """The passes that a pipeline names: text, or a sequence of texts and passes.
+
+    >>> [spell(p) for p in parse_pipeline("canonicalize, quantize(int4, skip='lm_head')")]
+    ['canonicalize', "quantize('int4', skip=('lm_head',))"]
+    """
+    items = [pipeline] if isinstance(pipeline, str) else list(pipeline)
+    out: list[Pass] = []
+    for item in items:
+        out += [item] if isinstance(item, Pass) else [_pass(text) for text in _split(item)]
+    return out
+
+
+def _split(text: str) -> list[str]:
+    """Cut at the commas outside of parentheses and quotes."""
+    parts, depth, quote, start = [], 0, "", 0
+    for i, c in enumerate(text):
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "'\"":
+            quote = c
+        elif c in "([":
+            depth += 1
+        elif c in ")]":
+            depth -= 1
+        elif c == "," and not depth:
+            parts.append(text[start:i])
+            start = i + 1
+    parts = [p.strip() for p in [*parts, text[start:]]]
+    if depth or quote:
+        raise PipelineError(f"pipeline {text!r}: {'a quote' if quote else 'a parenthesis'} is not closed")
+    if text.strip() and not all(parts):
+        raise PipelineError(
+            f"pipeline {text!r}: there is nothing between two commas", hint="names, separated by commas"
+        )
+    return [p for p in parts if p]
+
+
+def _pass(text: str) -> Pass:
+    """One item, such as ``quantize(int8, group=32)``."""
+    m = re.fullmatch(r"([A-Za-z0-9_-]+)\s*(?:\((.*)\))?", text, re.DOTALL)
+    if not m:
+        raise PipelineError(
+            f"pipeline: {text!r} is no pass", hint="a name, or a name with options: kv-plan(page=32)"
+        )
+    name, given = m[1], m[2] or ""
+    cls = PASSES[name]
+    try:
+        call = cast("ast.Call", ast.parse(f"f({given})", mode="eval").body)
+        values = [_value(a) for a in call.args]
+        named = {str(k.arg): _value(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError) as e:
+        raise PipelineError(
+            f"{name}: options {given!r} cannot be read: {e}", hint="values are names, numbers and strings"
+        ) from None
+    return _build(name, cls, values, named)
+
+
+def _value(e: ast.expr) -> Any:
+    match e:
+        case ast.Name(id=word):
+            return {"true": True, "false": False, "none": None}.get(word, word)
+        case ast.Tuple(elts=items) | ast.List(elts=items):
+            return tuple(_value(x) for x in items)
+        case _:
+            return ast.literal_eval(e)
+
+
+def _build(name: str, cls: type[Pass], values: list[Any], named: dict[str, Any]) -> Pass:
+    options = [f.name for f in fields(cls)]
+    if len(values) > len(options):
+        raise PipelineError(f"{name}: {len(values)} options are given, it has {', '.join(options) or 'none'}")
+    given = dict(zip(options, values, strict=False))
+    for k, v in named.items():
+        if k not in options:
+            near = get_close_matches(k, options, 1)
+            has = f"it has {', '.join(options)}" if options else "it has none"
+            raise PipelineError(
+                f"{name}: no option {k!r}", hint=f"did you mean {near[0]!r}?" if near else has
+            )
+        if k in given:
+            raise PipelineError(f"{name}: option {k!r} is given twice")
+        given[k] = v
+    hints = get_type_hints(cls)
+    for f in fields(cls):
+        if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
+            raise PipelineError(
+                f"{name}: option {f.name!r} is missing", hint=f"{name}({f.name}=...), {_spell(hints[f.name])}"
+            )
+    return cls(**{k: _fitted(name, k, v, hints[k]) for k, v in given.items()})
+
+
+def _fitted(name: str, option: str, value: Any, kind: Any) -> Any:
+    """``value`` as the option's type, where that loses nothing; else ``PipelineError`` naming both."""
+    fitted = _fit(value, kind)
+    if fitted is _NO:
+        raise PipelineError(f"{name}: option `{option}` is {value!r}, not {_spell(kind)}")
+    return fitted
+
+
+_NO = object()
+
+
+def _fit(value: Any, kind: Any) -> Any:
+    args = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value if value in args else _NO
+    if isinstance(kind, UnionType):
+        return next((v for k in args if (v := _fit(value, k)) is not _NO), _NO)
+    if get_origin(kind) is tuple:
+        items: Iterable[Any] = value if isinstance(value, tuple) else (value,)
+        fitted = tuple(_fit(x, args[0]) for x in items)
+        return _NO if any(x is _NO for x in fitted) else fitted
+    if kind is float and type(value) is int:
+        return float(value)
+    return value if type(value) is (NoneType if kind is None else kind) else _NO
+
+
+def _spell(kind: Any) -> str:
+    args = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if isinstance(kind, UnionType):
+        return " or ".join(map(_spell, args))
+    if get_origin(kind) is tuple:
+        return f"a tuple of {_spell(args[0]).removeprefix('a ').removeprefix('an ')}s"
+    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false", NoneType: "none"}
+    return names.get(kind, str(kind))
+
+
+def spell(p: Pass) -> str:
+    """A pass as pipeline text: its name, and the options that are not their defaults."""
+    shown: list[str] = []
+    for i, f in enumerate(fields(p)):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        value = getattr(p, f.name)
+        if default is MISSING or value != default:
+            shown.append(repr(value) if i == len(shown) == 0 else f"{f.name}={value!r}")
+    return name_of(type(p)) + (f"({', '.join(shown)})" if shown else "")
+
+
+def check_order(passes: Sequence[Pass], ran: Sequence[str] = ()) -> None:
+    """Refuse an order that a pass of the pipeline forbids; ``ran`` is what the module has behind it."""
+    names = [*ran, *(name_of(type(p)) for p in passes)]
+    first = {name: names.index(name) for name in names}
+    valid: dict[str, str | None] = dict.fromkeys(ran)  # what has run, and which pass has undone it since
+    for p in passes:
+        name = name_of(type(p))
+        for other in p.after:
+            if first.get(other, -1) > first[name]:
+                raise _order(name, "after", other)
+        for other in p.before:
+            if other in first and first[other] < first[name]:
+                raise _order(name, "before", other)
+        for other in p.requires:
+            if other not in valid:
+                raise PipelineError(
+                    f"{name} requires {other}, which has not run", hint=f"put {other} before {name}"
+                )
+            if undone := valid[other]:
+                raise PipelineError(
+                    f"{name} requires {other}, which {undone} has undone", hint=f"put {other} after {undone}"
+                )
+        if "*" not in p.preserves:
+            valid = {k: v or (None if k in p.preserves else name) for k, v in valid.items()}
+        valid[name] = None
+
+
+def _order(name: str, word: str, other: str) -> PipelineError:
+    return PipelineError(
+        f"{name} must run {word} {other}", hint=f"{name} says {word} = ({other!r},): exchange the two"
+    )

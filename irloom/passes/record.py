@@ -1,0 +1,67 @@
+"""The record of a run: what each pass was, did and almost did. Dumps, diffs and reports all read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from irloom.ir.graph import Module
+from irloom.ir.show import show
+
+from .core import Changes
+
+
+@dataclass
+class Step:
+    """One pass of a run: its name and options, the module before and after it, its changes and its seconds.
+
+    The modules are copies: reading them later shows what was, whatever has happened to the program since.
+    """
+
+    name: str
+    text: str
+    before: Module
+    after: Module
+    changes: Changes
+    seconds: float
+
+    @cached_property
+    def text_before(self) -> str:
+        """The program as the pass found it; written when it is first asked for."""
+        return show(self.before)
+
+    @cached_property
+    def text_after(self) -> str:
+        """The program as the pass left it."""
+        return show(self.after)
+
+    def __str__(self) -> str:
+        near = f", {len(self.changes.near_misses)} near misses" if self.changes.near_misses else ""
+        return f"{self.text}: {len(self.changes)} changes{near} ({self.seconds * 1e3:.0f} ms)"
+
+
+@dataclass
+class Record:
+    """The steps of a run, in order."""
+
+    steps: list[Step] = field(default_factory=list[Step])
+
+    def step(self, name: str) -> Step:
+        """The last step of the pass called ``name``; ``KeyError`` if it did not run."""
+        for s in reversed(self.steps):
+            if s.name == name:
+                return s
+        raise KeyError(name)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in passes and in verifying what they left."""
+        return sum(s.seconds for s in self.steps)
+
+    @property
+    def near_misses(self) -> list[tuple[str, str]]:
+        """Every near miss: the pass, then place and reason."""
+        return [(s.name, miss) for s in self.steps for miss in s.changes.near_misses]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.steps))

@@ -1,0 +1,279 @@
+"""Rewrites: what to find, when it is legal, what to put there; and the driver that applies them to a fixpoint."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from irloom.ir.elem import Quant
+from irloom.ir.errors import IRError, IrloomError
+from irloom.ir.graph import Func, Loop, Module, Node, Param, Stmt, Value
+from irloom.ir.types import Type
+from irloom.ir.weight_expr import WeightExpr
+
+from .core import Changes, NoMatch, spend
+from .draft import Draft
+from .pattern import SITE, Match, Mismatch, Pattern, find
+
+
+class Rewrite:
+    """Three methods in reading order; no state is kept on ``self`` between them (fields are settings).
+
+    ``match`` returns an op expression on its parameters, or a tuple where several values are replaced together.
+    ``where`` raises ``NoMatch(reason)`` to decline. ``replace`` calls ops, or returns a hole, and gives as many values.
+    ``where`` and ``replace`` take the holes that they name, and ``site`` if they name that.
+
+    A value inside of a match that has readers outside of it stops the rewrite. With ``shared`` it stays for them.
+    With ``quiet`` a decline is no near miss: it is how the rule works, not news.
+    """
+
+    shared: ClassVar[bool] = False
+    quiet: ClassVar[bool] = False
+
+    def match(self, *holes: Any, **attributes: Any) -> Any:
+        """The pattern."""
+        raise NotImplementedError(type(self).__name__)
+
+    def where(self, *args: Any, **holes: Any) -> None:
+        """Raise ``NoMatch`` to decline."""
+
+    def replace(self, *args: Any, **holes: Any) -> Any:
+        """What takes the place of what ``match`` returns."""
+        raise NotImplementedError(type(self).__name__)
+
+
+class RuleError(IrloomError):
+    """A rule that contradicts itself or another: the author's mistake, not a program that does not match."""
+
+
+@dataclass
+class Site:
+    """The place of a match: its function and module, and what a rewrite may ask for or add there."""
+
+    module: Module
+    draft: Draft
+    root: Node
+    new_params: list[Param] = field(default_factory=list[Param])
+    new_quants: dict[str, Quant] = field(default_factory=dict[str, Quant])
+
+    @property
+    def func(self) -> Func:
+        """The function that is rewritten."""
+        return self.draft.func
+
+    def producer(self, v: Value) -> Node | None:
+        """The node that makes ``v``, if a node does."""
+        s = self.draft.producer.get(v)
+        return s if isinstance(s, Node) else None
+
+    def readers(self, v: Value) -> list[Stmt]:
+        """The statements that read ``v``."""
+        return list(self.draft.readers.get(v, {}))
+
+    def weight(self, v: Value) -> WeightExpr:
+        """The weight expression that ``v`` is bound to; ``NoMatch`` if it is none."""
+        if not isinstance(v, Param) or v.weight is None:
+            raise NoMatch(f"{v.name} is not a weight")
+        return v.weight
+
+    def new_weight(self, name: str, type: Type, expr: WeightExpr) -> Param:
+        """A weight parameter of the function, bound to ``expr``. It is added when the rewrite succeeds."""
+        base, n = name, 0
+        while name in self.draft.taken:
+            n += 1
+            name = f"{base}_{n}"
+        self.draft.taken.add(name)
+        self.new_params.append(Param(name, type, weight=expr))
+        return self.new_params[-1]
+
+    def new_quant(self, q: Quant) -> Quant:
+        """Declare a quantized element in the module header. It is added when the rewrite succeeds."""
+        self.new_quants[q.name] = q
+        return q
+
+    def named(self, name: str, value: Value) -> Value:
+        """Name a value that ``replace`` has just made."""
+        self.draft.taken.discard(value.name)
+        while name in self.draft.taken:
+            head, _, tail = name.rpartition("_")
+            name = f"{head}_{int(tail) + 1}" if head and tail.isdigit() else f"{name}_1"
+        self.draft.rename(value, name)
+        return value
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A rewrite with its pattern traced."""
+
+    rewrite: Rewrite
+    pattern: Pattern
+
+    @property
+    def name(self) -> str:
+        return type(self.rewrite).__name__
+
+    def call(self, fn: Callable[..., Any], m: Match, site: Site) -> Any:
+        """Call ``where`` or ``replace`` with what it names."""
+        given = {**m.holes, SITE: site}
+        params = inspect.signature(fn).parameters.values()
+        if any(p.kind is p.VAR_KEYWORD for p in params):
+            return fn(**m.holes)
+        return fn(**{p.name: given[p.name] for p in params})
+
+
+def apply(m: Module, rules: Sequence[Rewrite]) -> Changes:
+    """Apply ``rules`` to every function until none matches. The first rule that matches at a node wins."""
+    traced = [_Rule(r, Pattern.trace(r.match, type(r).__name__)) for r in rules]
+    changes = Changes()
+    for f in m.funcs.values():
+        changes += _Driver(m, f, traced).run()
+    return changes
+
+
+class _Driver:
+    def __init__(self, m: Module, f: Func, rules: Iterable[_Rule]) -> None:
+        self.module, self.draft = m, Draft(f)
+        self.rules: dict[str, list[_Rule]] = {}
+        for r in rules:
+            self.rules.setdefault(r.pattern.anchor.node.op.name, []).append(r)
+        self.places: list[str] = []
+        self.near: dict[str, None] = {}
+        self.limit = 20 * len(f.body) + 1000
+
+    def run(self) -> Changes:
+        done = -1
+        while done != len(self.places):
+            done = len(self.places)
+            self.near.clear()
+            for i in range(len(self.draft.slots)):
+                self._slot(i)
+        self.draft.commit()
+        return Changes(self.places, list(self.near))
+
+    def _slot(self, i: int) -> None:
+        slot = self.draft.slots[i]
+        todo = list(slot)
+        while todo:
+            s = todo.pop(0)
+            if s in self.draft.slot and isinstance(s, Node) and self._node(s):
+                todo = list(slot)
+
+    def _node(self, root: Node) -> bool:
+        for rule in self.rules.get(root.op.name, []):
+            place = f"{self.draft.func.name}.{root.results[0].name}: {rule.name}"
+            site = Site(self.module, self.draft, root)
+            taken: list[Stmt] = []
+            try:
+                found = find(rule.pattern, root, self.draft)
+                if self._rewrite(rule, found, site, taken):
+                    self._count(place, rule)
+                    return True
+            except Mismatch as e:
+                self._miss(rule, place, e.reason if e.depth > 1 else "")
+            except (NoMatch, IRError) as e:  # an IRError: the ops of the replacement do not fit here
+                self._undo(site, taken)
+                self._miss(rule, place, e.message if isinstance(e, IRError) else str(e))
+        return False
+
+    def _miss(self, rule: _Rule, place: str, reason: str) -> None:
+        if reason and not rule.rewrite.quiet:
+            self.near[f"{place}: {reason}"] = None
+
+    def _count(self, place: str, rule: _Rule) -> None:
+        self.places.append(place)
+        if len(self.places) > self.limit:
+            raise RuleError(
+                f"{rule.name} and other rules undo each other: {len(self.places)} rewrites",
+                hint=f"the last: {place}",
+            )
+
+    def _undo(self, site: Site, made: list[Stmt]) -> None:
+        names = [*(r.name for s in made for r in s.results), *(p.name for p in site.new_params)]
+        self.draft.taken.difference_update(names)
+
+    def _rewrite(self, rule: _Rule, found: Match, site: Site, made: list[Stmt]) -> bool:
+        old = _outputs(rule.pattern, found)
+        matched = list(found.nodes.values())
+        if not rule.rewrite.shared:
+            self._private(old, matched)
+        rule.call(rule.rewrite.where, found, site)
+        at = self._position(old, matched, found)
+        with self.draft.builder(made, site.root.loc):
+            new = rule.call(rule.rewrite.replace, found, site)
+        new = list(new) if isinstance(new, tuple) else [new]
+        self._fits(rule, old, new, made)
+        if not spend():
+            self._undo(site, made)
+            return False
+        self._commit(old, new, matched, made, at, site)
+        self._drop_weights(found)
+        return True
+
+    def _private(self, old: list[Value], matched: list[Node]) -> None:
+        """Decline when a value that would be dropped has a reader outside of the match."""
+        inside = set[Stmt](matched)
+        for v in (r for n in matched for r in n.results if r not in old):
+            if other := next((s for s in self.draft.readers.get(v, {}) if s not in inside), None):
+                raise NoMatch(f"{v.name} has another reader: {other.results[0].name}")
+            if v in self.draft.returned:
+                raise NoMatch(f"{v.name} has another reader: return")
+
+    def _position(self, old: list[Value], matched: list[Node], found: Match) -> Stmt:
+        """Before what the new nodes go: as late as the readers of the results allow, and after every operand."""
+        inside = set[Stmt](matched)
+        readers = [s for v in old for s in self.draft.readers.get(v, {}) if s not in inside]
+        last = max((self.draft.producer[v] for v in old), key=self.draft.place)
+        at = min([last, *readers], key=self.draft.place)
+        for v in found.holes.values():
+            if isinstance(v, Value) and not self.draft.defined_before(v, at):
+                raise NoMatch(f"{at.results[0].name} reads the result before {v.name} is there")
+        return at
+
+    def _fits(self, rule: _Rule, old: list[Value], new: list[Any], made: list[Stmt]) -> None:
+        fresh = {r for s in made for r in s.results}
+        if len(old) != len(new) or not all(isinstance(v, Value) for v in new):
+            raise RuleError(f"rule {rule.name}: match stands for {len(old)} values, replace returns {new}")
+        for a, b in zip(old, new, strict=True):
+            if a.type != b.type:
+                raise NoMatch(f"{a.name} is {a.type}, the replacement {b.type}")
+            carried = [
+                s for s in self.draft.readers.get(a, {}) if isinstance(s, Loop) and a in (*s.inits, *s.yields)
+            ]
+            if carried and b not in fresh:
+                raise NoMatch(f"the loop over {carried[0].var} carries {a.name} on")
+
+    def _commit(
+        self, old: list[Value], new: list[Value], matched: list[Node], made: list[Stmt], at: Stmt, site: Site
+    ) -> None:
+        fresh = {r for s in made for r in s.results}
+        site.func.params += site.new_params
+        site.module.quants.update(site.new_quants)
+        self.draft.insert(made, at)
+        for a, b in zip(old, new, strict=True):
+            self.draft.redirect(a, b)
+        self.draft.sweep(matched)
+        for a, b in zip(old, new, strict=True):
+            if b in fresh and a not in self.draft.producer:
+                self.draft.rename(b, a.name)
+                fresh.discard(b)
+
+    def _drop_weights(self, found: Match) -> None:
+        """A weight that the match read and nothing reads any more is no parameter any more."""
+        for v in found.holes.values():
+            if (
+                isinstance(v, Param)
+                and v.weight
+                and not self.draft.is_read(v)
+                and v in self.draft.func.params
+            ):
+                self.draft.drop(v)
+
+
+def _outputs(p: Pattern, m: Match) -> list[Value]:
+    return [
+        v
+        for o in p.outputs
+        for v in ([m.nodes[o.node].results[o.index]] if o.index is not None else m.nodes[o.node].results)
+    ]
