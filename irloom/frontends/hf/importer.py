@@ -218,11 +218,10 @@ def _frames(trace: str) -> Iterator[tuple[str, int]]:
 
 
 def location(node: FxNode) -> str:
-    """``self_attn.q_proj modeling_llama.py:155``: the path inside the repeated layer, then file and line."""
-    path = re.sub(r"^.*?\.\d+(\.|$)", "", module_path(node))
+    """``model.layers.0.self_attn.q_proj modeling_llama.py:155``: module path, then file and line."""
     file, line = source_line(node)
     place = f"{PurePath(file).name}:{line}" if file else ""
-    return " ".join(part for part in (path, place) if part)
+    return " ".join(part for part in (module_path(node), place) if part)
 
 
 def source_name(node: FxNode) -> str | None:
