@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -36,9 +36,9 @@ class Changes:
 class Pass(ABC):
     """A step of a pipeline. Subclasses are frozen dataclasses in a file of their own under ``passes/``.
 
-    ``after`` and ``before`` name passes that must not come later or earlier when both are in a pipeline; ``requires``
-    names passes that must have run, with every pass since then among those that preserve their work: ``preserves``
-    lists what a pass leaves true, ``"*"`` for everything. ``lossy`` says that numbers change by design.
+    ``after`` and ``before`` name passes that must not come later or earlier when both are in a pipeline.
+    ``requires`` names passes that must have run, and whose work every pass since preserves: ``preserves``
+    lists those, ``"*"`` for everything. ``lossy`` says that numbers change by design.
     """
 
     after: ClassVar[tuple[str, ...]] = ()
@@ -54,8 +54,8 @@ class Pass(ABC):
     def expected(self, m: Module, inputs: list[Any], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """What the rewritten module ``m`` should return, given what the old one returned on the same inputs.
 
-        The same, unless the pass changes what a program returns (``gather-logits`` keeps last rows only). What the new
-        program returns beyond this (its caches, after ``kv-cache``) has nothing to be compared with.
+        The same, unless the pass changes what a program returns (``gather-logits`` keeps last rows). What
+        the new program returns beyond this (its caches, after ``kv-cache``) has nothing to be compared with.
         """
         return outputs
 
@@ -76,7 +76,7 @@ _FUEL: ContextVar[Fuel | None] = ContextVar("irloom_fuel", default=None)
 
 
 @contextmanager
-def limited(changes: int | None) -> Iterator[Fuel]:
+def limited(changes: int | None) -> Generator[Fuel]:
     """Inside the block passes make only the first ``changes`` changes (None: no limit)."""
     fuel = Fuel(changes)
     token = _FUEL.set(fuel)
@@ -87,7 +87,7 @@ def limited(changes: int | None) -> Iterator[Fuel]:
 
 
 def spend() -> bool:
-    """Whether one more change may be made; asked before each. ``bisect`` finds the first wrong change with it."""
+    """Whether one more change may be made; asked before each, so that ``bisect`` can find a bad one."""
     fuel = _FUEL.get()
     if fuel is None:
         return True

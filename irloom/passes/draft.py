@@ -1,19 +1,20 @@
 """A function while it is rewritten: who makes and who reads each value, kept up to date at every change.
 
-Statements stand in slots, one per statement of the original body; a slot may come to hold several or none. So a
-rewrite costs what it touches, not the length of the function, and order is a comparison of two numbers.
+Statements stand in slots, one per statement of the original body; a slot may come to hold several or none. So
+a rewrite costs what it touches, not the length of the function, and order is a comparison of two numbers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from irloom.ir.graph import Builder, Func, Loop, Param, Stmt, Value, substitute
 
 
 class Draft:
-    """``producer`` of each value, ``readers`` of each value (in order of first reading), and ``taken`` names."""
+    """``producer`` and ``readers`` of each value (in order of first reading), and ``taken`` names."""
 
     def __init__(self, f: Func) -> None:
         self.func = f
@@ -22,9 +23,8 @@ class Draft:
         self.producer: dict[Value, Stmt] = f.producers()
         self.readers: dict[Value, dict[Stmt, None]] = {}
         self.returned = Counter(f.returns)
-        self.taken = f.names() | {
-            v.name for s in f.body if isinstance(s, Loop) for inner in s.body for v in inner.results
-        }
+        loops = [s for s in f.body if isinstance(s, Loop)]
+        self.taken = f.names() | {v.name for loop in loops for s in loop.body for v in s.results}
         for s in f.body:
             self._read(s)
 
@@ -80,8 +80,12 @@ class Draft:
     def redirect(self, old: Value, new: Value) -> None:
         """Let every reader of ``old`` read ``new``."""
         readers = self.readers.pop(old, {})
+
+        def follow(a: Any) -> Any:
+            return new if a is old else a
+
         for s in readers:
-            substitute(s, lambda a: new if a is old else a)  # type of operands: any of Arg
+            substitute(s, follow)
             self.readers.setdefault(new, {})[s] = None
         if old in self.returned:
             self.func.returns = [new if r is old else r for r in self.func.returns]

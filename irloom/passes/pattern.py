@@ -1,22 +1,22 @@
 """Patterns: what ``match`` returns is an expression of ops on holes, and this finds it in a function.
 
-Calling an op while a pattern is traced records it. Positional parameters of ``match`` are operand holes; their
-annotation says what they take (``Value`` a value, ``Param`` a parameter, ``Literal`` a number, ``Value | None`` an
-optional operand; none: anything). Keyword-only ones are attribute holes. Attributes that are not written must have
-the op's default.
+Calling an op while a pattern is traced records it. Positional parameters of ``match`` are operand holes; the
+annotation says what one takes (``Value`` a value, ``Param`` a parameter, ``Literal`` a number, ``Value | None``
+an optional one; none: anything). Keyword-only ones are attribute holes. Attributes that are not written must
+have the op's default.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, cast, get_type_hints
 
 from irloom.ir.errors import IRError
 from irloom.ir.graph import Arg, Node, Param, Value
-from irloom.ir.op import Op, emitting
+from irloom.ir.op import Attr, Op, emitting
 from irloom.ir.show import show_arg, show_attr
 
 from .draft import Draft
@@ -102,7 +102,7 @@ class Pattern:
                 *(h for h in holes.values() if not h.attribute),
                 **{k: h for k, h in holes.items() if h.attribute},
             )
-        outputs = made if isinstance(made, tuple) else (made,)
+        outputs = cast("tuple[Any, ...]", made) if isinstance(made, tuple) else (made,)
         if not outputs or not all(isinstance(o, Output) for o in outputs):
             raise IRError(f"rule {name}: match returns {made!r}", hint="return op calls on the holes")
         return Pattern(holes, outputs, max(outputs, key=lambda o: len(_reach(o, set()))))
@@ -259,12 +259,7 @@ def _equal(want: Any, a: Any) -> bool:
     return not isinstance(a, Value) and isinstance(want, bool) == isinstance(a, bool) and want == a
 
 
-def _show(a: Any) -> str:
-    if isinstance(a, Param):
-        return f"the parameter {a.name}"
-    return "absent" if a is None else show_arg(a) if isinstance(a, Value) else show_attr(a)
-
-
-def describe(holes: Mapping[str, Any]) -> str:
-    """The holes of a match, for messages: ``x=h, w=wq``."""
-    return ", ".join(f"{k}={_show(v)}" for k, v in holes.items())
+def _show(a: Arg | Attr) -> str:
+    if isinstance(a, Value):
+        return f"the parameter {a.name}" if isinstance(a, Param) else a.name
+    return "absent" if a is None else show_attr(a)

@@ -1,11 +1,15 @@
-"""A pipeline is text: ``"canonicalize, fuse-qkv, quantize(int8, skip='lm_head')"``; here it is read, checked and run."""
+"""A pipeline is text, read, checked and run here.
+
+``"canonicalize, fuse-qkv, quantize(int8, skip='lm_head')"``: names of passes, with options in parentheses.
+The first options may be given by their place. A word without quotes is a string.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from types import NoneType, UnionType
@@ -27,8 +31,9 @@ def run_pipeline(
 ) -> tuple[Module, Record]:
     """Run ``pipeline`` on a copy of ``m``: the new module, and the record of the run.
 
-    The pipeline is read and checked as a whole before anything runs (``PipelineError``). The program is verified
-    after every pass (``IRError``, which names the pass). ``progress(name, done, total)`` is called before each.
+    The pipeline is read and checked as a whole before anything runs (``PipelineError``). The program is
+    verified after every pass (``IRError``, which names the pass). ``progress(name, done, total)`` is called
+    before each.
     """
     passes = parse_pipeline(pipeline)
     check_order(passes, m.passes)
@@ -63,7 +68,8 @@ def parse_pipeline(pipeline: Pipeline) -> list[Pass]:
 
 def _split(text: str) -> list[str]:
     """Cut at the commas outside of parentheses and quotes."""
-    parts, depth, quote, start = [], 0, "", 0
+    parts: list[str] = []
+    depth, quote, start = 0, "", 0
     for i, c in enumerate(text):
         if quote:
             quote = "" if c == quote else quote
@@ -158,7 +164,7 @@ def _fit(value: Any, kind: Any) -> Any:
     if isinstance(kind, UnionType):
         return next((v for k in args if (v := _fit(value, k)) is not _NO), _NO)
     if get_origin(kind) is tuple:
-        items: Iterable[Any] = value if isinstance(value, tuple) else (value,)
+        items = cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
         fitted = tuple(_fit(x, args[0]) for x in items)
         return _NO if any(x is _NO for x in fitted) else fitted
     if kind is float and type(value) is int:

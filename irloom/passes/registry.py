@@ -1,7 +1,8 @@
-"""Which passes there are: the files of this folder, installed packages, and single files given by ``--plugin``.
+"""Which passes there are: the files of this folder, installed packages, and single files.
 
 A pass's name is its file's: ``fuse_mlp.py`` is ``fuse-mlp``, and a Python keyword ends with an underscore
-(``raise_.py`` is ``raise``). A package offers passes as entry points of the group ``irloom.passes``.
+(``raise_.py`` is ``raise``). A package offers passes as entry points of the group ``irloom.passes``;
+``--plugin FILE.py`` gives a single one.
 """
 
 from __future__ import annotations
@@ -32,27 +33,14 @@ class Registry(Mapping[str, type[Pass]]):
 
     def __getitem__(self, name: str) -> type[Pass]:
         """The pass called ``name``; ``PipelineError`` with the nearest name if there is none."""
-        own, offered = _own(name), _offered().get(name)
-        file = self._files.get(name)
-        places = [
-            place
-            for place, there in (("irloom", own), (_package(offered), offered), (str(file and file[1]), file))
-            if there
-        ]
-        if len(places) > 1:
-            raise PipelineError(
-                f"pass {name!r} is defined by both {places[0]} and {places[1]}", hint="rename or remove one"
-            )
-        if own:
-            return own
-        if file:
-            return file[0]
-        if offered:
-            return _loaded(offered)
-        near = get_close_matches(name, list(self), 1)
-        raise PipelineError(
-            f"no pass {name!r}", hint=f"did you mean {near[0]!r}?" if near else "`irloom passes` lists them"
-        )
+        own, offered, file = _own(name), _offered().get(name), self._files.get(name)
+        if own and offered:
+            raise _clash(name, "irloom", _package(offered))
+        if own or file or offered:
+            return own or (file[0] if file else _loaded(offered))
+        near = get_close_matches(name, iter(self), 1)
+        hint = f"did you mean {near[0]!r}?" if near else "`irloom passes` lists them"
+        raise PipelineError(f"no pass {name!r}", hint=hint)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._files or name in _offered() or _own(name) is not None)
@@ -62,7 +50,7 @@ class Registry(Mapping[str, type[Pass]]):
         return iter(dict.fromkeys([*own, *_offered(), *self._files]))
 
     def __len__(self) -> int:
-        return len(list(self))
+        return sum(1 for _ in self)
 
     def register_file(self, path: Path) -> type[Pass] | None:
         """Load one file of passes and ops. Its pass, if it defines one, is named after the file.
@@ -71,16 +59,12 @@ class Registry(Mapping[str, type[Pass]]):
         """
         found = _passes(_import_file(path))
         if len(found) > 1:
-            raise PipelineError(
-                f"{path} defines {len(found)} passes", hint="one file is one pass, named after the file"
-            )
+            hint = "one file is one pass, named after the file"
+            raise PipelineError(f"{path} defines {len(found)} passes", hint=hint)
         if found:
             name = _name(path)
             if name in self and name not in self._files:
-                where = "irloom" if _own(name) else _package(_offered()[name])
-                raise PipelineError(
-                    f"pass {name!r} is defined by both {where} and {path}", hint="rename the file"
-                )
+                raise _clash(name, "irloom" if _own(name) else _package(_offered()[name]), str(path))
             self._files[name] = (found[0], path)
         return found[0] if found else None
 
@@ -147,19 +131,21 @@ def _offered() -> dict[str, EntryPoint]:
     out: dict[str, EntryPoint] = {}
     for e in entry_points(group=GROUP):
         if e.name in out and out[e.name].value != e.value:
-            raise PipelineError(
-                f"pass {e.name!r} is defined by both {_package(out[e.name])} and {_package(e)}",
-                hint="remove one",
-            )
+            raise _clash(e.name, _package(out[e.name]), _package(e))
         out[e.name] = e
     return out
 
 
-def _package(e: EntryPoint | None) -> str:
-    return e.dist.name if e and e.dist else e.value if e else ""
+def _clash(name: str, one: str, other: str) -> PipelineError:
+    return PipelineError(f"pass {name!r} is defined by both {one} and {other}", hint="rename or remove one")
 
 
-def _loaded(e: EntryPoint) -> type[Pass]:
+def _package(e: EntryPoint) -> str:
+    return e.dist.name if e.dist else e.value
+
+
+def _loaded(e: EntryPoint | None) -> type[Pass]:
+    assert e is not None
     try:
         found = e.load()
     except Exception as error:
@@ -167,10 +153,8 @@ def _loaded(e: EntryPoint) -> type[Pass]:
     if isinstance(found, ModuleType):
         found = next(iter(_passes(found)), None)
     if not (inspect.isclass(found) and issubclass(found, Pass)):
-        raise PipelineError(
-            f"pass {e.name!r} of {_package(e)} is {found!r}",
-            hint="the entry point names a Pass or its module",
-        )
+        hint = "the entry point names a Pass or its module"
+        raise PipelineError(f"pass {e.name!r} of {_package(e)} is {found!r}", hint=hint)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Rewrites: what to find, when it is legal, what to put there; and the driver that applies them to a fixpoint."""
+"""Rewrites: what to find, when it is legal, what to put there; and the driver that applies them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .pattern import SITE, Match, Mismatch, Pattern, find
 class Rewrite:
     """Three methods in reading order; no state is kept on ``self`` between them (fields are settings).
 
-    ``match`` returns an op expression on its parameters, or a tuple where several values are replaced together.
-    ``where`` raises ``NoMatch(reason)`` to decline. ``replace`` calls ops, or returns a hole, and gives as many values.
-    ``where`` and ``replace`` take the holes that they name, and ``site`` if they name that.
+    ``match`` returns an op expression on its parameters, or a tuple where several values go at once.
+    ``where`` raises ``NoMatch(reason)`` to decline. ``replace`` calls ops, or returns a hole, and gives as
+    many values. ``where`` and ``replace`` take the holes that they name, and ``site`` if they name that.
 
-    A value inside of a match that has readers outside of it stops the rewrite. With ``shared`` it stays for them.
+    A value inside of a match that has readers outside of it stops the rewrite; with ``shared`` it stays.
     With ``quiet`` a decline is no near miss: it is how the rule works, not news.
     """
 
@@ -185,7 +185,7 @@ class _Driver:
         self.places.append(place)
         if len(self.places) > self.limit:
             raise RuleError(
-                f"{rule.name} and other rules undo each other: {len(self.places)} rewrites",
+                f"{rule.name} and other rules undo each other without end",
                 hint=f"the last: {place}",
             )
 
@@ -202,12 +202,12 @@ class _Driver:
         at = self._position(old, matched, found)
         with self.draft.builder(made, site.root.loc):
             new = rule.call(rule.rewrite.replace, found, site)
-        new = list(new) if isinstance(new, tuple) else [new]
-        self._fits(rule, old, new, made)
+        values: list[Any] = [*new] if isinstance(new, tuple) else [new]
+        self._fits(rule, old, values, made)
         if not spend():
             self._undo(site, made)
             return False
-        self._commit(old, new, matched, made, at, site)
+        self._commit(list(zip(old, values, strict=True)), matched, made, at, site)
         self._drop_weights(found)
         return True
 
@@ -221,7 +221,7 @@ class _Driver:
                 raise NoMatch(f"{v.name} has another reader: return")
 
     def _position(self, old: list[Value], matched: list[Node], found: Match) -> Stmt:
-        """Before what the new nodes go: as late as the readers of the results allow, and after every operand."""
+        """What the new nodes go before: as late as the readers of the results allow, after every operand."""
         inside = set[Stmt](matched)
         readers = [s for v in old for s in self.draft.readers.get(v, {}) if s not in inside]
         last = max((self.draft.producer[v] for v in old), key=self.draft.place)
@@ -238,42 +238,33 @@ class _Driver:
         for a, b in zip(old, new, strict=True):
             if a.type != b.type:
                 raise NoMatch(f"{a.name} is {a.type}, the replacement {b.type}")
-            carried = [
-                s for s in self.draft.readers.get(a, {}) if isinstance(s, Loop) and a in (*s.inits, *s.yields)
-            ]
-            if carried and b not in fresh:
-                raise NoMatch(f"the loop over {carried[0].var} carries {a.name} on")
+            for s in self.draft.readers.get(a, {}):
+                if isinstance(s, Loop) and a in (*s.inits, *s.yields) and b not in fresh:
+                    raise NoMatch(f"the loop over {s.var} carries {a.name} on")
 
     def _commit(
-        self, old: list[Value], new: list[Value], matched: list[Node], made: list[Stmt], at: Stmt, site: Site
+        self, swap: list[tuple[Value, Value]], matched: list[Node], made: list[Stmt], at: Stmt, site: Site
     ) -> None:
         fresh = {r for s in made for r in s.results}
         site.func.params += site.new_params
         site.module.quants.update(site.new_quants)
         self.draft.insert(made, at)
-        for a, b in zip(old, new, strict=True):
-            self.draft.redirect(a, b)
+        for old, new in swap:
+            self.draft.redirect(old, new)
         self.draft.sweep(matched)
-        for a, b in zip(old, new, strict=True):
-            if b in fresh and a not in self.draft.producer:
-                self.draft.rename(b, a.name)
-                fresh.discard(b)
+        for old, new in swap:
+            if new in fresh and old not in self.draft.producer:
+                self.draft.rename(new, old.name)
+                fresh.discard(new)
 
     def _drop_weights(self, found: Match) -> None:
         """A weight that the match read and nothing reads any more is no parameter any more."""
-        for v in found.holes.values():
-            if (
-                isinstance(v, Param)
-                and v.weight
-                and not self.draft.is_read(v)
-                and v in self.draft.func.params
-            ):
+        for v in dict.fromkeys(found.holes.values()):
+            if isinstance(v, Param) and v.weight and not self.draft.is_read(v):
                 self.draft.drop(v)
 
 
 def _outputs(p: Pattern, m: Match) -> list[Value]:
-    return [
-        v
-        for o in p.outputs
-        for v in ([m.nodes[o.node].results[o.index]] if o.index is not None else m.nodes[o.node].results)
-    ]
+    """The values that the pattern stands for."""
+    results = [(m.nodes[o.node].results, o.index) for o in p.outputs]
+    return [v for made, i in results for v in (made if i is None else [made[i]])]
