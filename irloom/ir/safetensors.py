@@ -78,7 +78,7 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> Stored:
     stored = Stored(path, start + begin, dims, ELEMS[_ELEMS[dtype]])
     if min((begin, *dims)) < 0 or end - begin != stored.nbytes:
         raise CheckpointError(
-            f"{path}: `{name}` is {dtype}{list(dims)}, {stored.nbytes} bytes, but its offsets say {end - begin}"
+            f"{path}: `{name}` is {dtype}{list(dims)}, {stored.nbytes} bytes, but offsets say {end - begin}"
         )
     if start + end > size:
         raise CheckpointError(

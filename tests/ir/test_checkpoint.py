@@ -150,10 +150,10 @@ HEADERS = {
             "hint: irloom reads F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL"
         ),
     ),
-    "wrong span": ({"x": {**F32X2, "shape": [3]}}, "`x` is F32[3], 12 bytes, but its offsets say 8"),
+    "wrong span": ({"x": {**F32X2, "shape": [3]}}, "`x` is F32[3], 12 bytes, but offsets say 8"),
     "negative": (
         {"x": {"dtype": "F32", "shape": [-2], "data_offsets": [0, -8]}},
-        "`x` is F32[-2], -8 bytes, but its offsets say -8",
+        "`x` is F32[-2], -8 bytes, but offsets say -8",
     ),
     "past the end": (
         {"x": {**F32X2, "data_offsets": [4, 12]}},

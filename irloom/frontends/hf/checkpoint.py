@@ -1,0 +1,73 @@
+"""A Hugging Face directory: config.json, safetensors weights and tokenizer files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from irloom.frontends.hf.conversion import MappedCheckpoint, fit, library_recipes
+from irloom.ir.checkpoint import SafetensorsCheckpoint
+from irloom.ir.errors import CheckpointError
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "tokenizer.tiktoken",
+    "tiktoken.model",
+)
+
+
+def read_config(path: Path) -> Any:
+    """The library's config object of a directory."""
+    from transformers import AutoConfig
+
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or directory")
+    if not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path}: no config.json", hint="a model is a Hugging Face directory, a .gguf file or a hub id"
+        )
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(f"{path / 'config.json'}: {error}".splitlines()[0]) from None
+
+
+def open_checkpoint(path: Path, model: Any, *, whole: bool = True) -> MappedCheckpoint:
+    """The weights of ``model``, a library model with parameters on the meta device, in directory ``path``.
+
+    Every name, dim and length is checked now; ``CheckpointError`` says what does not fit. ``whole`` says that
+    the checkpoint is of this very model: then a tensor without a place in it is an error too.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    stored = getattr(model.config, "quantization_config", None)
+    if stored is not None:
+        fields = stored if isinstance(stored, dict) else stored.to_dict()
+        raise CheckpointError(
+            f"{path}: its weights are stored quantized ({fields.get('quant_method', 'unknown method')})",
+            hint="use the unquantized checkpoint and irloom's own `quantize` pass",
+        )
+    raw = SafetensorsCheckpoint(path)
+    recipes = library_recipes(raw, model, get_model_conversion_mapping(model))
+    return fit(raw, recipes, model, unused=() if whole else None)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a directory; ``CheckpointError`` where there is none."""
+    from transformers import AutoTokenizer
+
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        raise CheckpointError(
+            f"{path}: no tokenizer (none of {', '.join(_TOKENIZER_FILES[:3])}, ...)",
+            hint="copy the tokenizer's files beside config.json, or give prompts as token ids",
+        )
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(f"{path}: its tokenizer does not load: {error}".splitlines()[0]) from None
