@@ -1,0 +1,117 @@
+"""The CPU target: build packs weights for the kernels, open maps them and lowers the module again.
+
+An engine for the CPU holds no code: ``lowered.py`` is there to be read. The program is made from ``module.irloom`` when
+the engine opens, and kernels come from this package, compiled once a machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from irloom.backends.artifact import EngineReader, EngineWriter
+from irloom.backends.core import Limits, Report
+from irloom.backends.cpu.engine import CpuEngine
+from irloom.backends.cpu.lower import lower
+from irloom.backends.cpu.native import Raw, load_kernels
+from irloom.backends.cpu.runner import Cache, Runner
+from irloom.backends.cpu.step import Step
+from irloom.backends.cpu.weights import read_weights, size, write_weights
+from irloom.backends.machine import cores, cpu_features
+from irloom.backends.pools import pools
+from irloom.ir.checkpoint import Checkpoint
+from irloom.ir.elem import CACHES
+from irloom.ir.errors import EngineMismatch
+from irloom.ir.graph import Module
+from irloom.ir.interp import cache_types, empty_cache
+from irloom.ir.parse import parse
+from irloom.ir.plan import Pool
+from irloom.ir.show import show
+from irloom.runtime.core import Engine
+
+
+class CpuBackend:
+    """See ``backends.core.Backend``."""
+
+    name = "cpu"
+    dtype = "f32"
+    pipeline = (
+        "canonicalize",
+        "raise",
+        "canonicalize",
+        "outline",
+        "gather-logits",
+        "fuse-qkv",
+        "fuse-mlp",
+        "fuse-norm",
+        "kv-cache",
+        "kv-plan",
+        "plan-memory",
+    )
+
+    def lowered(self, m: Module) -> str:
+        """The program as text."""
+        return lower(m).text
+
+    def build(self, m: Module, checkpoint: Checkpoint, out: EngineWriter, report: Report) -> None:
+        """Module, program to read, packed weights."""
+        report("lower", 0, 1)
+        program = lower(m)
+        out.write_text("module.irloom", show(m))
+        out.write_text("lowered.py", program.text)
+        out.manifest.settings["fallbacks"] = program.fallbacks
+        report("lower", 1, 1)
+        library(report)
+        write_weights(out.file("weights.safetensors"), program, m, checkpoint, report)
+
+    def open(self, engine: EngineReader, limits: Limits) -> Engine:
+        """Map the weights, make caches and buffers, bind the program."""
+        lacking = sorted(set(engine.manifest.machine.get("features", [])) - set(cpu_features()))
+        if lacking:
+            raise engine.refuse(f"the engine does not fit: built for a CPU with {', '.join(lacking)}, which this one lacks")
+        m = parse(engine.read_text("module.irloom"))
+        program = lower(m)
+        if program.text != engine.read_text("lowered.py"):
+            raise engine.refuse("the program was lowered by another irloom than this one")
+        settings = engine.manifest.settings
+        longest = int(settings["max_context"])
+        max_context = min(longest, limits.max_context or min(longest, 8192))
+        made = pools(m, limits, max_context)
+        step = Step(made, limits.max_tokens, limits.max_seqs, max_context)
+        raw = library(lambda stage, done, total: None)
+        raw.set_threads(limits.threads or cores())
+        weights = read_weights(engine.file("weights.safetensors"), program, bool(settings.get("int8_activations", True)))
+        runner = Runner(program.text, raw, step, weights, _caches(m, made, step))
+        (logits, *_) = m.main.returns
+        vocab = logits.type.dims[1]
+        assert isinstance(vocab, int)
+        return CpuEngine(runner, step, vocab, made, max_context, size(weights))
+
+
+def _caches(m: Module, made: tuple[Pool, ...], step: Step) -> dict[str, Cache | list[Cache]]:
+    pages = {p.window: p.pages for p in made}
+    stack = next((p.name for p in m.main.data if p.type.elem == CACHES), None)
+    out: dict[str, Any] = {}
+    types = cache_types(m)
+    for key in sorted(types, key=lambda k: (isinstance(k, str), k)):
+        window = types[key].elem.window  # type: ignore[union-attr]
+        one = Cache(empty_cache(types[key], pages[window]), step.pools[window])
+        if isinstance(key, int):
+            out.setdefault(str(stack), []).append(one)
+        else:
+            out[key] = one
+    return out
+
+
+def library(report: Report) -> Raw:
+    """The kernels, compiled if this machine has not done so; ``EngineMismatch`` without a compiler."""
+    report("kernels", 0, 1)
+    made = load_kernels()
+    if made is None:
+        raise EngineMismatch("target cpu needs a C++ compiler, and none was found", hint="install g++ or clang++, or use --target reference")
+    report("kernels", 1, 1)
+    return made.raw
+
+
+BACKEND = CpuBackend()
+
+

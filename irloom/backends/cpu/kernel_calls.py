@@ -1,0 +1,223 @@
+"""How each op becomes kernel calls. What an op needs beyond these forms runs its reference body instead."""
+
+from __future__ import annotations
+
+from irloom.backends.cpu.lower import Lowering, lowers
+from irloom.backends.cpu.place import Place, by_rows
+from irloom.ir.elem import Paged
+from irloom.ir.graph import Node, Param, Value
+
+
+def _value(n: Node, k: int) -> Value:
+    a = n.args[k]
+    assert isinstance(a, Value)
+    return a
+
+
+def _arg(n: Node, k: int) -> object:
+    return n.args[k] if len(n.args) > k else None
+
+
+@lowers("positions")
+def positions(f: Lowering, n: Node) -> bool:
+    """The step's own array."""
+    f.places[n.result] = Place("positions", n.result.type.plain, n.result.type.dims, 1)
+    return True
+
+
+@lowers("reshape")
+def reshape(f: Lowering, n: Node) -> bool:
+    """The same memory under other dims."""
+    x = n.args[0]
+    return isinstance(x, Value) and not f.is_weight(x) and by_rows(n.result.type.dims) and f.alias(n.result, f.places[x].reshaped(n.result.type.dims))
+
+
+@lowers("split")
+def split(f: Lowering, n: Node) -> bool:
+    """Columns of the same memory."""
+    x = _value(n, 0)
+    if f.is_weight(x) or not by_rows(x.type.dims) or n.attrs["dim"] not in (1, 1 - x.type.rank):
+        return False
+    at = 0
+    inner = f.places[x].width // int(str(x.type.dims[1]))
+    for r in n.results:
+        if not f.alias(r, f.places[x].columns(at * inner, r.type.dims)):
+            return False
+        at += int(str(r.type.dims[1]))
+    return True
+
+
+@lowers("slice")
+def slice_(f: Lowering, n: Node) -> bool:
+    """Columns of the same memory."""
+    x, start = _value(n, 0), n.attrs["start"]
+    if f.is_weight(x) or not by_rows(x.type.dims) or n.attrs["dim"] not in (1, 1 - x.type.rank) or n.attrs["step"] != 1:
+        return False
+    inner = f.places[x].width // int(str(x.type.dims[1]))
+    return isinstance(start, int) and f.alias(n.result, f.places[x].columns(start * inner, n.result.type.dims))
+
+
+@lowers("embedding")
+def embedding(f: Lowering, n: Node) -> bool:
+    """Rows of a packed table, scaled when the only reader is a product with a number."""
+    ids, table = n.args
+    if not f.is_weight(table) or not isinstance(ids, Value) or ids.type.plain.name != "i32":
+        return False
+    scale, out = 1.0, n.result
+    scaled = f.only_reader(out, "mul")
+    if scaled is not None and isinstance(scaled.args[1], float):
+        scale, out = scaled.args[1], scaled.result
+        f.done.add(id(scaled))
+        f.place_early(out, n)
+    f.call("embedding", f.weight(n.args[1], "packed"), ids, _made(f, out), scale=scale, loc=n.loc)
+    return True
+
+
+@lowers("linear")
+def linear(f: Lowering, n: Node) -> bool:
+    """A product with a packed weight; a residual that is added to it and to nothing else goes along."""
+    x, w, bias = _value(n, 0), n.args[1], _arg(n, 2)
+    if not f.is_weight(w) or not (bias is None or isinstance(bias, Param)) or not f.f32(x, n.result):
+        return False
+    out, residual = n.result, "None"
+    total = f.only_reader(out, "add")
+    if total is not None:
+        other = next((a for a in total.args if a is not out), None)
+        if isinstance(other, Value) and other.type == out.type and other in f.places:
+            f.done.add(id(total))
+            out, residual = total.result, f.ref(other)
+            f.place_early(out, n)
+    packed = f.weight(w, "packed", bias if isinstance(bias, Param) else None)
+    f.call("linear", x, packed, _made(f, out), residual=residual, loc=n.loc)
+    return True
+
+
+@lowers("rms_norm")
+def rms_norm(f: Lowering, n: Node) -> bool:
+    """Alone; into the rotation of heads that follows it; or into the residual sum that follows it."""
+    x, w = _value(n, 0), _arg(n, 1)
+    if not f.f32(x) or not (w is None or isinstance(w, Param)):
+        return False
+    weight = f.weight(w, "vector") if isinstance(w, Param) else "None"
+    turned = f.only_reader(n.result, "rope")
+    if turned is not None and x.type.rank == 3:
+        f.place_early(turned.result, n)
+        if _rope(f, turned, x, weight, n.attrs["eps"]):
+            return True
+    total = f.only_reader(n.result, "add_rms_norm")
+    if total is not None and total.args[1] is n.result and _sums(f, total) and f.places[x].whole:
+        f.done.add(id(total))
+        for made in total.results:
+            f.place_early(made, n)
+        _add_rms_norm(f, total, x, weight, n.attrs["eps"])
+        return True
+    f.call("rms_norm", x, weight, _made(f, n.result), eps=n.attrs["eps"], loc=n.loc)
+    return True
+
+
+@lowers("add_rms_norm")
+def add_rms_norm(f: Lowering, n: Node) -> bool:
+    """The residual sum and its norm in one pass."""
+    if not f.f32(*n.args[:2]) or not f.is_weight(n.args[2]) or not all(f.places[_value(n, k)].whole for k in (0, 1)):
+        return False
+    _add_rms_norm(f, n, _value(n, 1), "None", 0.0)
+    return True
+
+
+def _sums(f: Lowering, n: Node) -> bool:
+    x = n.args[0]
+    return f.is_weight(n.args[2]) and isinstance(x, Value) and x in f.places and f.f32(x) and f.places[x].whole
+
+
+def _add_rms_norm(f: Lowering, n: Node, added: Value, inner: str, inner_eps: object) -> None:
+    total, normed = (_made(f, r) for r in n.results)
+    weight = f.weight(n.args[2], "vector")
+    f.call("add_rms_norm", n.args[0], added, total, weight, normed, eps=n.attrs["eps"], inner=inner, inner_eps=inner_eps, loc=n.loc)
+
+
+@lowers("layer_norm")
+def layer_norm(f: Lowering, n: Node) -> bool:
+    """Rows to zero mean and unit variance."""
+    x, w, b = _value(n, 0), _arg(n, 1), _arg(n, 2)
+    if not f.f32(x) or not all(a is None or isinstance(a, Param) for a in (w, b)):
+        return False
+    given = [f.weight(a, "vector") if isinstance(a, Param) else "None" for a in (w, b)]
+    f.call("layer_norm", x, *given, _made(f, n.result), eps=n.attrs["eps"], loc=n.loc)
+    return True
+
+
+@lowers("rope")
+def rope(f: Lowering, n: Node) -> bool:
+    """Rotation by a table of cosines and sines that is made once per step."""
+    return _rope(f, n, _value(n, 0), "None", 0.0)
+
+
+def _rope(f: Lowering, n: Node, x: Value, norm: str, eps: object) -> bool:
+    where, freq = _value(n, 1), _arg(n, 2)
+    if not f.f32(x) or not f.shared.is_positions(f.func, where) or not (freq is None or isinstance(freq, Param)):
+        return False
+    rotary = x.type.dims[-1] if n.attrs["rotary"] is None else n.attrs["rotary"]
+    inverse = f.table_weight(freq) if isinstance(freq, Param) else repr(n.attrs["theta"])
+    if inverse is None:
+        return False
+    table = f.shared.rope_table(f"turns({inverse}, {rotary}, scale={n.attrs['scale']!r})")
+    f.done.add(id(n))
+    f.call("rope", x, table, _made(f, n.result), norm=norm, eps=eps, interleaved=n.attrs["interleaved"], loc=n.loc)
+    return True
+
+
+@lowers("kv_append")
+def kv_append(f: Lowering, n: Node) -> bool:
+    """Keys and values go to their pages, in place."""
+    cache, k, v = (_value(n, i) for i in range(3))
+    if not f.f32(k, v):
+        return False
+    f.call("kv_append", cache, k, v, loc=n.loc)
+    return True
+
+
+@lowers("paged_attention")
+def paged_attention(f: Lowering, n: Node) -> bool:
+    """Attention over the pages of a cache."""
+    q, cache, sinks = _value(n, 0), _value(n, 1), _arg(n, 3)
+    if not f.f32(q) or not isinstance(cache.type.elem, Paged) or not (sinks is None or isinstance(sinks, Param)):
+        return False
+    given = f.weight(sinks, "vector") if isinstance(sinks, Param) else "None"
+    attrs = {k: n.attrs[k] for k in ("scale", "window", "softcap")}
+    f.call("paged_attention", q, cache, _made(f, n.result), sinks=given, **attrs, loc=n.loc)
+    return True
+
+
+@lowers("silu_mul")
+def silu_mul(f: Lowering, n: Node) -> bool:
+    """``silu(gate) * up``."""
+    return _act_mul(f, n, "silu")
+
+
+@lowers("gelu_mul")
+def gelu_mul(f: Lowering, n: Node) -> bool:
+    """``gelu(gate) * up``."""
+    return _act_mul(f, n, "gelu_tanh" if n.attrs["tanh"] else "gelu_erf")
+
+
+def _act_mul(f: Lowering, n: Node, act: str) -> bool:
+    gate, up = n.args
+    if not isinstance(gate, Value) or not isinstance(up, Value) or not f.f32(gate, up):
+        return False
+    f.call("act_mul", f'"{act}"', gate, up, _made(f, n.result), loc=n.loc)
+    return True
+
+
+@lowers("last_rows")
+def last_rows(f: Lowering, n: Node) -> bool:
+    """The last row of each sequence."""
+    x = _value(n, 0)
+    if not f.f32(x):
+        return False
+    f.call("last_rows", x, _made(f, n.result), loc=n.loc)
+    return True
+
+
+def _made(f: Lowering, v: Value) -> Value:
+    f.place(v)
+    return v

@@ -1,0 +1,95 @@
+"""The arrays of one step, at fixed addresses: what every kernel reads about tokens, sequences and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from irloom.ir.plan import Pool
+from irloom.ir.seqs import Seqs
+from irloom.runtime.core import Batch
+
+
+class Count:
+    """A symbolic dim of the program, ``T`` or ``S``: how many there are in this step, and at most."""
+
+    def __init__(self, name: str, most: int) -> None:
+        self.name, self.most, self.now = name, most, most
+
+
+class Rows:
+    """A tensor in memory, as programs name it: address, entries between rows, and how many rows there are now."""
+
+    __slots__ = ("base", "count", "dims", "offset", "ptr", "stride")
+
+    def __init__(self, base: torch.Tensor, dims: tuple[Count | int, ...], offset: int, stride: int) -> None:
+        self.base, self.dims, self.offset, self.stride = base, dims, offset, stride
+        self.ptr = base.data_ptr() + offset * base.element_size()
+        first = dims[0] if dims else 1
+        self.count = first if isinstance(first, Count) else Count("", first)
+
+    @property
+    def width(self) -> int:
+        """Entries of a row."""
+        n = 1
+        for d in self.dims[1:]:
+            n *= d if isinstance(d, int) else d.now
+        return n
+
+    def tensor(self) -> torch.Tensor:
+        """A view of the rows of this step."""
+        sizes = [d if isinstance(d, int) else d.now for d in self.dims]
+        strides: list[int] = [1] * len(sizes)
+        for i in range(len(sizes) - 2, -1, -1):
+            strides[i] = strides[i + 1] * sizes[i + 1]
+        if len(sizes):
+            strides[0] = self.stride
+        return self.base.as_strided(sizes, strides, self.offset)
+
+
+class PoolArrays:
+    """One pool's part of a step: the page table i32[S, pages], and for each token its place i64[T] in the caches."""
+
+    def __init__(self, pool: Pool, max_tokens: int, max_seqs: int, max_pages: int) -> None:
+        self.pool, self.max_pages = pool, max_pages
+        self.table = np.full((max_seqs, max_pages), -1, dtype=np.int32)
+        self.slots = np.zeros(max_tokens, dtype=np.int64)
+
+
+class Step:
+    """Arrays of the largest step; ``load`` fills in one batch."""
+
+    def __init__(self, pools: Sequence[Pool], max_tokens: int, max_seqs: int, max_context: int) -> None:
+        self.tokens_now, self.seqs_now = Count("T", max_tokens), Count("S", max_seqs)
+        self.tokens = np.zeros(max_tokens, dtype=np.int32)
+        self.positions = np.zeros(max_tokens, dtype=np.int32)
+        self.starts = np.zeros(max_seqs + 1, dtype=np.int32)
+        self.context = np.zeros(max_seqs, dtype=np.int32)
+        self.last = np.zeros(max_seqs, dtype=np.int32)
+        self.pools = {p.window: PoolArrays(p, max_tokens, max_seqs, -(-max_context // p.page)) for p in pools}
+        self.order = [p.window for p in pools]
+
+    def load(self, batch: Batch) -> None:
+        """Copy a batch in."""
+        t, s = len(batch.tokens), len(batch.context)
+        self.tokens_now.now, self.seqs_now.now = t, s
+        self.tokens[:t], self.positions[:t] = batch.tokens, batch.positions
+        self.starts[: s + 1], self.context[:s] = batch.starts, batch.context
+        np.subtract(self.starts[1 : s + 1], 1, out=self.last[:s])
+        for window, table in zip(self.order, batch.tables, strict=True):
+            arrays = self.pools[window]
+            arrays.table[:s, : table.shape[1]] = table
+            arrays.table[:s, table.shape[1] :] = -1
+
+    def seqs(self) -> Seqs:
+        """The same as the reference's ``Seqs``, for ops that run their bodies."""
+        t, s = self.tokens_now.now, self.seqs_now.now
+        tables = {w: torch.from_numpy(a.table[:s]) for w, a in self.pools.items()}
+        starts, context = torch.from_numpy(self.starts[: s + 1]), torch.from_numpy(self.context[:s])
+        return Seqs(torch.from_numpy(self.positions[:t]), starts, context, tables)
+
+    def array(self, name: str) -> torch.Tensor:
+        """``tokens`` or ``positions`` as a tensor over the same memory."""
+        return torch.from_numpy({"tokens": self.tokens, "positions": self.positions}[name])

@@ -1,0 +1,127 @@
+"""From the weights a program binds to the bytes kernels read: packed once at build, mapped at open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from irloom.backends.cpu.lower import Bound, Program
+from irloom.backends.cpu.pack import Layout, Packed, pack, pack_quantized
+from irloom.backends.cpu.store import Entry, Reader, Writer
+from irloom.ir.checkpoint import Checkpoint
+from irloom.ir.elem import Elem, Quant
+from irloom.ir.errors import IRError
+from irloom.ir.graph import Module, Param
+from irloom.ir.quantized import QuantizedTensor
+from irloom.ir.weights import materialize, weight_type
+
+Report = Callable[[str, int, int], None]
+FLOATS = ("f32", "bf16", "f16")
+
+
+def write_weights(path: Path, program: Program, m: Module, checkpoint: Checkpoint, report: Report) -> None:
+    """Pack every weight of ``program`` into ``path``, one tensor in memory at a time."""
+    plan = list(_entries(program, m, checkpoint))
+    writer = Writer(path, {name: entry for name, entry, _, _, _ in plan})
+    for done, (name, entry, bound, param, layer) in enumerate(plan):
+        report("weights", done, len(plan))
+        value = _read(param, checkpoint, layer, m)
+        packed = bound.form == "packed" and param is bound.param
+        writer.put(name, _packed(value, entry) if packed else _plain(value, param))
+        del value
+    report("weights", len(plan), len(plan))
+    writer.close()
+
+
+def read_weights(path: Path, program: Program, int8_activations: bool) -> dict[str, Any]:
+    """What each bound name stands for: a packed weight or a tensor, or one per layer."""
+    store = Reader(path)
+    out: dict[str, Any] = {}
+    for bound in program.weights.values():
+        one = {layer: _open(store, bound, layer, int8_activations) for layer in bound.layers or (None,)}
+        out[bound.name] = one[None] if bound.layers is None else one
+    return out
+
+
+def _entries(program: Program, m: Module, checkpoint: Checkpoint) -> Iterator[tuple[str, Entry, Bound, Param, int | None]]:
+    for bound in program.weights.values():
+        for layer in bound.layers or (None,):
+            yield _name(bound.name, layer), _entry(bound, m, checkpoint, layer), bound, bound.param, layer
+            if bound.bias is not None:
+                entry = Entry(_dims(bound.bias)[0] * 4, {})
+                yield _name(bound.name, layer) + ".bias", entry, bound, bound.bias, layer
+
+
+def _entry(bound: Bound, m: Module, checkpoint: Checkpoint, layer: int | None) -> Entry:
+    if bound.form != "packed":
+        return Entry(math.prod(_dims(bound.param)) * 4, {})
+    layout = layout_of(bound.param, m, checkpoint, layer)
+    return Entry(layout.bytes, asdict(layout))
+
+
+def layout_of(p: Param, m: Module, checkpoint: Checkpoint, layer: int | None) -> Layout:
+    """How a weight is packed. Half floats of the checkpoint stay as they are: widening them in a register is exact."""
+    elem = p.type.elem
+    n, k = _dims(p)
+    if isinstance(elem, Quant):
+        if elem.base.name not in ("i4", "i8") or elem.scale.name not in FLOATS:
+            raise IRError(f"cpu: no kernel for weight {p.name} of {elem.declaration()}", hint="int8 or int4, with a float scale")
+        return Layout(n, k, elem.base.name, elem.group or k, elem.scale.name, elem.zero is not None)  # pyright: ignore
+    assert p.weight is not None
+    stored = weight_type(p.weight, checkpoint, layer, m.consts).elem
+    kind = stored.name if isinstance(stored, Elem) and stored.name in FLOATS else "f32"
+    return Layout(n, k, kind)  # pyright: ignore
+
+
+def _read(p: Param, checkpoint: Checkpoint, layer: int | None, m: Module) -> torch.Tensor | QuantizedTensor:
+    assert p.weight is not None
+    value = materialize(p.weight, checkpoint, layer, m.consts)
+    if tuple(value.values.shape if isinstance(value, QuantizedTensor) else value.shape) != p.type.dims:
+        raise IRError(f"weight `{p.name}` does not come as its type {p.type} from {checkpoint.path}")
+    return value
+
+
+def _packed(value: torch.Tensor | QuantizedTensor, entry: Entry) -> torch.Tensor:
+    if isinstance(value, QuantizedTensor):
+        bits: Any = 4 if entry.facts["kind"] == "i4" else 8
+        signed = value.quant.base.kind == "int"
+        packed = pack_quantized(value.values, value.scales, value.zeros, bits=bits, group=entry.facts["group"], signed=signed)
+    else:
+        packed = pack(value.to({"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[entry.facts["kind"]]))
+    return packed.data
+
+
+def _plain(value: torch.Tensor | QuantizedTensor, p: Param) -> torch.Tensor:
+    value = value.dequantize() if isinstance(value, QuantizedTensor) else value
+    return value.float()
+
+
+def _open(store: Reader, bound: Bound, layer: int | None, int8_activations: bool) -> Packed | torch.Tensor:
+    name, dims = _name(bound.name, layer), _dims(bound.param)
+    if bound.form != "packed":
+        return store.tensor(name, torch.float32, dims)
+    layout = Layout(**store.facts(name))
+    bias = store.tensor(f"{name}.bias", torch.float32, _dims(bound.bias)) if bound.bias else None
+    return Packed(layout, store.bytes(name, layout.bytes), bias, int8_activations)
+
+
+def _name(name: str, layer: int | None) -> str:
+    return name if layer is None else f"{name}.{layer}"
+
+
+def _dims(p: Param) -> tuple[int, ...]:
+    return tuple(d for d in p.type.dims if isinstance(d, int))
+
+
+def size(weights: Mapping[str, Any]) -> int:
+    """Bytes of all packed weights: what a decode step must read."""
+    total = 0
+    for value in weights.values():
+        for one in value.values() if isinstance(value, dict) else (value,):
+            total += one.layout.bytes if isinstance(one, Packed) else one.numel() * one.element_size()
+    return total
