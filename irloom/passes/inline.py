@@ -35,7 +35,7 @@ class Inline(Pass):
 
 @dataclass
 class _Inliner:
-    """``values`` is what stands for each value so far, ``stacks`` the caches of each stack as they are now."""
+    """``values`` is what stands for each value so far, ``stacks`` the caches of each stack by now."""
 
     m: Module
     values: dict[Value, Value] = field(default_factory=dict[Value, Value])

@@ -1,8 +1,8 @@
 """Which nodes of a flat function belong to which layer, told by the number that varies in their names.
 
 A layer's module path and its weights' names hold its number (``model.layers.3.self_attn.q_proj``). Of all
-numbered places in a path the outermost one whose number varies over the model counts: experts inside a layer stay
-inside. Nodes without a path go where their weights or their operands are.
+numbered places in a path the outermost one whose number varies over the model counts: experts inside a layer
+stay inside. Nodes without a path go where their weights or their operands are.
 """
 
 from __future__ import annotations
@@ -183,8 +183,8 @@ def _claim(n: Node, sites: Sites, located: bool) -> Site | str | None:
 def _rank(nodes: list[Node], claims: dict[Node, Site | str | None], found: list[Site]) -> dict[Node, int]:
     """An odd rank is layer ``rank // 2``, an even one is between layers; no node ranks below an operand.
 
-    What stands outside but between two layers of a stack runs at the end of the first, so that the stack stays
-    whole.
+    What stands outside but between two layers of a stack runs at the end of the first, so that the stack
+    stays whole.
     """
     own = {site: 2 * k + 1 for k, site in enumerate(found)}
     last = set({site.prefix: own[site] for site in found}.values())
@@ -221,7 +221,7 @@ def _hoist(f: Func, nodes: list[Node], ranks: dict[Node, int]) -> None:
 def _trim(
     nodes: list[Node], ranks: dict[Node, int], claims: dict[Node, Site | str | None], last: int
 ) -> None:
-    """Take from the end of the last layer what only drifted there: the layer before does not end like that."""
+    """Take from the end of the last layer what only drifted there, as the layer before has no such end."""
     if last < 3:
         return
     final = [n for n in nodes if ranks[n] == last]

@@ -21,10 +21,10 @@ from .roll import roll
 class Outline(Pass):
     """Find layers of the same structure in a flat ``main`` and make each distinct one a function.
 
-    Two layers are the same when their nodes, attributes, types, operands and weight names are, but for the layer's
-    number, which becomes ``{i}``. Layers that differ in an attribute, a window or a rotary base, are distinct
-    functions. What does not depend on the layer (positions, rotary tables) is computed in ``main`` and passed in.
-    Calls that repeat in a period become a loop. ``inline`` is the inverse.
+    Two layers are the same when their nodes, attributes, types, operands and weight names are, but for the
+    layer's number, which becomes ``{i}``. Layers that differ in an attribute, a window or a rotary base, are
+    distinct functions. What does not depend on the layer (positions, rotary tables) is computed in ``main``
+    and passed in. Calls that repeat in a period become a loop. ``inline`` is the inverse.
     """
 
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "raise")
@@ -54,8 +54,8 @@ class Outline(Pass):
 class _Shape:
     """What a layer is, apart from its number: ``key`` is equal for equal layers.
 
-    ``inputs`` are the values it reads from outside and ``outputs`` those that others read, in order of first use
-    and of definition; ``weights`` are its weights with ``{i}`` for the number.
+    ``inputs`` are the values it reads from outside and ``outputs`` those that others read, in order of first
+    use and of definition; ``weights`` are its weights with ``{i}`` for the number.
     """
 
     key: Hashable
@@ -139,7 +139,7 @@ def _shape(layer: Layer, found: Cut, consts: dict[str, str], outputs: list[Value
 
 
 def _names(kinds: list[_Kind]) -> list[str]:
-    """``layer``; of several ``layer_sliding``, ``layer_full`` where attention tells them apart, else numbers."""
+    """``layer``; of several ``layer_sliding``, ``layer_full`` where attention differs, else numbers."""
     prefixes = list(dict.fromkeys(k.layers[0].site.prefix for k in kinds))
 
     def name(k: _Kind) -> str:
@@ -196,7 +196,7 @@ def _function(name: str, kind: _Kind) -> Func:
 
 
 def _moving(kind: _Kind) -> int:
-    """The first input that changes from layer to layer (the hidden state); of a single layer the first tensor."""
+    """The first input that changes from layer to layer, the hidden state; of one layer the first tensor."""
     inputs = list(zip(*(s.inputs for s in kind.shapes), strict=True))
     tensors = [at for at, row in enumerate(inputs) if isinstance(row[0].type.elem, Elem)]
     changing = [at for at in tensors if len(set(inputs[at])) > 1]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
+from irloom.ir.errors import IRError
 from irloom.ir.graph import Builder, Call, Func, Index, Loop, Stmt, Value
 
 Place = tuple[int, int]
@@ -14,7 +15,7 @@ Place = tuple[int, int]
 
 
 def roll(main: Func) -> None:
-    """Replace runs of calls by loops, in place, so that the fewest statements remain; name the calls' results."""
+    """Replace runs of calls by loops, in place, so that the fewest statements remain; name the results."""
     runs = [(k, list(g)) for k, g in groupby(main.body, key=lambda s: isinstance(s, Call))]
     made = {r for calls, run in runs if calls for s in run for r in s.results}
     names = Builder(main, taken={v.name for v in _defined(main) if v not in made})
@@ -24,6 +25,27 @@ def roll(main: Func) -> None:
         body += _Run([s for s in run if isinstance(s, Call)], main).rolled(names, swap) if calls else run
     main.body = body
     main.replace_uses(swap)
+
+
+def unroll(loop: Loop, names: Builder, swap: dict[Value, Value]) -> list[Call]:
+    """The calls that a loop stands for; ``swap`` takes what they make in place of what the loop made."""
+    out: list[Call] = []
+    now = dict(zip(loop.params, loop.inits, strict=True))
+    for i in loop.indices:
+        for c in loop.body:
+            if not isinstance(c, Call) or c.slots:
+                raise IRError("only a loop of calls without caches can be unrolled")
+            index = Index(None, c.index.at({loop.var: i})) if c.index else None
+            results = [Value(names.fresh(_base(r.name)), r.type) for r in c.results]
+            out.append(Call(c.callee, index, [now.get(a, a) for a in c.args], [], results, c.loc))
+            now.update(zip(c.results, results, strict=True))
+        now.update([(p, now[v]) for p, v in zip(loop.params, loop.yields, strict=True)])
+    swap.update((r, now[p]) for r, p in zip(loop.results, loop.params, strict=True))
+    return out
+
+
+def _base(name: str) -> str:
+    return re.sub(r"_\d+$", "", name)
 
 
 def _defined(f: Func) -> list[Value]:
@@ -68,7 +90,7 @@ class _Run:
                 out.append(self.loop(s, p, r, names, swap))
             else:
                 for v in self.calls[s].results:
-                    v.name = names.fresh(re.sub(r"_\d+$", "", v.name))
+                    v.name = names.fresh(_base(v.name))
                 out.append(self.calls[s])
             s += p * r
         return out
@@ -202,4 +224,4 @@ class _Run:
                     taken.add(fit[0])
                     v.name = names_in[fit[0]]
                 else:
-                    v.name = names.fresh(re.sub(r"_\d+$", "", v.name))
+                    v.name = names.fresh(_base(v.name))
