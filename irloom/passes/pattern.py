@@ -1,9 +1,9 @@
 """Patterns: what ``match`` returns is an expression of ops on holes, and this finds it in a function.
 
 Calling an op while a pattern is traced records it. Positional parameters of ``match`` are operand holes; the
-annotation says what one takes (``Value`` a value, ``Param`` a parameter, ``Literal`` a number, ``Value | None``
-an optional one; none: anything). Keyword-only ones are attribute holes. Attributes that are not written must
-have the op's default.
+annotation says what one takes: ``Value`` a value, ``Param`` a parameter, ``Literal`` a number, ``Value | None``
+an optional one; none: anything. Keyword-only parameters are attribute holes. Attributes that are not written
+must have the op's default.
 """
 
 from __future__ import annotations
@@ -262,4 +262,4 @@ def _equal(want: Any, a: Any) -> bool:
 def _show(a: Arg | Attr) -> str:
     if isinstance(a, Value):
         return f"the parameter {a.name}" if isinstance(a, Param) else a.name
-    return "absent" if a is None else show_attr(a)
+    return "absent" if a is None else show_attr(cast("Attr", a))

@@ -1,0 +1,146 @@
+"""Programs as tests. A heading is a test; the words after ``py`` say how its block is checked.
+
+    ```py                       the program under test
+    ```py canonicalize, raise   what it looks like after that pipeline
+    ```near                     the near misses of the pipeline above, one a line
+    ```error canonicalise       the whole message when that pipeline is refused
+    ```py error                 a program that must be refused
+    ```error                    ... and the whole message
+
+Numbers come first: after each pass the program before and the program after run on the same seeded inputs. Only
+when they agree is the text compared, and only then does ``--update`` rewrite it.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from irloom.ir.errors import IrloomError
+from irloom.ir.parse import parse
+from irloom.ir.show import show
+from irloom.ir.verify import verify
+from irloom.passes import parse_pipeline, run_pipeline
+from irloom.passes.check import compare
+
+
+class Differs(Exception):
+    """A block is not what was produced, or the numbers of a pass differ."""
+
+
+@dataclass
+class Block:
+    """A fenced block: the words behind the fence, its text, and the lines of the file that the text takes."""
+
+    words: str
+    text: str
+    start: int
+    stop: int
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update", action="store_true", help="rewrite expected programs that differ in text only"
+    )
+
+
+def pytest_collect_file(file_path, parent):
+    return Doc.from_parent(parent, path=file_path) if file_path.suffix == ".md" else None
+
+
+class Doc(pytest.File):
+    def collect(self):
+        for title, line, blocks in headings(self.path):
+            if any(b.words.split(" ")[0] == "py" for b in blocks):
+                yield Case.from_parent(self, name=title, line=line)
+
+
+def headings(path: Path) -> list[tuple[str, int, list[Block]]]:
+    """The headings of a file: title, line, and the blocks below it."""
+    out: list[tuple[str, int, list[Block]]] = []
+    fence = None
+    lines = path.read_text().splitlines()
+    for i, line in enumerate(lines):
+        if fence is not None:
+            if line.startswith("```"):
+                words, start = fence
+                out[-1][2].append(Block(words, "\n".join(lines[start:i]), start, i))
+                fence = None
+        elif line.startswith("```"):
+            fence = (line.removeprefix("```").strip(), i + 1)
+        elif title := re.match(r"#+ (.*)", line):
+            out.append((title[1], i, []))
+    return out
+
+
+class Case(pytest.Item):
+    def __init__(self, line, **kw):
+        super().__init__(**kw)
+        self.line = line
+
+    def reportinfo(self):
+        return self.path, self.line, self.name
+
+    def repr_failure(self, excinfo):
+        if isinstance(excinfo.value, (Differs, IrloomError)):
+            return f"{self.path}:{self.line + 1}: {self.name}\n{excinfo.value}"
+        return super().repr_failure(excinfo)
+
+    def runtest(self):
+        program, said = None, ""
+        for at in range(len(self.blocks())):
+            block = self.blocks()[at]  # read anew: an update moves lines
+            kind, _, words = block.words.partition(" ")
+            if kind == "py" and words == "error":
+                said = refusal(lambda text=block.text: verify(parse(text)))
+            elif kind == "error":
+                said = refusal(lambda p=program, w=words: run_pipeline(p, w)) if words else said
+                self.same(at, said)
+            elif kind == "near":
+                self.same(at, said)
+            elif kind == "py" and not words:
+                program = parse(block.text)
+                verify(program)
+            elif kind == "py":
+                assert program is not None, "the program under test comes first"
+                said = self.check(at, program, words)
+
+    def blocks(self) -> list[Block]:
+        return next(blocks for title, line, blocks in headings(self.path) if line == self.line)
+
+    def check(self, at, program, pipeline) -> str:
+        """Run the pipeline, compare numbers after each pass, then the text; the near misses."""
+        after, record = run_pipeline(program, pipeline)
+        for step, p in zip(record.steps, parse_pipeline(pipeline), strict=True):
+            report = compare(step.before, step.after, p)
+            if not report.ok:
+                raise Differs(f"numbers differ after {step.name}: {report}\n\n{step.text_after}")
+            if parse(step.text_after) != step.after:
+                raise Differs(f"the text after {step.name} does not read back:\n\n{step.text_after}")
+        declared = after.quants or after.mesh or after.buffers or after.consts
+        self.same(at, show(after, header=bool(declared)))
+        return "\n".join(f"{name}: {miss}" for name, miss in record.near_misses)
+
+    def same(self, at, got):
+        block = self.blocks()[at]
+        want, got = block.text.strip(), got.strip()
+        if want == got:
+            return
+        if self.config.getoption("--update"):
+            lines = self.path.read_text().splitlines()
+            lines[block.start : block.stop] = got.splitlines()
+            self.path.write_text("\n".join(lines) + "\n")
+            return
+        rows = difflib.unified_diff(
+            want.splitlines(), got.splitlines(), "expected", "produced", lineterm="", n=50
+        )
+        raise Differs("\n".join(rows))
+
+
+def refusal(do) -> str:
+    """The message of the error that ``do`` raises."""
+    with pytest.raises(IrloomError) as caught:
+        do()
+    return str(caught.value)
