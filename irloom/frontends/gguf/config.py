@@ -2,7 +2,7 @@
 
 transformers maps llama.cpp's metadata to its config classes, but reads the whole vocabulary to do so (12 s
 for Gemma's 262,144 tokens). It is given a copy of the metadata without the vocabulary instead. What its mapping
-leaves out of rotary scaling is added here, because a model without it answers wrongly and says nothing.
+leaves out of rotary scaling is added here: without it a model answers wrongly and says nothing.
 """
 
 from __future__ import annotations
