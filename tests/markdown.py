@@ -7,8 +7,8 @@
     ```py error                 a program that must be refused
     ```error                    ... and the whole message
 
-Numbers come first: after each pass the program before and the program after run on the same seeded inputs. Only
-when they agree is the text compared, and only then does ``--update`` rewrite it.
+Numbers come first: after each pass the program before and the program after run on the same seeded inputs.
+Only when they agree is the text compared, and only then does ``--update`` rewrite it.
 """
 
 import difflib
@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from irloom.ir.errors import IrloomError
+from irloom.ir.graph import Module
 from irloom.ir.parse import parse
 from irloom.ir.show import show
 from irloom.ir.verify import verify
@@ -83,13 +84,13 @@ class Case(pytest.Item):
     def reportinfo(self):
         return self.path, self.line, self.name
 
-    def repr_failure(self, excinfo):
+    def repr_failure(self, excinfo, style=None):
         if isinstance(excinfo.value, (Differs, IrloomError)):
             return f"{self.path}:{self.line + 1}: {self.name}\n{excinfo.value}"
-        return super().repr_failure(excinfo)
+        return super().repr_failure(excinfo, style)
 
     def runtest(self):
-        program, said = None, ""
+        program, said = Module({}), ""
         for at in range(len(self.blocks())):
             block = self.blocks()[at]  # read anew: an update moves lines
             kind, _, words = block.words.partition(" ")
@@ -104,7 +105,7 @@ class Case(pytest.Item):
                 program = parse(block.text)
                 verify(program)
             elif kind == "py":
-                assert program is not None, "the program under test comes first"
+                assert program.funcs, "the program under test comes first"
                 said = self.check(at, program, words)
 
     def blocks(self) -> list[Block]:

@@ -1,9 +1,9 @@
 """Patterns: what ``match`` returns is an expression of ops on holes, and this finds it in a function.
 
-Calling an op while a pattern is traced records it. Positional parameters of ``match`` are operand holes; the
-annotation says what one takes: ``Value`` a value, ``Param`` a parameter, ``Literal`` a number, ``Value | None``
-an optional one; none: anything. Keyword-only parameters are attribute holes. Attributes that are not written
-must have the op's default.
+Calling an op while a pattern is traced records it. Positional parameters of ``match`` are operand holes;
+the annotation says what one takes: ``Value`` a value, ``Param`` a parameter, ``Literal`` a number,
+``Value | None`` an optional one; none: anything. Keyword-only parameters are attribute holes. Attributes
+that are not written must have the op's default.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def _equal(want: Any, a: Any) -> bool:
     return not isinstance(a, Value) and isinstance(want, bool) == isinstance(a, bool) and want == a
 
 
-def _show(a: Arg | Attr) -> str:
+def _show(a: Any) -> str:
     if isinstance(a, Value):
         return f"the parameter {a.name}" if isinstance(a, Param) else a.name
     return "absent" if a is None else show_attr(cast("Attr", a))

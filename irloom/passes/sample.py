@@ -46,7 +46,7 @@ def entry(m: Module) -> Func:
 
 
 def inputs(modules: Sequence[Module], batch: Batch) -> dict[str, Any]:
-    """A value for every data parameter of the modules' entries, by name: the same for both sides of a comparison."""
+    """A value for every data parameter of the entries, by name: both sides of a comparison get the same."""
     stacks = [_caches(m) for m in modules]
     if not stacks[0]:
         batch = Batch(batch.lengths, (0,) * len(batch.lengths), batch.seed)
@@ -113,7 +113,7 @@ def _tables(types: Sequence[Type], batch: Batch) -> dict[int | None, torch.Tenso
 def _sizes(
     modules: Sequence[Module], batch: Batch, seqs: Type | None, tables: Mapping[int | None, torch.Tensor]
 ) -> dict[str, int]:
-    """A size for every symbol: tokens and sequences as the batch says, enough pages, odd numbers for the rest."""
+    """A size for every symbol: tokens and sequences as the batch says, enough pages, odd for the rest."""
     names = {n: r for m in modules for n, r in m.dims.items()}
     env: dict[str, int] = {}
     for d, n in zip(seqs.dims if seqs else (), (sum(batch.lengths), len(batch.lengths)), strict=False):
@@ -165,7 +165,7 @@ def random_weights(modules: Sequence[Module], seed: int = 0) -> RandomCheckpoint
 
 
 def bindings(m: Module) -> Iterator[tuple[Param, int | None]]:
-    """Every weight of a module with each layer index it is bound at; an uncalled function counts as layer 0."""
+    """Every weight of a module with each layer index it is bound at; 0 where nothing calls the function."""
     layers: dict[str, list[int | None]] = {}
     if "main" in m.funcs:
         for call, index, _ in m.calls():
