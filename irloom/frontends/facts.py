@@ -1,0 +1,62 @@
+"""What serving a model needs to know of it beside its program: where it ends, and how long it may get."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from irloom.ir.errors import CheckpointError
+
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+DEFAULT_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class Facts:
+    """``eos`` are the tokens that end an answer, ``max_context`` the tokens a sequence may have."""
+
+    eos: tuple[int, ...]
+    max_context: int
+
+
+def directory_facts(path: Path) -> Facts:
+    """Of a Hugging Face directory: generation_config.json where it speaks, else config.json."""
+    config = _json(path / "config.json")
+    text = config.get("text_config") or config
+    said = _json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
+    eos = next((c["eos_token_id"] for c in (said, config, text) if c.get("eos_token_id") is not None), ())
+    length = next((text[k] for k in _LENGTHS if isinstance(text.get(k), int)), DEFAULT_CONTEXT)
+    return Facts(tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),), int(length))
+
+
+def header_facts(metadata: dict[str, Any]) -> Facts:
+    """Of a GGUF file's metadata."""
+    architecture = metadata.get("general.architecture", "")
+    names = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+    eos = [int(metadata[name]) for name in names if isinstance(metadata.get(name), int)]
+    return Facts(tuple(dict.fromkeys(eos)), int(metadata.get(f"{architecture}.context_length", DEFAULT_CONTEXT)))
+
+
+def fingerprint(path: Path) -> str:
+    """A model's identity on this disk: names, sizes and times of change of its files, and its configs' bytes."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        if file.suffix == ".json" and stat.st_size < 1 << 20:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return value
