@@ -114,8 +114,11 @@ def _decode(path: Path, entry: Entry) -> torch.Tensor:
     return out
 
 
-def open_checkpoint(header: Header, model: Any) -> MappedCheckpoint:
-    """The weights of ``model`` (a library model, its parameters on the meta device) in a GGUF file."""
+def open_checkpoint(header: Header, model: Any, *, whole: bool = True) -> MappedCheckpoint:
+    """The weights of ``model``, a library model with parameters on the meta device, in a GGUF file.
+
+    ``whole`` says that the file is of this very model: then a tensor without a place in it is an error.
+    """
     from transformers.integrations.gguf.utils import get_gguf_conversion_mapping, is_gguf_arch_supported
 
     raw = GGUFTensors(header)
@@ -123,7 +126,7 @@ def open_checkpoint(header: Header, model: Any) -> MappedCheckpoint:
         recipes = library_recipes(raw, model, get_gguf_conversion_mapping(header.architecture, model.config))
     else:
         recipes = _processed(raw, model)
-    return fit(raw, recipes, model, unused=_ROPE)
+    return fit(raw, recipes, model, unused=_ROPE if whole else None)
 
 
 def _processed(raw: GGUFTensors, model: Any) -> dict[str, Recipe]:
