@@ -1,9 +1,9 @@
 """A small engine that really computes from its paged cache, and the same model without any pages.
 
 The model has one layer per pool. A layer's entry for a token hashes the token, its position and what the
-layer before it read: the entries of that layer's window, through its page table. The logits hash what the last
-layer read. So one token from a wrong or stale page changes everything after it; and a page is filled with
-``POISON`` when its first entry is written, so that nothing of an earlier owner is read by accident.
+layer before it read: the entries of that layer's window, through its page table. The logits hash what the
+last layer read. So one token from a wrong or stale page changes everything after it; and a page is filled
+with ``POISON`` when its first entry is written, so that nothing of an earlier owner is read by accident.
 """
 
 from __future__ import annotations

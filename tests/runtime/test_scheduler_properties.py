@@ -1,0 +1,134 @@
+"""Random arrivals, lengths, priorities, cancellations and failures on tiny pools, checked at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from irloom.ir.errors import RequestError
+from irloom.ir.plan import Pool
+from irloom.runtime.core import SamplingRow
+from irloom.runtime.loop import Loop
+from irloom.runtime.request import SamplingParams
+
+from .engine import POISON, HashEngine, oracle
+
+STEMS = [[5] * 40, [1, 2, 3, 4] * 10, list(range(40))]
+
+pools = st.lists(
+    st.builds(
+        Pool,
+        name=st.just("pool"),
+        window=st.sampled_from([None, 1, 2, 5, 8, 9]),
+        page=st.sampled_from([1, 2, 4]),
+        page_bytes=st.just(0),
+        pages=st.integers(1, 14),
+    ),
+    min_size=1,
+    max_size=3,
+)
+sampling = st.builds(
+    SamplingParams,
+    max_tokens=st.one_of(st.none(), st.integers(1, 12)),
+    temperature=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 5),
+    presence_penalty=st.sampled_from([0.0, 1.0]),
+)
+prompts = st.builds(
+    lambda stem, n, tail: [*stem[:n], *tail],
+    st.sampled_from(STEMS),
+    st.integers(0, 30),
+    st.lists(st.integers(0, 9), max_size=3),
+)
+
+
+class Serving(RuleBasedStateMachine):
+    """A loop and what its requests should say."""
+
+    @initialize(pools=pools, budget=st.integers(1, 12), seqs=st.integers(1, 5), context=st.integers(4, 60))
+    def open(self, pools: list[Pool], budget: int, seqs: int, context: int) -> None:
+        self.windows = [pool.window for pool in pools]
+        self.engine = HashEngine(tuple(pools), budget, seqs, context)
+        self.loop = Loop(self.engine)
+        self.asked: dict[str, tuple[Sequence[int], SamplingParams]] = {}
+        self.said: dict[str, list[int]] = {}
+
+    @rule(prompt=prompts, params=sampling, priority=st.integers(-1, 1), salt=st.sampled_from(["", "", "x"]))
+    def arrive(self, prompt: list[int], params: SamplingParams, priority: int, salt: str) -> None:
+        if 0 < len(prompt) <= self.loop.pages.capacity:
+            name = self.loop.add_request(prompt, params, priority=priority, cache_salt=salt)
+            self.asked[name], self.said[name] = (prompt, params), []
+        else:
+            with pytest.raises(RequestError):
+                self.loop.add_request(prompt, params)
+
+    @precondition(lambda self: self.loop.unfinished)
+    @rule(steps=st.integers(1, 4))
+    def work(self, steps: int) -> None:
+        for _ in range(steps if self.loop.unfinished else 0):
+            self.step()
+
+    @precondition(lambda self: self.loop.unfinished)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        live = sorted(set(self.asked) - {o for o, done in self.done.items() if done})
+        name = data.draw(st.sampled_from(live))
+        output = self.loop.cancel(name)
+        assert output is not None
+        assert output.token_ids == self.said[name]
+
+    @precondition(lambda self: self.loop.unfinished)
+    @rule(error=st.sampled_from([RuntimeError(), KeyboardInterrupt()]))
+    def fail(self, error: BaseException) -> None:
+        self.engine.fail_at = {len(self.engine.batches) + 1: error}
+        with pytest.raises(type(error)):
+            self.loop.step()
+        assert self.loop.unfinished == 0
+        assert self.loop.pages.in_use == 0
+
+    @property
+    def done(self) -> dict[str, bool]:
+        return {name: name not in self.loop._live for name in self.asked}
+
+    def step(self) -> None:
+        """Something runs, what runs says what it should, and blank pages are spoiled afterwards."""
+        steps = len(self.engine.batches)
+        for delta in self.loop.step():
+            self.said[delta.id] += delta.token_ids
+            if delta.output is not None:
+                assert delta.output.token_ids == self.said[delta.id]
+                self.compare(delta.id, delta.output.finish_reason)
+        assert len(self.engine.batches) == steps + 1 or not self.loop.unfinished
+        for pool, cache in zip(self.loop.pages.pools, self.engine.caches, strict=True):
+            cache[pool.blank] = POISON
+        self.loop.check()
+
+    def compare(self, name: str, reason: str) -> None:
+        prompt, params = self.asked[name]
+        room = self.loop.pages.capacity + 1 - len(prompt)
+        steps = min(room, params.max_tokens or room)
+        expected = oracle(
+            self.windows, prompt, len(self.said[name]), SamplingRow(params, params.seed or 0, 0)
+        )
+        assert self.said[name] == expected
+        assert (reason == "length") == (len(self.said[name]) == steps)
+
+    @invariant()
+    def check(self) -> None:
+        self.loop.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "loop"):
+            while self.loop.unfinished:
+                self.step()
+            self.loop.step()
+            assert self.loop.pages.in_use == 0
+            assert all(self.done.values())
+
+
+TestServing = Serving.TestCase
+TestServing.settings = settings(max_examples=120, stateful_step_count=25, deadline=None)
