@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 Frame = dict[Value, Any]
+Weights = Callable[[Param, "int | None"], "torch.Tensor"]
 Observer = Callable[[Node, tuple[Any, ...], "int | None"], None]
 
 
 class Interpreter:
-    """Runs a module with weights from ``checkpoint``.
+    """Runs a module with weights from ``checkpoint``, or with those that ``weights(param, layer)`` gives.
 
     ``device`` is where tensors live. ``observe(node, results, layer)`` is called after every op: it sees each value as
     it is made (for finding where two programs part). Weights stay loaded between runs.
@@ -40,8 +41,10 @@ class Interpreter:
         checkpoint: Checkpoint | None = None,
         device: torch.device | str = "cpu",
         observe: Observer | None = None,
+        weights: Weights | None = None,
     ) -> None:
         self.module, self.checkpoint, self.device, self.observe = module, checkpoint, device, observe
+        self._read = weights or self._materialize
         self._weights: dict[tuple[Param, int | None], torch.Tensor] = {}
 
     def __call__(self, *inputs: Any, func: str = "main", layer: int | None = None) -> tuple[Any, ...]:
@@ -94,15 +97,19 @@ class Interpreter:
     def _weight(self, p: Param, layer: int | None) -> torch.Tensor:
         key = (p, layer)
         if key not in self._weights:
-            if self.checkpoint is None:
-                raise IRError(f"weight `{p.name}` is needed, but there is no checkpoint", hint="give the interpreter one")
-            assert p.weight is not None
-            x = materialize(p.weight, self.checkpoint, layer, self.module.consts)
-            x = x.dequantize() if isinstance(x, QuantizedTensor) else x
-            if tuple(x.shape) != p.type.dims:
-                raise IRError(f"weight `{p.name}` is {list(x.shape)} in {self.checkpoint.path}, but its type is {p.type}")
+            x = self._read(p, layer)
             self._weights[key] = x.to(self.device, p.type.elem.torch if isinstance(p.type.elem, Elem) else x.dtype)
         return self._weights[key]
+
+    def _materialize(self, p: Param, layer: int | None) -> torch.Tensor:
+        if self.checkpoint is None:
+            raise IRError(f"weight `{p.name}` is needed, but there is no checkpoint", hint="give the interpreter one")
+        assert p.weight is not None
+        x = materialize(p.weight, self.checkpoint, layer, self.module.consts)
+        x = x.dequantize() if isinstance(x, QuantizedTensor) else x
+        if tuple(x.shape) != p.type.dims:
+            raise IRError(f"weight `{p.name}` is {list(x.shape)} in {self.checkpoint.path}, but its type is {p.type}")
+        return x
 
 
 def apply_node(n: Node, args: Sequence[Any], env: Mapping[str, int]) -> tuple[Any, ...]:

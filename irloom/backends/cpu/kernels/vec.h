@@ -120,13 +120,11 @@ IRL_INLINE vf erf(vf v) {
   q = fma(q, s, splat(-1.68282697438203e-03f));
   q = fma(q, s, splat(-7.37332916720468e-03f));
   q = fma(q, s, splat(-1.42647390514189e-02f));
-  return x * p / q;
+  return abs(v) >= 3.8325066f ? bits<vf>((bits<vi>(v) & (int32_t)0x80000000) | 0x3f800000) : x * p / q;
 }
 IRL_INLINE vf gelu_erf(vf x) { return 0.5f * x * (1.0f + erf(x * 0.70710678118654752f)); }
-IRL_INLINE vf gelu_tanh(vf x) {
-  vf u = 0.79788456080286536f * fma(0.044715f * x * x, x, x);
-  return 0.5f * x * (1.0f + tanh(u));
-}
+// x/2 (1 + tanh u) = x sigmoid(2u), which keeps its digits where tanh is near -1.
+IRL_INLINE vf gelu_tanh(vf x) { return x * sigmoid(1.5957691216057308f * fma(0.044715f * x * x, x, x)); }
 IRL_INLINE vf relu(vf x) { return max(x, splat(0.0f)); }
 IRL_INLINE vf relu2(vf x) { vf r = relu(x); return r * r; }
 IRL_INLINE vf rsqrt(vf x) { return 1.0f / sqrt(x); }

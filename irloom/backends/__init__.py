@@ -1,0 +1,1 @@
+"""Backends: IR in, an engine out."""

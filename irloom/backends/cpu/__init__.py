@@ -1,0 +1,1 @@
+"""The CPU target: own kernels, packed weights, a readable program."""

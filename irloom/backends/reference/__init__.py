@@ -1,0 +1,1 @@
+"""The reference target: the interpreter as an engine."""

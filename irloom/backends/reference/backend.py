@@ -1,0 +1,132 @@
+"""The reference target: an engine that interprets its module, op by op, in torch. Slow, and right everywhere.
+
+It needs no compiler, computes what every other target is compared with, and runs whatever pipeline a module came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from irloom.backends.artifact import EngineReader, EngineWriter
+from irloom.backends.core import Limits, Report
+from irloom.backends.pools import pools
+from irloom.ir.checkpoint import Checkpoint
+from irloom.ir.elem import CACHES, Paged
+from irloom.ir.graph import Func, Module, Param
+from irloom.ir.interp import Interpreter, cache_types, empty_cache
+from irloom.ir.parse import parse
+from irloom.ir.plan import Pool
+from irloom.ir.quantized import QuantizedTensor
+from irloom.ir.seqs import PagedCache, Seqs
+from irloom.ir.show import show
+from irloom.ir.weights import materialize
+from irloom.runtime.core import Batch, Engine, Sampled
+from irloom.runtime.sampler import sample
+
+WEIGHTS = "weights.safetensors"
+
+
+class ReferenceBackend:
+    """See ``backends.core.Backend``."""
+
+    name = "reference"
+    dtype = "f32"
+    pipeline = ("canonicalize", "raise", "canonicalize", "outline", "gather-logits", "kv-cache", "kv-plan")
+
+    def lowered(self, m: Module) -> str:
+        """The module itself: it is what runs."""
+        return show(m)
+
+    def build(self, m: Module, checkpoint: Checkpoint, out: EngineWriter, report: Report) -> None:
+        """The module, and its weights as its functions take them."""
+        from safetensors.torch import save_file
+
+        out.write_text("module.irloom", show(m))
+        named = list(bound(m))
+        tensors: dict[str, torch.Tensor] = {}
+        for done, (name, p, layer) in enumerate(named):
+            report("weights", done, len(named))
+            assert p.weight is not None
+            value = materialize(p.weight, checkpoint, layer, m.consts)
+            tensors[name] = (value.dequantize() if isinstance(value, QuantizedTensor) else value).contiguous().clone()
+        save_file(tensors, out.file(WEIGHTS))
+        report("weights", len(named), len(named))
+
+    def open(self, engine: EngineReader, limits: Limits) -> Engine:
+        """An engine over the interpreter."""
+        m = parse(engine.read_text("module.irloom"))
+        longest = int(engine.manifest.settings["max_context"])
+        max_context = min(longest, limits.max_context or min(longest, 8192))
+        return ReferenceEngine(m, engine, limits, max_context)
+
+
+def bound(m: Module) -> list[tuple[str, Param, int | None]]:
+    """Every weight as it is called for: a name, the parameter, the layer."""
+    calls: dict[str, set[int | None]] = {"main": {None}}
+    for c, layer, _ in m.calls():
+        calls.setdefault(c.callee, set()).add(layer)
+
+    def layers(f: Func) -> list[int | None]:
+        return sorted(calls.get(f.name, ()), key=lambda i: -1 if i is None else i)
+
+    return [(f"{f.name}.{p.name}.{i}", p, i) for f in m.funcs.values() for p in f.weights for i in layers(f)]
+
+
+class ReferenceEngine:
+    """Steps of a module under the interpreter."""
+
+    def __init__(self, m: Module, engine: EngineReader, limits: Limits, max_context: int) -> None:
+        from safetensors import safe_open
+
+        self.pools, self.max_context = pools(m, limits, max_context), max_context
+        self.max_tokens, self.max_seqs = limits.max_tokens, limits.max_seqs
+        vocab = m.main.returns[0].type.dims[1]
+        assert isinstance(vocab, int)
+        self.vocab = vocab
+        file = safe_open(engine.file(WEIGHTS), framework="pt")
+        names = {(id(p), layer): name for name, p, layer in bound(m)}
+        self.interpreter = Interpreter(m, weights=lambda p, layer: file.get_tensor(names[id(p), layer]))
+        self.inputs = [p for p in m.main.data if isinstance(p.type.elem, Paged) or p.type.elem == CACHES]
+        self.caches = _empty(m, self.pools)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Store the batch's keys and values; the logits [S, vocab] of each sequence's last token."""
+        arrays = (batch.positions, batch.starts, batch.context)
+        tables = {p.window: torch.from_numpy(t) for p, t in zip(self.pools, batch.tables, strict=True)}
+        seqs = Seqs(*(torch.from_numpy(a) for a in arrays), tables)
+        given = [self.caches[p.name] for p in self.inputs]
+        with torch.inference_mode():
+            logits, *renewed = self.interpreter(torch.from_numpy(batch.tokens), seqs, *given)
+        self.caches.update((p.name, c) for p, c in zip(self.inputs, renewed, strict=True))
+        return logits
+
+    def step(self, batch: Batch) -> Sequence[Sampled | None]:
+        """One step: see ``runtime.core.Engine``."""
+        logits = self.logits(batch)
+        asked = [i for i, row in enumerate(batch.sampling) if row is not None]
+        out: list[Sampled | None] = [None] * len(batch.sampling)
+        if asked:
+            rows = [row for row in batch.sampling if row is not None]
+            for i, sampled in zip(asked, sample(logits[asked], rows), strict=True):
+                out[i] = sampled
+        return out
+
+
+def _empty(m: Module, made: tuple[Pool, ...]) -> dict[str, Any]:
+    pages = {p.window: p.pages for p in made}
+    types = cache_types(m)
+    empty: dict[str | int, PagedCache] = {}
+    for key, t in types.items():
+        assert isinstance(t.elem, Paged)
+        empty[key] = empty_cache(t, pages[t.elem.window])
+    out: dict[str, Any] = {k: v for k, v in empty.items() if isinstance(k, str)}
+    for p in m.main.data:
+        if p.type.elem == CACHES:
+            out[p.name] = [empty[i] for i in sorted(k for k in empty if isinstance(k, int))]
+    return out
+
+
+BACKEND = ReferenceBackend()
