@@ -20,6 +20,7 @@ from .types import Type
 if TYPE_CHECKING:
     import torch
 
+    from .cost import Plan
     from .weight_expr import WeightExpr
 
 
@@ -279,6 +280,12 @@ class Module:
         return show(self)
 
     __repr__ = __str__
+
+    def plan(self) -> Plan:
+        """What the program needs, from its text alone: weights, caches, what a step costs."""
+        from .cost import plan
+
+        return plan(self)
 
     def to_networkx(self, func: str = "main") -> Any:
         """A function as a ``networkx.MultiDiGraph``: a vertex per parameter and statement, an edge per read."""

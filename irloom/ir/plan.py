@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .elem import Paged
+from .errors import IRError
+from .types import Type
+
+if TYPE_CHECKING:
+    from .graph import Module
 
 
 @dataclass(frozen=True)
 class Pool:
-    """One set of pages that every cache of the same shape shares: a page id indexes all of those caches.
+    """One set of pages that every cache with the same window shares: a page id indexes all of those caches.
 
     ``page`` is in tokens, ``page_bytes`` counts keys and values of one page over all caches of the pool. With
     a ``window`` a token at position ``p`` reads positions ``p - window + 1`` to ``p`` and pages before that
@@ -19,3 +29,178 @@ class Pool:
     page: int
     page_bytes: int
     pages: int
+
+
+@dataclass(frozen=True)
+class CacheGroup:
+    """The caches of one window, which share page tables; ``caches`` maps a name (``kv[3]``) to a type."""
+
+    window: int | None
+    page: int
+    caches: dict[str, Type]
+
+    @property
+    def name(self) -> str:
+        """``full``, or ``window 512``."""
+        return "full" if self.window is None else f"window {self.window}"
+
+    @property
+    def page_bytes(self) -> int:
+        """Keys and values of one page, in all caches of the group."""
+        return sum(_page_bytes(t) for t in self.caches.values())
+
+    @property
+    def token_bytes(self) -> float:
+        """Keys and values of one token, while it is kept."""
+        return self.page_bytes / self.page
+
+    def pages(self, context: int, seqs: int = 1, tokens: int = 1) -> int:
+        """Pages that ``seqs`` sequences of ``context`` tokens hold, in steps of up to ``tokens`` new tokens.
+
+        With a window a sequence holds the pages that its last token reads; the pages that the new tokens of a
+        step read before those come on top, once for all sequences.
+        """
+        whole = -(-context // self.page)
+        if self.window is None:
+            return seqs * whole
+        kept = min(whole, -(-(self.window + self.page - 1) // self.page))
+        return min(seqs * whole, seqs * kept - (1 - tokens) // self.page)
+
+
+@dataclass(frozen=True)
+class KVPlan:
+    """The caches of a model, grouped by window: full attention first, then windows, smallest first."""
+
+    groups: tuple[CacheGroup, ...]
+
+    @property
+    def token_bytes(self) -> float:
+        """What one more token of a sequence costs, until windows give pages back."""
+        return sum(g.token_bytes for g in self.groups)
+
+    def bytes(self, context: int, seqs: int = 1, tokens: int = 1) -> int:
+        """What ``seqs`` sequences of ``context`` tokens hold, in steps of up to ``tokens`` new tokens."""
+        return sum(g.pages(context, seqs, tokens) * g.page_bytes for g in self.groups)
+
+    def fits(self, memory: int, context: int, tokens: int = 1) -> int:
+        """How many sequences of ``context`` tokens fit in ``memory`` bytes."""
+        each = self.bytes(context)
+        count = memory // each if each else 0
+        while count and self.bytes(context, count, tokens) > memory:
+            count -= 1
+        return count
+
+    def pools(self, context: int, seqs: int, tokens: int = 1) -> tuple[Pool, ...]:
+        """Pools for ``seqs`` sequences of ``context`` tokens."""
+        counts = [g.pages(context, seqs, tokens) for g in self.groups]
+        rows = zip(self.groups, counts, strict=True)
+        return tuple(Pool(g.name, g.window, g.page, g.page_bytes, n) for g, n in rows)
+
+    def table(self, contexts: Sequence[int] = (1024, 8192, 32768)) -> str:
+        """For people: a row per group, and what sequences of some lengths hold.
+
+        ``page`` is in tokens; bytes are those of keys and values in all caches of a group.
+        """
+        head = ["pool", "page", "caches", "keys, values", "bytes/page", "bytes/token"]
+        head += [f"{c} tokens" for c in contexts]
+        rows = [head]
+        for g in self.groups:
+            tokens = list(dict.fromkeys(_token(t) for t in g.caches.values()))
+            row = [g.name, str(g.page), str(len(g.caches)), " ".join(tokens), show_bytes(g.page_bytes)]
+            row += [show_bytes(g.token_bytes), *(show_bytes(g.pages(c) * g.page_bytes) for c in contexts)]
+            rows.append(row)
+        if len(self.groups) > 1:
+            count = sum(len(g.caches) for g in self.groups)
+            total = [show_bytes(self.bytes(c)) for c in contexts]
+            rows.append(["all", "", str(count), "", "", show_bytes(self.token_bytes), *total])
+        return columns(rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``plan.json``."""
+        return {"token_bytes": self.token_bytes, "pools": [_json(g) for g in self.groups]}
+
+
+def kv_plan(m: Module) -> KVPlan:
+    """The caches of ``m``, from the types in its program; ``IRError`` where one window has two page sizes."""
+    from .interp import cache_types  # torch comes with it, and a Pool needs none
+
+    found: dict[int | None, dict[str, Type]] = {}
+    stack = next((p.name for p in m.main.data if str(p.type.elem) == "caches"), "kv")
+    for key, t in cache_types(m).items():
+        assert isinstance(t.elem, Paged)
+        found.setdefault(t.elem.window, {})[key if isinstance(key, str) else f"{stack}[{key}]"] = t
+    order = sorted(found, key=lambda w: (w is not None, w or 0))
+    return KVPlan(tuple(CacheGroup(w, _page(found[w]), found[w]) for w in order))
+
+
+def _page(caches: dict[str, Type]) -> int:
+    pages = {t.elem.page: name for name, t in caches.items() if isinstance(t.elem, Paged)}
+    if len(pages) > 1:
+        (a, one), (b, other) = list(pages.items())[:2]
+        raise IRError(f"caches {one} and {other} share a page table, but have pages of {a} and {b} tokens")
+    return next(iter(pages))
+
+
+def _page_bytes(t: Type) -> int:
+    size = t.elem.nbytes((1, *t.dims[1:]))
+    if not isinstance(size, int):
+        raise IRError(f"cache {t}: heads and head dim must be numbers")
+    return size
+
+
+def _token(t: Type) -> str:
+    """Keys (and as many values) of one token: ``f32[1, 256]``."""
+    assert isinstance(t.elem, Paged)
+    return str(Type(t.elem.elem, t.dims[1:], t.axes[1:]))
+
+
+def _json(g: CacheGroup) -> dict[str, Any]:
+    caches = {name: str(t) for name, t in g.caches.items()}
+    return {"window": g.window, "page": g.page, "page_bytes": g.page_bytes, "caches": caches}
+
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)},
+    **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)},
+}
+
+
+def read_bytes(text: str | int) -> int:
+    """A size as people write it; ``IRError`` where it is none.
+
+    >>> read_bytes("2GiB"), read_bytes("1.5 kB"), read_bytes(77)
+    (2147483648, 1500, 77)
+    """
+    if isinstance(text, int):
+        return text
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not found or found[2].lower() not in _UNITS:
+        raise IRError(f"{text!r} is not a size in bytes", hint="a number and a unit: 2GiB, 500MB")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def show_bytes(n: float) -> str:
+    """A size for people.
+
+    >>> show_bytes(96), show_bytes(1536), show_bytes(5 * 1024**3)
+    ('96 B', '1.5 KiB', '5.0 GiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if n < 1024 or unit == "TiB":
+            break
+        n /= 1024
+    return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text: the first column to the left, the others to the right.
+
+    >>> print(columns([["pool", "page"], ["full", "16"]]))
+    pool  page
+    full    16
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    padded = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join("  ".join(row).rstrip() for row in padded)

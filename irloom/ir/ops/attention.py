@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..dims import Dim
+from ..dims import Dim, product, sym
 from ..elem import ELEMS, AnyElem, Paged
 from ..errors import IRError
 from ..op import Attrs, op
@@ -119,13 +119,38 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> None:
 
 
 def _pairs(operands: Sequence[Operand], attrs: Attrs) -> Dim:
-    """FLOPs per token and head pair at a context of one page; the plan scales it by the real context."""
+    """Two products per head over the ``C`` tokens that a token attends to."""
     q = operands[0]
     assert isinstance(q, Type)
-    t, h, d = q.dims
-    window = attrs["window"]
-    return t * h * d * 4 * (window if isinstance(window, int) else 1)
+    return product(q.dims) * 4 * sym("C")
 
 
 attention.flops(_pairs)
 paged_attention.flops(_pairs)
+
+
+@paged_attention.bytes
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    """Of the cache, the ``C`` tokens of each sequence that are attended to."""
+    q, cache, seqs = operands[0], operands[1], operands[2]
+    assert isinstance(q, Type) and isinstance(cache, Type) and isinstance(seqs, Type)
+    return q.nbytes * 2 + _stored(cache) * seqs.dims[1] * sym("C")
+
+
+@kv_append.bytes
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    """The new tokens, read and stored; the rest of the cache stays."""
+    cache, k = operands[0], operands[1]
+    assert isinstance(cache, Type) and isinstance(k, Type)
+    return k.nbytes * 2 + _stored(cache) * k.dims[0]
+
+
+def _stored(cache: Type) -> Dim:
+    """Bytes of one token's keys and values."""
+    assert isinstance(cache.elem, Paged)
+    return cache.elem.elem.nbytes(cache.dims[1:]) * 2
+
+
+@kv_append.flops
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    return 0

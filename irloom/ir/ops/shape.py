@@ -43,6 +43,12 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
     return x.with_dims(new, _axes_after_reshape(x, new))
 
 
+@reshape.bytes
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    """Nothing moves: the result may be another view of the same memory."""
+    return 0
+
+
 def _axes_after_reshape(x: Type, new: tuple[Dim, ...]) -> tuple[str | None, ...]:
     """A split dim keeps its axis where it starts a dim of the result at the same entry stride."""
     axes: list[str | None] = [None] * len(new)

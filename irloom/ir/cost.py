@@ -1,0 +1,162 @@
+"""What a step of a model costs, counted from the signatures of its ops: weights, FLOPs, bytes.
+
+The count is what a machine must do if every operand and result moves once: a fusion shows as fewer bytes.
+Attention depends on how much is in the cache: an op's count may use the symbol ``C``, the tokens that a
+token attends to.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .dims import evaluate, product
+from .elem import Paged
+from .graph import Call, Func, Loop, Module, Node, Stmt
+from .plan import KVPlan, columns, kv_plan, show_bytes
+from .types import Type
+from .weight_expr import show_weight
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs and bytes of a step."""
+
+    flops: int
+    bytes: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(self.flops * times, self.bytes * times)
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per byte: below a machine's ratio of the two, memory is the limit."""
+        return self.flops / self.bytes if self.bytes else 0.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All weights of a model, each counted once however often it is used: entries, and bytes as stored."""
+
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A module's weights, caches and costs; ``step`` prices any step."""
+
+    module: Module
+    weights: Weights
+    kv: KVPlan
+
+    def step(self, tokens: int, seqs: int, context: int) -> Cost:
+        """A step of ``tokens``, in equal parts over ``seqs`` sequences that have ``context`` then."""
+        return step_cost(self.module, tokens, seqs, context)
+
+    def decode(self, context: int, seqs: int = 1) -> Cost:
+        """A step that adds a token to each sequence."""
+        return self.step(seqs, seqs, context)
+
+    def prefill(self, tokens: int) -> Cost:
+        """A step that reads a whole prompt."""
+        return self.step(tokens, 1, tokens)
+
+    def table(self, context: int = 1024) -> str:
+        """For people: weights, one decode and one prefill per token, and the caches."""
+        rows = [["", "FLOPs/token", "bytes/token", "FLOPs/byte"]]
+        for name, cost, tokens in [
+            (f"decode at {context}", self.decode(context), 1),
+            (f"decode at {context}, 16 together", self.decode(context, 16), 16),
+            (f"prefill of {context}", self.prefill(context), context),
+        ]:
+            rows.append(
+                [
+                    name,
+                    f"{cost.flops / tokens:,.0f}",
+                    show_bytes(cost.bytes / tokens),
+                    f"{cost.intensity:.1f}",
+                ]
+            )
+        head = f"weights: {self.weights.parameters:,} parameters, {show_bytes(self.weights.bytes)}"
+        caches = ["", self.kv.table()] if self.kv.groups else []
+        return "\n".join([head, "", columns(rows), *caches])
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``plan.json``."""
+        weights = {"parameters": self.weights.parameters, "bytes": self.weights.bytes}
+        return {"weights": weights, "kv": self.kv.to_json()}
+
+
+def plan(m: Module) -> Plan:
+    """What ``m`` needs, from its text alone: no weight is read."""
+    return Plan(m, count_weights(m), kv_plan(m))
+
+
+def count_weights(m: Module) -> Weights:
+    """Parameters and bytes of every distinct weight that some call binds."""
+    seen: dict[tuple[str, Type], None] = {}
+    for f, number in _runs(m):
+        for p in f.weights:
+            if p.weight is not None:
+                text = show_weight(p.weight)
+                seen[text if number is None else text.replace("{i}", str(number)), p.type] = None
+    types = [t for _, t in seen]
+    return Weights(
+        sum(evaluate(product(t.dims), {}) for t in types), sum(evaluate(t.nbytes, {}) for t in types)
+    )
+
+
+def _runs(m: Module) -> Iterator[tuple[Func, int | None]]:
+    """Every function that a step runs, with its layer number, as often as it runs."""
+    yield m.main, None
+    for call, number, _ in m.calls():
+        yield m.funcs[call.callee], number
+
+
+def step_cost(m: Module, tokens: int, seqs: int, context: int) -> Cost:
+    """FLOPs and bytes of one step; see ``Plan.step``."""
+    total = Cost(0, 0)
+    times = Counter(f.name for f, _ in _runs(m))
+    for name, n in times.items():
+        each = (node_cost(node, tokens, seqs, context) for node in _nodes(m.funcs[name].body))
+        total += sum(each, Cost(0, 0)) * n
+    return total
+
+
+def _nodes(body: list[Stmt]) -> Iterator[Node]:
+    for s in body:
+        if isinstance(s, Node):
+            yield s
+        elif isinstance(s, Loop):
+            yield from _nodes(s.body)
+        else:
+            assert isinstance(s, Call), "the cost of a call is its function's"
+
+
+def node_cost(n: Node, tokens: int, seqs: int, context: int) -> Cost:
+    """FLOPs and bytes of one op in such a step."""
+    new = max(tokens // seqs, 1)
+    window = _window(n)
+    env = {"T": tokens, "S": seqs, "C": _attended(new, context, window)}
+    flops = evaluate(n.op.count_flops(n.operands, n.attrs), env)
+    env["C"] = context if window is None else min(context, window + new - 1)
+    return Cost(flops, evaluate(n.op.count_bytes(n.operands, n.attrs), env))
+
+
+def _window(n: Node) -> int | None:
+    window = n.attrs.get("window")
+    kept = [v.type.elem.window for v in n.values if isinstance(v.type.elem, Paged)]
+    return window if isinstance(window, int) else next(iter(kept), None)
+
+
+def _attended(new: int, context: int, window: int | None) -> int:
+    """How many tokens each of the ``new`` last of ``context`` attends to, itself included, on average."""
+    reach = context if window is None else window
+    total = sum(min(at + 1, reach) for at in range(max(context - new, 0), context))
+    return -(-total // new)

@@ -1,0 +1,98 @@
+"""Decide how caches are stored: tokens a page, and how many pages there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from irloom.ir.dims import Sym, symbols
+from irloom.ir.elem import SEQS, Paged
+from irloom.ir.errors import PipelineError
+from irloom.ir.graph import Loop, Module, Stmt, Value
+from irloom.ir.plan import KVPlan, kv_plan, read_bytes, show_bytes
+
+from .core import Changes, Pass
+
+
+@dataclass(frozen=True)
+class KvPlan(Pass):
+    """Set the page size of every cache, and the ranges of ``T``, ``S`` and ``P`` that follow from the limits.
+
+    ``page`` is in tokens. ``context`` is the longest sequence, in tokens. ``memory`` is what all caches may take
+    together (``"2GiB"``, or bytes): pages are those of the sequences of full length that fit, at most
+    ``max_seqs``; without it, those of ``max_seqs``. ``max_tokens`` is the token budget of a step. What is
+    absent stays as the module says. The plan itself, a pool of pages per attention window, is
+    ``irloom.ir.plan.kv_plan(m)``; its ``table()`` is for people.
+    """
+
+    page: int = 16
+    memory: int | str | None = None
+    context: int = 8192
+    max_seqs: int | None = None
+    max_tokens: int | None = None
+
+    after: ClassVar[tuple[str, ...]] = ("kv-cache",)
+    before: ClassVar[tuple[str, ...]] = ("plan-memory",)
+
+    def run(self, m: Module) -> Changes:
+        """One change per pool. ``PipelineError`` where the memory does not hold one sequence."""
+        for name in ("page", "context", "max_seqs", "max_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise PipelineError(f"kv-plan: option `{name}` is {value}", hint="at least 1")
+        for f in m.funcs.values():
+            for v in (*f.params, *_values(f.body)):
+                if isinstance(v.type.elem, Paged):
+                    v.type = v.type.with_elem(replace(v.type.elem, page=self.page))
+        plan = kv_plan(m)
+        t, s = _steps(m)
+        if self.max_tokens is not None:
+            _limit(m, t, self.max_tokens)
+        most = self.max_seqs if self.max_seqs is not None else m.dims.get(s, (1, 1))[1]
+        tokens = m.dims.get(t, (1, 1))[1]
+        count = self.count(plan, most, tokens)
+        if self.max_seqs is not None or count < most:
+            _limit(m, s, count)
+        changes = Changes()
+        for pool, group in zip(plan.pools(self.context, count, tokens), plan.groups, strict=True):
+            for dim in {d for t in group.caches.values() for d in symbols(t.dims[0])}:
+                _limit(m, dim, pool.pages)
+            size, each = show_bytes(pool.page_bytes * pool.pages), show_bytes(group.token_bytes)
+            what = f"{len(group.caches)} caches, {each} a token, {pool.pages} pages, {size}"
+            changes.places.append(f"main.{pool.name}: {what}")
+        return changes
+
+    def count(self, plan: KVPlan, most: int, tokens: int) -> int:
+        """How many sequences of full length get pages."""
+        if self.memory is None or not plan.groups:
+            return most
+        memory = read_bytes(self.memory)
+        fit = plan.fits(memory, self.context, tokens)
+        if not fit:
+            each = show_bytes(plan.bytes(self.context, 1, tokens))
+            raise PipelineError(
+                f"kv-plan: memory is {show_bytes(memory)}, {self.context} tokens of one sequence take {each}",
+                hint="more memory, a smaller context, or kv-cache(elem=f16)",
+            )
+        return min(most, fit)
+
+
+def _values(body: list[Stmt]) -> Iterator[Value]:
+    for s in body:
+        if isinstance(s, Loop):
+            yield from _values(s.body)
+        yield from s.results
+
+
+def _steps(m: Module) -> tuple[str, str]:
+    """The symbols of tokens and sequences in flight, from the type of ``seqs``."""
+    for p in m.main.data:
+        if p.type.elem == SEQS:
+            t, s = (str(d) if isinstance(d, Sym) else "" for d in p.type.dims)
+            return t, s
+    return "", ""
+
+
+def _limit(m: Module, dim: str, most: int) -> None:
+    if dim in m.dims:
+        m.dims[dim] = (min(m.dims[dim][0], most), most)
