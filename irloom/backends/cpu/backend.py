@@ -6,6 +6,7 @@ the engine opens, and kernels come from this package, compiled once a machine.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from irloom.backends.artifact import EngineReader, EngineWriter
@@ -14,18 +15,20 @@ from irloom.backends.cpu.engine import CpuEngine
 from irloom.backends.cpu.lower import lower
 from irloom.backends.cpu.native import Raw, load_kernels
 from irloom.backends.cpu.runner import Cache, Runner
-from irloom.backends.cpu.step import Step
+from irloom.backends.cpu.step import Step, zeros
 from irloom.backends.cpu.weights import read_weights, size, write_weights
 from irloom.backends.machine import cores, cpu_features
 from irloom.backends.pools import pools
 from irloom.ir.checkpoint import Checkpoint
-from irloom.ir.elem import CACHES
+from irloom.ir.elem import CACHES, Paged
 from irloom.ir.errors import EngineMismatch
 from irloom.ir.graph import Module
-from irloom.ir.interp import cache_types, empty_cache
+from irloom.ir.interp import cache_types
 from irloom.ir.parse import parse
 from irloom.ir.plan import Pool
+from irloom.ir.seqs import PagedCache
 from irloom.ir.show import show
+from irloom.ir.types import Type
 from irloom.runtime.core import Engine
 
 
@@ -93,13 +96,19 @@ def _caches(m: Module, made: tuple[Pool, ...], step: Step) -> dict[str, Cache | 
     out: dict[str, Any] = {}
     types = cache_types(m)
     for key in sorted(types, key=lambda k: (isinstance(k, str), k)):
-        window = types[key].elem.window  # type: ignore[union-attr]
-        one = Cache(empty_cache(types[key], pages[window]), step.pools[window])
+        one = _cache(types[key], pages, step)
         if isinstance(key, int):
             out.setdefault(str(stack), []).append(one)
         else:
             out[key] = one
     return out
+
+
+def _cache(t: Type, pages: dict[int | None, int], step: Step) -> Cache:
+    assert isinstance(t.elem, Paged)
+    dims, dtype = (pages[t.elem.window], t.elem.page, *(d for d in t.dims[1:] if isinstance(d, int))), t.elem.elem.torch
+    k, v = (zeros(math.prod(dims) * dtype.itemsize, dtype)[: math.prod(dims)].view(dims) for _ in range(2))
+    return Cache(PagedCache(k, v, t.elem.window), step.pools[t.elem.window])
 
 
 def library(report: Report) -> Raw:

@@ -9,7 +9,7 @@ import torch
 
 from irloom.backends.cpu.native import ACTIVATIONS, ELEMS as CACHE_ELEMS, Raw
 from irloom.backends.cpu.pack import Packed
-from irloom.backends.cpu.step import Count, PoolArrays, Rows, Step
+from irloom.backends.cpu.step import Count, PoolArrays, Rows, Step, zeros
 from irloom.ir.elem import ELEMS
 from irloom.ir.op import OPS
 from irloom.ir.seqs import PagedCache
@@ -32,7 +32,8 @@ class Turns:
 
     def __init__(self, raw: Raw, step: Step, inverse: torch.Tensor, scale: float) -> None:
         self.half, self.scale, self.inverse = len(inverse), scale, inverse
-        self.cos, self.sin = (torch.zeros(step.tokens_now.most, self.half) for _ in range(2))
+        size = step.tokens_now.most * self.half * 4
+        self.cos, self.sin = (zeros(size, torch.float32) for _ in range(2))
         self.cos_ptr, self.sin_ptr = self.cos.data_ptr(), self.sin.data_ptr()
         self._make, self._step = raw.rope_table, step
 
@@ -95,7 +96,7 @@ class Runner:
 
         def buffer(elem: str, nbytes: Any) -> torch.Tensor:
             size = int(nbytes) if not isinstance(nbytes, Size) else nbytes.most
-            return torch.zeros(-(-size // 64) * 64, dtype=torch.uint8).view(ELEMS[elem].torch)
+            return zeros(size, ELEMS[elem].torch)
 
         def rows(base: torch.Tensor, dims: tuple[Any, ...], elem: str = "f32", *, offset: int = 0, stride: int | None = None) -> Rows:
             sizes = tuple(d.count if isinstance(d, Size) else d for d in dims)

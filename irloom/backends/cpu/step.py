@@ -12,6 +12,9 @@ from irloom.ir.seqs import Seqs
 from irloom.runtime.core import Batch
 
 
+ALIGN = 64
+
+
 class Count:
     """A symbolic dim of the program, ``T`` or ``S``: how many there are in this step, and at most."""
 
@@ -47,6 +50,14 @@ class Rows:
         if len(sizes):
             strides[0] = self.stride
         return self.base.as_strided(sizes, strides, self.offset)
+
+
+def zeros(nbytes: int, dtype: torch.dtype) -> torch.Tensor:
+    """Zeroed memory that the system hands out page by page as it is first written: unused pages cost nothing."""
+    room = -(-nbytes // ALIGN) * ALIGN + ALIGN
+    raw = torch.from_numpy(np.zeros(room, dtype=np.uint8))
+    start = -raw.data_ptr() % ALIGN
+    return raw[start : start + room - ALIGN].view(dtype)
 
 
 class PoolArrays:
