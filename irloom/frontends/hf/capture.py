@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import logging
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -48,7 +52,8 @@ def capture(model: nn.Module) -> Capture:
     shapes = {"input_ids": {1: tokens}, "position_ids": {1: tokens}, "past": {0: past}}
     with torch.no_grad(), irloom_attention(model), meta_buffers(model) as buffers:
         try:
-            program = torch.export.export(wrapper, args, dynamic_shapes=shapes, strict=False)
+            with _quiet():
+                program = torch.export.export(wrapper, args, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             raise _trace_error(error, model) from error
     placeholders = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
@@ -71,11 +76,26 @@ class _Logits(nn.Module):
         kwargs: dict[str, Any] = {"input_ids": input_ids}
         if "position_ids" in self.takes:
             kwargs["position_ids"] = position_ids
-        if "past_key_values" in self.takes:
-            kwargs |= {"past_key_values": ProbingCache(past.shape[0]), "use_cache": True}
+        for name in {"past_key_values", "cache_params"} & self.takes:
+            kwargs |= {name: ProbingCache(past.shape[0]), "use_cache": True}
         out = self.model(**kwargs)
+        if isinstance(out, Tensor):
+            return out
         logits = getattr(out, "logits", None)
         return out[0] if logits is None else logits
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A failed export prints its whole graph; what matters of it is in the error."""
+    log = logging.getLogger("torch.fx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _trace_error(error: BaseException, model: nn.Module) -> TraceError:
@@ -85,13 +105,16 @@ def _trace_error(error: BaseException, model: nn.Module) -> TraceError:
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
-    ours = next((e for e in chain if isinstance(e, TraceError)), None)
-    root = chain[-1] if ours is None else ours
-    if ours is None:
-        first = (str(root).strip() or type(root).__name__).splitlines()[0]
-        ours = TraceError(f"{type(root).__name__} while tracing: {first}")
-    place = _place(root, model)
-    return ours.at(place) if place and place not in ours.places else ours
+    found = next((e for e in chain if isinstance(e, TraceError)), None)
+    places = [(e, place) for e in chain if (place := _place(e, model))]
+    origin, place = places[-1] if places else (error, "")
+    if found is None:
+        first = (str(origin).strip() or type(origin).__name__).splitlines()[0]
+        found = TraceError(
+            f"{type(origin).__name__} while tracing: {first}",
+            hint="what a model does must not depend on the values of its inputs",
+        )
+    return found.at(place) if place and place not in found.places else found
 
 
 def _place(error: BaseException, model: nn.Module) -> str:

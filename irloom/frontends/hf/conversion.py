@@ -269,10 +269,9 @@ def _listed(names: Sequence[str]) -> str:
 def _misfit(
     raw: Checkpoint, name: str, recipe: Recipe, found: tuple[int, ...], wanted: tuple[int, ...]
 ) -> CheckpointError:
-    source = recipe.sources[0]
-    at = raw.stored(source)
-    path = at.path if at else raw.path
+    at = raw.stored(recipe.sources[0])
+    made = "" if recipe.sources == (name,) else f", from {_listed(recipe.sources)},"
     return CheckpointError(
-        f"{path}: `{source}` makes `{name}` {list(found)}, but the config makes it {list(wanted)}",
+        f"{at.path if at else raw.path}: `{name}`{made} is {list(found)}, but the config makes it {list(wanted)}",
         hint="config.json is that of another model, or the file is damaged",
     )

@@ -204,12 +204,14 @@ def module_path(node: FxNode) -> str:
 
 
 def source_line(node: FxNode) -> tuple[str, int]:
-    """The innermost source line of the model, past the frames of torch and of irloom."""
-    found = ("", 0)
-    for file, line in _frames(node.meta.get("stack_trace") or ""):
-        if "/torch/" not in file and "/irloom/frontends/hf/" not in file:
-            found = (file, line)
-    return found
+    """The innermost line of a ``modeling_*.py``, else the innermost one outside of torch and irloom."""
+    frames = [
+        (file, line)
+        for file, line in _frames(node.meta.get("stack_trace") or "")
+        if "/torch/" not in file and "/irloom/frontends/hf/" not in file
+    ]
+    modeling = [frame for frame in frames if PurePath(frame[0]).name.startswith("modeling_")]
+    return (modeling or frames or [("", 0)])[-1]
 
 
 def _frames(trace: str) -> Iterator[tuple[str, int]]:
@@ -225,13 +227,14 @@ def location(node: FxNode) -> str:
 
 
 def source_name(node: FxNode) -> str | None:
-    """The name of the module for an op that is a whole torch module (``q_proj``), else None."""
+    """The name of the module for an op that is a whole module (``q_proj``), else None."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     if not stack or not isinstance(stack[-1], tuple):
         return None
     path, cls = stack[-1]
-    named = str(cls).startswith("torch.nn.") and re.search(r"(\w*[a-zA-Z_]\w*)$", path)
-    return named[1] if named else None
+    whole = str(cls).startswith("torch.nn.") or str(node.target).split(".")[1] in ("linear", "addmm", "embedding")
+    leaf = path.rpartition(".")[2]
+    return leaf if whole and leaf.isidentifier() and path.startswith(WRAPPER) else None
 
 
 def _placed(error: IrloomError, node: FxNode) -> TraceError:

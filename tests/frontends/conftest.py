@@ -1,9 +1,21 @@
-"""Tiny configs of the families that the Hugging Face frontend promises, with every structural feature on."""
+"""Tiny models of the families that the Hugging Face frontend promises, with every structural feature on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+import pytest
+import torch
+
+from irloom.frontends.core import TraceOptions
+from irloom.frontends.hf.live import LiveCheckpoint
+from irloom.frontends.hf.selfcheck import library_logits, randomized
+from irloom.frontends.hf.trace import trace_config
+from irloom.ir.elem import ELEMS
+from irloom.ir.graph import Module
+from irloom.ir.interp import Interpreter
+from irloom.ir.seqs import Seqs
 
 SMALL: dict[str, Any] = {
     "vocab_size": 96,
@@ -83,3 +95,34 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     ),
 }
 """Family name to a function that makes its tiny config. Cohere2 has layers without rope."""
+
+LENGTHS = (5, 30, 1, 9)
+"""None is the traced token count; one is longer than every window; one is a single token."""
+
+
+class Family:
+    """A family's tiny model, its program, and the library's logits of four sequences."""
+
+    def __init__(self, name: str) -> None:
+        config = FAMILIES[name]()
+        self.name = name
+        self.module = trace_config(config, TraceOptions(dtype=ELEMS["f32"], check=False))
+        self.model = randomized(FAMILIES[name]())
+        generator = torch.Generator().manual_seed(7)
+        self.parts = [torch.randint(3, config.vocab_size, (n,), generator=generator) for n in LENGTHS]
+        with torch.inference_mode():
+            self.logits = [library_logits(self.model, part) for part in self.parts]
+
+    def run(self, parts: list[torch.Tensor], module: Module | None = None) -> torch.Tensor:
+        """Logits of the packed ``parts``, by the traced program or by what passes made of it."""
+        interpreter = Interpreter(module or self.module, LiveCheckpoint(self.model))
+        (logits,) = interpreter(torch.cat(parts).int(), Seqs.of([len(p) for p in parts]))
+        return logits
+
+
+@pytest.fixture(scope="session", params=list(FAMILIES))
+def family(request, tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    yield Family(request.param)
+    patch.undo()

@@ -1,0 +1,1 @@
+"""Frontends: a model in, IR out."""

@@ -1,0 +1,89 @@
+"""What a frontend is, and which one reads a model. Nothing downstream knows which one ran."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from irloom.frontends.facts import Facts
+from irloom.ir.elem import Elem
+from irloom.ir.errors import TraceError
+
+if TYPE_CHECKING:
+    from irloom.ir.checkpoint import Checkpoint
+    from irloom.ir.graph import Module
+
+BUILT_IN = {
+    "text": "irloom.frontends.text:Text",
+    "gguf": "irloom.frontends.gguf.frontend:Gguf",
+    "hf": "irloom.frontends.hf.frontend:HuggingFace",
+}
+"""Frontends by name, in the order in which they are asked; loaded only then."""
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """``dtype`` of weights and activations, by default the checkpoint's; only the first ``layers`` layers; whether an
+    architecture is ``check``ed against its library on a tiny model before its trace is used."""
+
+    dtype: Elem | None = None
+    layers: int | None = None
+    check: bool = True
+
+
+class Frontend(Protocol):
+    """Reads one kind of model. A plugin names its class in the entry-point group ``irloom.frontends``."""
+
+    name: str
+
+    def claims(self, path: Path) -> bool:
+        """Whether ``path`` is a model of this kind; looks at names and first bytes, imports nothing heavy."""
+        ...
+
+    def trace(self, path: Path, options: TraceOptions) -> Module:
+        """The model as a program; ``TraceError`` where it cannot be one."""
+        ...
+
+    def checkpoint(self, path: Path, options: TraceOptions) -> Checkpoint:
+        """The weights under the names that ``trace`` binds."""
+        ...
+
+    def facts(self, path: Path) -> Facts:
+        """Where answers end, and how long a sequence may get."""
+        ...
+
+    def tokenizer(self, path: Path) -> Path:
+        """A directory with the tokenizer's files; ``CheckpointError`` where there is none."""
+        ...
+
+
+def frontend_of(path: Path) -> Frontend:
+    """The frontend that claims ``path``; ``TraceError`` where none does."""
+    if not path.exists():
+        raise TraceError(f"{path}: no such file or directory", hint="give a path or a hub id")
+    for frontend in frontends():
+        if frontend.claims(path):
+            return frontend
+    names = ", ".join(f.name for f in frontends())
+    raise TraceError(
+        f"{path}: no frontend claims it (asked: {names})",
+        hint="a model is a directory with config.json, a .gguf file or an IR text file",
+    )
+
+
+def frontends() -> list[Frontend]:
+    """Every frontend: irloom's own, then those of plugins."""
+    found = {name: _load(place) for name, place in BUILT_IN.items()}
+    for entry in entry_points(group="irloom.frontends"):
+        if entry.name in found:
+            raise TraceError(f"frontend {entry.name!r} is defined twice, once by {entry.value}")
+        found[entry.name] = entry.load()()
+    return list(found.values())
+
+
+def _load(place: str) -> Frontend:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)()

@@ -1,0 +1,43 @@
+"""The frontend for Hugging Face directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from irloom.frontends.core import TraceOptions
+from irloom.frontends.facts import Facts, directory_facts
+from irloom.ir.checkpoint import Checkpoint
+from irloom.ir.graph import Module
+
+
+class HuggingFace:
+    """A directory with config.json, safetensors weights and tokenizer files."""
+
+    name = "hf"
+
+    def claims(self, path: Path) -> bool:
+        return (path / "config.json").is_file()
+
+    def trace(self, path: Path, options: TraceOptions) -> Module:
+        from irloom.frontends.hf.trace import trace_directory
+
+        return trace_directory(path, options)
+
+    def checkpoint(self, path: Path, options: TraceOptions) -> Checkpoint:
+        from irloom.frontends.hf.checkpoint import open_checkpoint, read_config
+        from irloom.frontends.hf.skeleton import skeleton
+        from irloom.frontends.hf.tiny import with_layers
+        from irloom.frontends.hf.trace import model_dtype
+
+        config = read_config(path)
+        kept = config if options.layers is None else with_layers(config, options.layers)
+        return open_checkpoint(path, skeleton(kept, model_dtype(config, options)), whole=options.layers is None)
+
+    def facts(self, path: Path) -> Facts:
+        return directory_facts(path)
+
+    def tokenizer(self, path: Path) -> Path:
+        from irloom.frontends.hf.checkpoint import load_tokenizer
+
+        load_tokenizer(path)
+        return path

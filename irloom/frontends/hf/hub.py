@@ -1,0 +1,29 @@
+"""Finding a model by its hub id, in the library's own download cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from irloom.ir.errors import CheckpointError
+
+FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+"""What a model directory is fetched for: config, weights, tokenizer. No pickled weights."""
+
+
+def find(model: str) -> Path:
+    """The path ``model``, or the directory of the hub id ``org/name``, downloaded unless it is there."""
+    path = Path(model).expanduser()
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+|[\w-]+", model):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{model}: no such path, and not found on the hub: {first}",
+            hint="check the name; a private model needs HF_TOKEN",
+        ) from error

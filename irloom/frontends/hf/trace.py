@@ -1,0 +1,94 @@
+"""Trace a Hugging Face model: its config, no weights, no model code of ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from irloom.frontends.core import TraceOptions
+from irloom.frontends.store import stored_trace
+from irloom.ir.elem import Elem, elem_of
+from irloom.ir.errors import TraceError
+from irloom.ir.graph import Module
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def trace_hf(
+    source: str | Path | nn.Module | Any, dtype: Elem | torch.dtype | None = None, layers: int | None = None
+) -> Module:
+    """The program of a directory or hub id, of a config object, or of a library module that is already built.
+
+    ``dtype`` is that of weights and activations, by default the checkpoint's; ``layers`` keeps only the first ones.
+    A config's architecture is checked against the library on a tiny model; traces of directories and configs are
+    kept on disk.
+    """
+    from torch import nn
+
+    elem = dtype if dtype is None or isinstance(dtype, Elem) else elem_of(dtype)
+    options = TraceOptions(dtype=elem, layers=layers)
+    if isinstance(source, nn.Module):
+        return trace_module(source, options)
+    if isinstance(source, str | Path):
+        from irloom.frontends.hf.hub import find
+
+        return trace_directory(find(str(source)), options)
+    return trace_config(source, options)
+
+
+def trace_directory(path: Path, options: TraceOptions) -> Module:
+    """Trace the model in a directory; the library is not even imported when the trace is in the cache."""
+    from irloom.frontends.hf.checkpoint import read_config
+
+    file = path / "config.json"
+    if not file.is_file():
+        return trace_config(read_config(path), options)
+    module = stored_trace(file.read_text(encoding="utf-8"), options, lambda: _trace(read_config(path), options))
+    module.model = path.resolve().name
+    return module
+
+
+def trace_config(config: Any, options: TraceOptions) -> Module:
+    """Trace the causal language model of a config object of the library."""
+    text = f"{type(config).__name__} {json.dumps(config.to_dict(), sort_keys=True, default=str)}"
+    return stored_trace(text, options, lambda: _trace(config, options))
+
+
+def trace_module(model: nn.Module, options: TraceOptions) -> Module:
+    """Trace a model that is already built, wherever its weights are. Nothing is kept or checked."""
+    from irloom.frontends.hf.capture import capture
+    from irloom.frontends.hf.importer import import_graph
+
+    if options.layers is not None or options.dtype is not None:
+        raise TraceError("a built module is traced as it is", hint="give its config to choose dtype or layers")
+    return import_graph(capture(model), model, type(model).__name__)
+
+
+def _trace(config: Any, options: TraceOptions) -> Module:
+    from irloom.frontends.hf.capture import capture
+    from irloom.frontends.hf.importer import import_graph
+    from irloom.frontends.hf.selfcheck import check_architecture
+    from irloom.frontends.hf.skeleton import skeleton
+    from irloom.frontends.hf.tiny import with_layers
+
+    if options.check:
+        check_architecture(config)
+    kept = config if options.layers is None else with_layers(config, options.layers)
+    model = skeleton(kept, model_dtype(config, options))
+    name = getattr(config, "name_or_path", "") or getattr(config, "model_type", type(config).__name__)
+    return import_graph(capture(model), model, Path(name).name)
+
+
+def model_dtype(config: Any, options: TraceOptions) -> torch.dtype:
+    """What weights and activations are: as asked, else as the checkpoint says, else f32."""
+    import torch
+
+    if options.dtype is not None:
+        return options.dtype.torch
+    said = getattr(config, "dtype", None)
+    if isinstance(said, str):
+        said = getattr(torch, said)
+    return said if isinstance(said, torch.dtype) else torch.float32

@@ -1,0 +1,66 @@
+"""Traces kept on disk, so that a model is traced once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import irloom
+from irloom.ir.errors import IRError
+from irloom.ir.graph import Module
+from irloom.ir.parse import parse
+from irloom.ir.show import show
+
+
+def cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/irloom``, by default ``~/.cache/irloom``: all that irloom keeps outside of engines."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "irloom"
+
+
+def stored_trace(config: str, options: object, trace: Callable[[], Module]) -> Module:
+    """The trace kept for this config and these options, or the one that ``trace`` makes and this keeps.
+
+    Its key also holds the versions of transformers and torch and irloom's own tracing code. A file is written beside
+    its place and renamed; one that does not parse is made again.
+    """
+    key = hashlib.blake2b(json.dumps([config, repr(options), *_versions()]).encode(), digest_size=16).hexdigest()
+    place = cache_dir() / "traces" / f"{key}.irloom"
+    kept = _read(place)
+    if kept is not None:
+        return kept
+    module = trace()
+    _write(place, show(module))
+    return module
+
+
+def _read(place: Path) -> Module | None:
+    try:
+        return parse(place.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, IRError):
+        return None
+
+
+def _write(place: Path, text: str) -> None:
+    """A read-only or full disk costs the cache, not the trace."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=place.parent, delete=False) as file:
+            file.write(text)
+        Path(file.name).replace(place)
+    except OSError:
+        return
+
+
+@lru_cache(maxsize=1)
+def _versions() -> tuple[str, ...]:
+    root = Path(irloom.__file__).parent
+    code = hashlib.blake2b(digest_size=16)
+    for file in sorted([*(root / "ir").rglob("*.py"), *(root / "frontends").rglob("*.py")]):
+        code.update(file.read_bytes())
+    return version("transformers"), version("torch"), irloom.__version__, code.hexdigest()

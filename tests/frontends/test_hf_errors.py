@@ -1,0 +1,102 @@
+"""What cannot be traced is refused with the op or state, the module path and the source line."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, MambaConfig, ViTConfig
+
+from irloom.frontends.hf import trace_hf
+from irloom.ir.errors import TraceError
+
+SMALL = dict(vocab_size=32, hidden_size=16, num_hidden_layers=2)
+
+
+class Model(nn.Module):
+    """Embeds tokens, applies ``body`` in a block, and gives logits."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.embed = nn.Embedding(32, 16)
+        self.block = Block(body)
+        self.head = nn.Linear(16, 32, bias=False)
+
+    def forward(self, input_ids, position_ids):
+        return self.head(self.block(self.embed(input_ids)))
+
+
+class Block(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+        self.scale = nn.Parameter(torch.ones(16))
+
+    def forward(self, x):
+        return self.body(x * self.scale)
+
+
+def traced(body):
+    return trace_hf(Model(body).eval())
+
+
+def refused(body) -> str:
+    with pytest.raises(TraceError) as error:
+        traced(body)
+    return str(error.value)
+
+
+def test_an_unknown_op_is_named_with_its_place():
+    message = refused(lambda x: torch.special.zeta(x.abs() + 2, x.abs()))
+    assert "op `aten.special_zeta.default` has no translation" in message
+    assert re.search(r"in block, .*test_hf_errors\.py:\d+$", message)
+
+
+def test_looking_across_tokens_is_refused():
+    message = refused(lambda x: x.mean(1, keepdim=True) + x)
+    assert "a reduction over dim 1 of f32[T, 16] mixes tokens of different sequences" in message
+    assert "hint: only attention may look across tokens" in message
+
+
+def test_a_branch_on_data_is_refused_where_it_stands():
+    message = refused(lambda x: x if x.sum() > 0 else -x)
+    assert re.search(r"in block \(Block\), .*test_hf_errors\.py:\d+$", message)
+
+
+def test_changing_a_shared_tensor_is_refused():
+    def body(x):
+        y = x + 1
+        half = y[..., :8]
+        half.add_(1)
+        return y
+
+    assert "changes a tensor that others share" in refused(body)
+
+
+def test_changing_a_tensor_of_its_own_traces():
+    def body(x):
+        y = x + 1
+        y.mul_(2)
+        return y
+
+    assert [n.op.name for n in traced(body).main.nodes] == ["embedding", "mul", "add", "mul", "linear"]
+
+
+def test_recurrent_state_is_refused_by_name():
+    with pytest.raises(TraceError, match=r"convolution state|recurrent state|op `"):
+        trace_hf(MambaConfig(**SMALL, state_size=4, num_heads=4))
+
+
+def test_a_rope_that_depends_on_data_is_refused():
+    config = LlamaConfig(
+        **SMALL,
+        num_attention_heads=2,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+    )
+    with pytest.raises(TraceError, match="in model.rotary_emb"):
+        trace_hf(config)
+
+
+def test_a_config_that_is_no_language_model_is_refused():
+    with pytest.raises(TraceError, match="`vit` has no causal language model"):
+        trace_hf(ViTConfig())
