@@ -111,6 +111,17 @@ def divide(a: Dim, b: Dim) -> Dim:
     return _make(out)
 
 
+def covers(a: Dim, b: Dim) -> bool:
+    """Whether ``a >= b`` whatever the symbols are, each at least 1; False also where that is hard to see.
+
+    >>> T = sym("T")
+    >>> covers(T * 8, T * 4 + 4), covers(T * 8, T * 4 + 5), covers(T * 8, sym("S"))
+    (True, False, False)
+    """
+    rest = _terms(a - b)
+    return sum(rest.values()) >= 0 and all(c >= 0 for k, c in rest.items() if k)
+
+
 def symbols(dim: Dim) -> frozenset[str]:
     """The names a dim depends on.
 

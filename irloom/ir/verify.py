@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from .dims import symbols
+from .buffers import called_buffers, lifetimes, storage
+from .dims import covers, symbols
 from .elem import CACHES, Opaque, Paged, Quant
 from .errors import IRError
 from .graph import Call, Func, Loop, Module, Node, Param, Stmt, Value
@@ -223,17 +224,31 @@ def _stack(m: Module, f: Func, p: Value) -> None:
 
 
 @rule
+def buffers_hold(m: Module, f: Func) -> None:
+    """A buffer is as large as each value in it, whatever the dims are."""
+    for v in _values(f):
+        size = m.buffers.get(v.buffer or "")
+        if size is not None and not covers(size, v.type.nbytes):
+            raise IRError(f"{show_typed(v)} is {v.type.nbytes} bytes, but buffer {v.buffer} has {size}")
+
+
+@rule
 def no_aliases(m: Module, f: Func) -> None:
-    """Two values that live at the same time are not in one buffer, and no value is returned twice under one name."""
-    last: dict[Value, int] = {v: i for i, s in enumerate(f.body) for v in s.values}
-    last.update(dict.fromkeys(f.returns, len(f.body)))
+    """Two values that live at the same time are not in one buffer, unless one is a view of the other.
+
+    A value may take the buffer of an operand that its own op reads last. What a call writes must not be in use.
+    """
+    root, span = storage(f), lifetimes(f)
     holder: dict[str, Value] = {}
-    for i, s in enumerate(f.body):
+    for at, s in enumerate(f.body):
+        for name in called_buffers(m, s):
+            old = holder.get(name)
+            if old is not None and span[old][1] >= at:
+                raise IRError(f"{s.results[0].name} is computed in {name}, where {old.name} lives, which is read later")
         for r in s.results:
-            if r.buffer is None:
+            if r.buffer is None or root[r] is not r:
                 continue
             old = holder.get(r.buffer)
-            if old is not None and last.get(old, -1) > i:
+            if old is not None and (span[old][1] > at or old in s.results):
                 raise IRError(f"{show_typed(r)} is written where {old.name} lives, which is read later")
             holder[r.buffer] = r
-
