@@ -53,9 +53,9 @@ def pytest_collect_file(file_path, parent):
 
 class Doc(pytest.File):
     def collect(self):
-        for title, line, blocks in headings(self.path):
+        for i, (title, line, blocks) in enumerate(headings(self.path)):
             if any(b.words.split(" ")[0] == "py" for b in blocks):
-                yield Case.from_parent(self, name=title, line=line)
+                yield Case.from_parent(self, name=title, line=line, index=i)
 
 
 def headings(path: Path) -> list[tuple[str, int, list[Block]]]:
@@ -77,9 +77,9 @@ def headings(path: Path) -> list[tuple[str, int, list[Block]]]:
 
 
 class Case(pytest.Item):
-    def __init__(self, line, **kw):
+    def __init__(self, line, index, **kw):
         super().__init__(**kw)
-        self.line = line
+        self.line, self.index = line, index
 
     def reportinfo(self):
         return self.path, self.line, self.name
@@ -109,7 +109,7 @@ class Case(pytest.Item):
                 said = self.check(at, program, words)
 
     def blocks(self) -> list[Block]:
-        return next(blocks for title, line, blocks in headings(self.path) if line == self.line)
+        return headings(self.path)[self.index][2]
 
     def check(self, at, program, pipeline) -> str:
         """Run the pipeline, compare numbers after each pass, then the text; the near misses."""

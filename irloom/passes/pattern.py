@@ -2,8 +2,9 @@
 
 Calling an op while a pattern is traced records it. Positional parameters of ``match`` are operand holes;
 the annotation says what one takes: ``Value`` a value, ``Param`` a parameter, ``Literal`` a number,
-``Value | None`` an optional one; none: anything. Keyword-only parameters are attribute holes. Attributes
-that are not written must have the op's default.
+``Value | None`` an optional one; none: anything. Keyword-only parameters are attribute holes, ``*xs``
+stands for all operands of an op that takes any number. Attributes that are not written must have the op's
+default.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ class Mismatch(Exception):
 
 @dataclass(frozen=True)
 class Hole:
-    """Stands for an operand, or with ``attribute`` for an attribute's value."""
+    """Stands for an operand, with ``attribute`` for an attribute's value, with ``rest`` for all operands."""
 
     name: str
     accepts: Any = None
     attribute: bool = False
+    rest: bool = False
 
     def takes(self, a: object) -> bool:
         """Whether the hole's annotation allows ``a``."""
+        if self.rest and isinstance(a, tuple):
+            return all(isinstance(x, Value) for x in cast("tuple[Any, ...]", a))
         return not isinstance(self.accepts, (type, UnionType)) or isinstance(a, self.accepts)
 
 
@@ -110,7 +114,7 @@ class Pattern:
 
 def _hole(p: inspect.Parameter, hint: Any) -> Hole:
     attribute = p.kind is p.KEYWORD_ONLY
-    return Hole(p.name, None if attribute or hint is Any else hint, attribute)
+    return Hole(p.name, None if attribute or hint is Any else hint, attribute, p.kind is p.VAR_POSITIONAL)
 
 
 def _reach(x: Any, seen: set[Applied]) -> set[Applied]:
@@ -127,6 +131,16 @@ class Match:
 
     holes: dict[str, Any] = field(default_factory=dict[str, Any])
     nodes: dict[Applied, Node] = field(default_factory=dict[Applied, Node])
+
+    @property
+    def values(self) -> list[Value]:
+        """The values that holes are bound to, each once."""
+        bound = [
+            v
+            for h in self.holes.values()
+            for v in (cast("tuple[Any, ...]", h) if isinstance(h, tuple) else (h,))
+        ]
+        return list(dict.fromkeys(v for v in bound if isinstance(v, Value)))
 
     def copy(self) -> Match:
         """For trying one of several ways."""
@@ -218,7 +232,9 @@ def _enter(pattern: Applied, node: Node, m: Match) -> list[list[_Goal]]:
     if node.op is not pattern.op:
         raise Mismatch(f"{node.results[0].name} is {node.op.name}, not {pattern.op.name}", len(m.nodes))
     m.nodes[pattern] = node
-    args = [*node.args, *[None] * (len(pattern.args) - len(node.args))]
+    args: list[Any] = [*node.args, *[None] * (len(pattern.args) - len(node.args))]
+    if pattern.op.variadic and isinstance(pattern.args[0], Hole) and pattern.args[0].rest:
+        args = [tuple(node.args)]
     if len(args) != len(pattern.args):
         raise Mismatch(f"{node.op.name} has {len(args)} operands, not {len(pattern.args)}", len(m.nodes))
     for k, want in pattern.attrs.items():
@@ -241,9 +257,7 @@ def _attribute(m: Match, node: Node, key: str, want: Any, value: Any) -> None:
         for w, v in zip(wants, values, strict=True):
             _attribute(m, node, key, w, v)
     elif not _equal(want, value):
-        raise Mismatch(
-            f"{node.results[0].name} has {key}={show_attr(value)}, not {show_attr(want)}", len(m.nodes)
-        )
+        raise Mismatch(f"{node.results[0].name} has {key}={_show(value)}, not {_show(want)}", len(m.nodes))
 
 
 def _fill(m: Match, hole: Hole, a: Any) -> None:

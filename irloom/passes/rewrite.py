@@ -226,8 +226,8 @@ class _Driver:
         readers = [s for v in old for s in self.draft.readers.get(v, {}) if s not in inside]
         last = max((self.draft.producer[v] for v in old), key=self.draft.place)
         at = min([last, *readers], key=self.draft.place)
-        for v in found.holes.values():
-            if isinstance(v, Value) and not self.draft.defined_before(v, at):
+        for v in found.values:
+            if not self.draft.defined_before(v, at):
                 raise NoMatch(f"{at.results[0].name} reads the result before {v.name} is there")
         return at
 
@@ -259,7 +259,7 @@ class _Driver:
 
     def _drop_weights(self, found: Match) -> None:
         """A weight that the match read and nothing reads any more is no parameter any more."""
-        for v in dict.fromkeys(found.holes.values()):
+        for v in found.values:
             if isinstance(v, Param) and v.weight and not self.draft.is_read(v):
                 self.draft.drop(v)
 

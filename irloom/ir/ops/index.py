@@ -8,23 +8,27 @@ import torch
 import torch.nn.functional as F
 
 from ..dims import Dim, product
-from ..elem import AnyElem
+from ..elem import AnyElem, Elem, Quant
+from ..errors import IRError
 from ..op import Attrs, op
 from ..signature import Operand
 from ..types import Type
 
 
 @op("*b, %v d -> *b d")
-def embedding(ids, table):
-    """Row ``ids[i]`` of ``table`` for each token."""
-    return F.embedding(ids, table)
+def embedding(ids, table, *, elem=None):
+    """Row ``ids[i]`` of ``table`` for each token, in ``elem`` (a quantized table has no element of its own to give)."""
+    rows = F.embedding(ids, table)
+    return rows if elem is None else rows.to(elem.torch)
 
 
 @embedding.dtype
 def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
-    table = operands[1]
+    table, elem = operands[1], attrs["elem"]
     assert isinstance(table, Type)
-    return table.elem
+    if isinstance(table.elem, Quant) and elem is None:
+        raise IRError(f"embedding: operand `table` is {table}, quantized", hint="say what rows are: elem=f32")
+    return elem if isinstance(elem, Elem) else table.elem
 
 
 @embedding.flops

@@ -10,8 +10,11 @@ from ..op import op
 
 @op("*b k, n k, n? -> *b n")
 def linear(x, weight, bias=None):
-    """``x @ weight.T + bias``. Splitting ``n`` is column-parallel; splitting ``k`` leaves a partial sum."""
-    return F.linear(x, weight, bias)
+    """``x @ weight.T + bias``. Splitting ``n`` is column-parallel; splitting ``k`` leaves a partial sum.
+
+    A quantized weight counts as what it dequantizes to, rounded to the element of ``x``.
+    """
+    return F.linear(x, weight.to(x.dtype), bias)
 
 
 @op("*b m k, *b k n -> *b m n")

@@ -1,0 +1,210 @@
+"""Identities of arithmetic that are exact in floating point: the rules of ``canonicalize`` about numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from irloom.ir.elem import Elem
+from irloom.ir.graph import Value
+from irloom.ir.op import OPS, Op
+from irloom.ir.ops import add, cast, div, logical_not, mul, neg, pow_, softcap, sub, tanh
+from irloom.ir.signature import Literal
+
+from .core import NoMatch
+from .rewrite import Rewrite, Site
+
+
+class Identity(Rewrite):
+    """A simpler spelling of the same value. Others may go on reading what it was made of."""
+
+    shared = True
+    quiet = True
+
+
+@dataclass(frozen=True)
+class Neutral(Identity):
+    """``x * 1``, ``x / 1``, ``x + 0``, ``x - 0``, ``x ** 1`` are ``x``. (``-0.0 + 0`` is 0.0: signs of zeros may change.)"""
+
+    op: Op
+    number: int
+
+    def match(self, x: Value) -> Value:
+        return self.op(x, self.number)
+
+    def replace(self, x: Value) -> Value:
+        return x
+
+
+class DoubleNegation(Identity):
+    """``-(-x)`` is ``x``."""
+
+    def match(self, x: Value) -> Value:
+        return neg(neg(x))
+
+    def replace(self, x: Value) -> Value:
+        return x
+
+
+class DoubleNot(Identity):
+    """``not not x`` is ``x``, for truth values."""
+
+    def match(self, x: Value) -> Value:
+        return logical_not(logical_not(x))
+
+    def replace(self, x: Value) -> Value:
+        return x
+
+
+class AddNegated(Identity):
+    """``x + (-y)`` is ``x - y``."""
+
+    def match(self, x: Value, y: Value) -> Value:
+        return add(x, neg(y))
+
+    def replace(self, x: Value, y: Value) -> Value:
+        return sub(x, y)
+
+
+class SubNegated(Identity):
+    """``x - (-y)`` is ``x + y``."""
+
+    def match(self, x: Value, y: Value) -> Value:
+        return sub(x, neg(y))
+
+    def replace(self, x: Value, y: Value) -> Value:
+        return add(x, y)
+
+
+class SubNumber(Identity):
+    """``x - 2`` is ``x + -2``."""
+
+    def match(self, x: Value, c: Literal) -> Value:
+        return sub(x, c)
+
+    def replace(self, x: Value, c: Literal) -> Value:
+        return add(x, -c)
+
+
+class MinusOne(Identity):
+    """``x * -1`` is ``-x``."""
+
+    def match(self, x: Value) -> Value:
+        return mul(x, -1)
+
+    def replace(self, x: Value) -> Value:
+        return neg(x)
+
+
+class ScaleChain(Identity):
+    """``x * a * b`` is ``x * (a * b)`` where ``a`` or ``b`` is a power of two, so that nothing is rounded twice."""
+
+    def match(self, x: Value, a: Literal, b: Literal) -> Value:
+        return mul(mul(x, a), b)
+
+    def where(self, a: Literal, b: Literal) -> None:
+        if not (_power_of_two(a) or _power_of_two(b)) or not math.isfinite(a * b):
+            raise NoMatch(f"{a} * {b} rounds")
+
+    def replace(self, x: Value, a: Literal, b: Literal) -> Value:
+        return mul(x, a * b)
+
+
+def _power_of_two(x: Literal) -> bool:
+    return math.isfinite(x) and abs(math.frexp(x)[0]) == 0.5
+
+
+@dataclass(frozen=True)
+class NumberLast(Identity):
+    """``2 * x`` is ``x * 2``: so that a pattern with a number has one spelling."""
+
+    op: Op
+
+    def match(self, c: Literal, x: Value) -> Value:
+        return self.op(c, x)
+
+    def where(self, site: Site) -> None:
+        if isinstance(site.root.args[0], Value):
+            raise NoMatch("the number is last")
+
+    def replace(self, c: Literal, x: Value) -> Value:
+        return self.op(x, c)
+
+
+class SameCast(Identity):
+    """A cast to the element that a value has is the value."""
+
+    def match(self, x: Value, *, to: Elem) -> Value:
+        return cast(x, to=to)
+
+    def where(self, x: Value, to: Elem) -> None:
+        if x.type.elem != to:
+            raise NoMatch("another element")
+
+    def replace(self, x: Value) -> Value:
+        return x
+
+
+class CastOfCast(Identity):
+    """A cast of a cast is one cast, where the first lost nothing."""
+
+    def match(self, x: Value, *, first: Elem, to: Elem) -> Value:
+        return cast(cast(x, to=first), to=to)
+
+    def where(self, x: Value, first: Elem) -> None:
+        if not exact(x.type.plain, first):
+            raise NoMatch(f"{first} does not hold every {x.type.elem}")
+
+    def replace(self, x: Value, to: Elem) -> Value:
+        return cast(x, to=to)
+
+
+_HOLDS = {
+    "bf16": "f32 f64",
+    "f16": "f32 f64",
+    "f32": "f64",
+    "f8e4m3": "bf16 f16 f32 f64",
+    "f8e5m2": "bf16 f16 f32 f64",
+    "i32": "i64 f64",
+    "i16": "i32 i64 f32 f64",
+    "i8": "i16 i32 i64 bf16 f16 f32 f64",
+    "u8": "i16 i32 i64 bf16 f16 f32 f64",
+    "bool": "u8 i8 i16 i32 i64 bf16 f16 f32 f64",
+}
+
+
+def exact(x: Elem, to: Elem) -> bool:
+    """Whether every value of ``x`` is one of ``to``.
+
+    >>> from irloom.ir.elem import ELEMS
+    >>> exact(ELEMS["bf16"], ELEMS["f32"]), exact(ELEMS["f32"], ELEMS["bf16"])
+    (True, False)
+    """
+    return x == to or to.name in _HOLDS.get(x.name, "").split()
+
+
+class Softcap(Rewrite):
+    """``c * tanh(x / c)`` is ``softcap(x, cap=c)``."""
+
+    def match(self, x: Value, c: Literal) -> Value:
+        return mul(tanh(div(x, c)), c)
+
+    def replace(self, x: Value, c: Literal) -> Value:
+        return softcap(x, cap=c)
+
+
+RULES: tuple[Rewrite, ...] = (
+    *(NumberLast(op) for op in OPS if op.commutative),
+    *(Neutral(op, 1) for op in (mul, div, pow_)),
+    *(Neutral(op, 0) for op in (add, sub)),
+    DoubleNegation(),
+    DoubleNot(),
+    AddNegated(),
+    SubNegated(),
+    SubNumber(),
+    MinusOne(),
+    ScaleChain(),
+    SameCast(),
+    CastOfCast(),
+    Softcap(),
+)

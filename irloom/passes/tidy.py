@@ -1,0 +1,70 @@
+"""What ``canonicalize`` does to one node at a time: how dims are counted, and operands that broadcast by themselves."""
+
+from __future__ import annotations
+
+import torch
+
+from irloom.ir.errors import IRError
+from irloom.ir.graph import Arg, Func, Node, Stmt, Value
+from irloom.ir.ops import expand, full
+from irloom.ir.signature import Operand
+from irloom.ir.types import Type
+
+from .core import Changes, spend
+
+
+def tidy(f: Func) -> Changes:
+    """Count the last dim as -1 and others from 0; drop expands that broadcasting implies; write constants as numbers."""
+    producers = f.producers()
+    changes = Changes()
+    for n in f.nodes:
+        for what in (*_count_dim(n), *_operands(n, producers)):
+            changes.places.append(f"{f.name}.{n.results[0].name}: {what}")
+    return changes
+
+
+def _count_dim(n: Node) -> list[str]:
+    dim, x = n.attrs.get("dim"), n.operands[0] if n.args else None
+    if not isinstance(dim, int) or not isinstance(x, Type):
+        return []
+    usual = -1 if dim in (-1, x.rank - 1) else dim % x.rank
+    if dim == usual or not spend():
+        return []
+    n.attrs["dim"] = usual
+    return [f"dim {dim} is {usual}"]
+
+
+def _operands(n: Node, producers: dict[Value, Stmt]) -> list[str]:
+    if not all(t.axes is not None and all(a.broadcast for a in t.axes) for t in n.op.signature.ins):
+        return []
+    done: list[str] = []
+    for i, a in enumerate(n.args):
+        s = producers.get(a) if isinstance(a, Value) else None
+        if not isinstance(s, Node) or not isinstance(a, Value):
+            continue
+        new = _simpler(s)
+        if new is not None and _same(n, i, new) and spend():
+            n.args[i] = new
+            done.append(f"{a.name} as {new.name if isinstance(new, Value) else new}")
+    return done
+
+
+def _simpler(s: Node) -> Arg:
+    """What broadcasts to the result of ``s``: its operand if it is an expand, a number if it is filled with one."""
+    if s.op is expand:
+        return s.args[0]
+    if s.op is not full:
+        return None
+    value, elem = s.attrs["value"], s.result.type.plain
+    exact = isinstance(value, (int, float)) and torch.tensor(value, dtype=elem.torch).item() == value
+    return value if isinstance(value, (int, float)) and (exact or elem.name == "f32") else None
+
+
+def _same(n: Node, i: int, new: Arg) -> bool:
+    """Whether the node has the same types with ``new`` as operand ``i``, and still a tensor among its operands."""
+    args: list[Arg] = [*n.args[:i], new, *n.args[i + 1 :]]
+    operands: list[Operand] = [a.type if isinstance(a, Value) else a for a in args]
+    try:
+        return n.op.infer(operands, n.attrs) == tuple(r.type for r in n.results)
+    except IRError:
+        return False
