@@ -417,7 +417,7 @@ def test_a_tensor_of_other_dims_than_the_metadata_says_is_refused(llama, tmp_pat
     small.config.intermediate_size = 96
     write_gguf(path, small, "llama")
     assert refusal(path) == (
-        "PATH: `blk.0.ffn_gate.weight` makes `model.layers.0.mlp.gate_proj.weight` [32, 64], "
+        "PATH: `model.layers.0.mlp.gate_proj.weight`, from `blk.0.ffn_gate.weight`, is [32, 64], "
         "but the config makes it [96, 64]\n"
         "hint: config.json is that of another model, or the file is damaged"
     )

@@ -1,8 +1,8 @@
 """The library's config for a GGUF file.
 
-transformers maps llama.cpp's metadata to its config classes, but reads the whole vocabulary to do so (12 s for
-Gemma's 262,144 tokens). It is given a copy of the metadata without the vocabulary instead. What it leaves out of
-rotary scaling is added here, because a model without it answers wrongly and says nothing.
+transformers maps llama.cpp's metadata to its config classes, but reads the whole vocabulary to do so (12 s
+for Gemma's 262,144 tokens). It is given a copy of the metadata without the vocabulary instead. What it leaves
+out of rotary scaling is added here, because a model without it answers wrongly and says nothing.
 """
 
 from __future__ import annotations

@@ -271,7 +271,8 @@ def _misfit(
 ) -> CheckpointError:
     at = raw.stored(recipe.sources[0])
     made = "" if recipe.sources == (name,) else f", from {_listed(recipe.sources)},"
+    path = at.path if at else raw.path
     return CheckpointError(
-        f"{at.path if at else raw.path}: `{name}`{made} is {list(found)}, but the config makes it {list(wanted)}",
+        f"{path}: `{name}`{made} is {list(found)}, but the config makes it {list(wanted)}",
         hint="config.json is that of another model, or the file is damaged",
     )
