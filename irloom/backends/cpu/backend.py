@@ -6,14 +6,16 @@ the engine opens, and kernels come from this package, compiled once a machine.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import Any
 
 from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Limits, Report
+from irloom.backends.cpu.elementwise import source
 from irloom.backends.cpu.engine import CpuEngine
-from irloom.backends.cpu.lower import lower
-from irloom.backends.cpu.native import Raw, load_kernels
+from irloom.backends.cpu.lower import Program, lower
+from irloom.backends.cpu.native import Kernels, load_kernels
 from irloom.backends.cpu.runner import Cache, Runner
 from irloom.backends.cpu.step import Step, zeros
 from irloom.backends.cpu.weights import read_weights, size, write_weights
@@ -63,7 +65,7 @@ class CpuBackend:
         out.write_text("lowered.py", program.text)
         out.manifest.settings["fallbacks"] = program.fallbacks
         report("lower", 1, 1)
-        library(report)
+        extra(library(report), program)
         write_weights(out.file("weights.safetensors"), program, m, checkpoint, report)
 
     def open(self, engine: EngineReader, limits: Limits) -> Engine:
@@ -80,10 +82,10 @@ class CpuBackend:
         max_context = min(longest, limits.max_context or min(longest, 8192))
         made = pools(m, limits, max_context)
         step = Step(made, limits.max_tokens, limits.max_seqs, max_context)
-        raw = library(lambda stage, done, total: None)
-        raw.set_threads(limits.threads or cores())
+        kernels = library(quiet)
+        kernels.set_threads(limits.threads or cores())
         weights = read_weights(engine.file("weights.safetensors"), program, bool(settings.get("int8_activations", True)))
-        runner = Runner(program.text, raw, step, weights, _caches(m, made, step))
+        runner = Runner(program.text, kernels.raw, step, extra(kernels, program), weights, _caches(m, made, step))
         (logits, *_) = m.main.returns
         vocab = logits.type.dims[1]
         assert isinstance(vocab, int)
@@ -111,14 +113,23 @@ def _cache(t: Type, pages: dict[int | None, int], step: Step) -> Cache:
     return Cache(PagedCache(k, v, t.elem.window), step.pools[t.elem.window])
 
 
-def library(report: Report) -> Raw:
+def quiet(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def extra(kernels: Kernels, program: Program) -> ctypes.CDLL | None:
+    """The program's own kernels, compiled if this machine has not done so."""
+    return kernels.compile_extra(source(program.kernels)) if program.kernels else None
+
+
+def library(report: Report) -> Kernels:
     """The kernels, compiled if this machine has not done so; ``EngineMismatch`` without a compiler."""
     report("kernels", 0, 1)
     made = load_kernels()
     if made is None:
         raise EngineMismatch("target cpu needs a C++ compiler, and none was found", hint="install g++ or clang++, or use --target reference")
     report("kernels", 1, 1)
-    return made.raw
+    return made
 
 
 BACKEND = CpuBackend()

@@ -65,9 +65,9 @@ def lowers(op: str) -> Callable[[Handler], Handler]:
 
 def lower(m: Module) -> Program:
     """The program of a module whose pipeline has run."""
-    from irloom.backends.cpu import kernel_calls
+    from irloom.backends.cpu import elementwise, kernel_calls
 
-    assert kernel_calls, "imported for its lowerings"
+    assert kernel_calls and elementwise, "imported for their lowerings"
     program, shared = Program(), Shared(m)
     texts = [Lowering(program, shared, f).text() for f in m.funcs.values()]
     tables = [f"{name} = {made}" for name, made in shared.tables.items()]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from irloom.backends.cpu.elementwise import bind
 from irloom.backends.cpu.native import ACTIVATIONS, ELEMS as CACHE_ELEMS, Raw
 from irloom.backends.cpu.pack import Packed
 from irloom.backends.cpu.step import Count, PoolArrays, Rows, Step, zeros
@@ -60,12 +63,13 @@ class Runner:
         text: str,
         raw: Raw,
         step: Step,
+        extra: ctypes.CDLL | None,
         weights: Mapping[str, Any],
         caches: Mapping[str, Cache | Sequence[Cache]],
     ) -> None:
         self.raw, self.step, self.weights, self.caches = raw, step, weights, caches
         self.turns: list[Turns] = []
-        self.names: dict[str, Any] = {**self._memory(), **kernels(raw, step), **caches}
+        self.names: dict[str, Any] = {**self._memory(), **kernels(raw, step), **generated(extra, text), **caches}
         exec(compile(text, "<lowered for cpu>", "exec"), self.names)  # noqa: S102
         self._main: Callable[[], Rows] = self.names["main"]
 
@@ -211,6 +215,28 @@ def kernels(raw: Raw, step: Step) -> dict[str, Callable[..., None]]:
     )  # fmt: skip
     elems = {name: e for name, e in ELEMS.items() if name != "bool"}
     return {f.__name__: f for f in calls} | elems | {"seqs": step, "inf": float("inf")}
+
+
+def generated(extra: ctypes.CDLL | None, text: str) -> dict[str, Callable[..., None]]:
+    """The calls of kernels that were generated for this program."""
+    names = set(re.findall(r"\bfused_[0-9a-f]{8}\b", text))
+    assert extra is not None or not names, "generated kernels were not compiled"
+    return {name: _generated(extra, name) for name in names if extra is not None}
+
+
+def _generated(extra: ctypes.CDLL, name: str) -> Callable[..., None]:
+    bound: dict[int, Callable[..., None]] = {}
+
+    def call(y: Rows, *inputs: Rows | torch.Tensor) -> None:
+        n = len(inputs)
+        function = bound.get(n)
+        if function is None:
+            function = bound[n] = bind(extra, name, n)
+        pointers = (ctypes.c_void_p * n)(*(x.ptr if isinstance(x, Rows) else x.data_ptr() for x in inputs))
+        strides = (ctypes.c_int64 * n)(*(x.stride if isinstance(x, Rows) else 0 for x in inputs))
+        function(pointers, strides, y.ptr, y.stride, y.count.now, y.width)
+
+    return call
 
 
 def _tensor(a: Any, step: Step) -> Any:
