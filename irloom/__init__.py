@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .driver import LLM, compile, run_pipeline, trace
-    from .ir import Module, op, parse, show
     from .ir.errors import (
         CheckpointError,
         EngineMismatch,
@@ -26,6 +25,10 @@ if TYPE_CHECKING:
         RequestError,
         TraceError,
     )
+    from .ir.graph import Module
+    from .ir.op import op
+    from .ir.parse import parse
+    from .ir.show import show
     from .passes import NoMatch, Pass, Rewrite, apply
     from .runtime import SamplingParams
 
@@ -33,7 +36,6 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "driver": ("LLM", "compile", "run_pipeline", "trace"),
-    "ir": ("Module", "op", "parse", "show"),
     "ir.errors": (
         "CheckpointError",
         "EngineMismatch",
@@ -43,6 +45,10 @@ _ROOMS = {
         "RequestError",
         "TraceError",
     ),
+    "ir.graph": ("Module",),
+    "ir.op": ("op",),
+    "ir.parse": ("parse",),
+    "ir.show": ("show",),
     "passes": ("NoMatch", "Pass", "Rewrite", "apply"),
     "runtime": ("SamplingParams",),
 }

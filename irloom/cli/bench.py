@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from .core import command, json_option, pipeline_option, print_json, print_table, target_option
 from .progress import progress_bars
+
+if TYPE_CHECKING:
+    from ..driver import Figures
 
 
 @command("bench")
@@ -31,10 +35,10 @@ def bench(
     pipeline: str | None,
     as_json: bool,
 ) -> None:
-    """Measure one request alone and many together; the prompts are random tokens.
+    """Measure throughput and latency.
 
-    The share of bandwidth is the bytes that a decode step must read, over its time, over the machine's
-    measured read bandwidth.
+    One request alone, then many together; the prompts are random tokens. The share of bandwidth is the bytes
+    that a decode step must read, over its time, over the machine's measured read bandwidth.
     """
     from .. import LLM
     from ..driver import measure
@@ -45,12 +49,14 @@ def bench(
     if as_json:
         print_json(asdict(figures))
         return
-    print_table(
-        [
-            ("first token", f"{figures.first_token_s * 1e3:,.1f} ms after {prompt_tokens} prompt tokens"),
-            ("decode, alone", f"{figures.decode_per_s:,.1f} tokens/s"),
-            ("", f"{figures.bandwidth_share:.0%} of the machine's read bandwidth"),
-            (f"{requests} together", f"{figures.total_per_s:,.1f} tokens/s, prompts and answers"),
-            ("", f"{figures.output_per_s:,.1f} tokens/s, answers alone"),
-        ]
-    )
+    print_table(_rows(figures, requests, prompt_tokens))
+
+
+def _rows(f: Figures, requests: int, prompt_tokens: int) -> list[tuple[str, str]]:
+    share = f", {f.bandwidth_share:.0%} of the machine's read bandwidth" if f.bandwidth_share else ""
+    return [
+        ("first token", f"{f.first_token_s * 1e3:,.1f} ms after {prompt_tokens} prompt tokens"),
+        ("one alone", f"{f.decode_per_s:,.1f} tokens/s decoded{share}"),
+        (f"{requests} together", f"{f.total_per_s:,.1f} tokens/s of prompts and answers"),
+        ("", f"{f.output_per_s:,.1f} tokens/s of answers"),
+    ]

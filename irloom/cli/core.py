@@ -56,11 +56,12 @@ def _run(argv: Sequence[str] | None) -> Exit:
         sys.stdout.flush()
     except click.ClickException as e:
         return _report(e.format_message(), _usage_hint(e))
-    except (KeyboardInterrupt, click.Abort):
+    except click.Abort:  # Ctrl-C, or end of input where an answer was asked for
         click.echo("interrupted", err=True)
         return Exit.INTERRUPTED
     except BrokenPipeError:  # the reader, say `head`, has seen enough; the interpreter must not flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.USER
     except Exception as e:
         from ..ir.errors import IrloomError
 
@@ -90,9 +91,9 @@ def _usage_hint(e: click.ClickException) -> str:
 
 
 def _load_plugin(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> None:
-    if files:
-        from ..passes import load_plugin
     for file in files:
+        from ..passes import load_plugin
+
         load_plugin(file)
 
 

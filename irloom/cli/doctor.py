@@ -17,7 +17,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 @command("doctor")
 @json_option
 def doctor(as_json: bool) -> None:
-    """Show versions, processor, memory, compiler, read bandwidth, and whether each target is ready."""
+    """Show what this machine has, and what each target lacks."""
     facts = examine()
     if as_json:
         print_json(facts)
@@ -29,7 +29,7 @@ def doctor(as_json: bool) -> None:
             ("processor", f"{facts['cpu']}, {facts['cores']} cores usable"),
             ("features", " ".join(facts["features"]) or "none that a kernel asks for"),
             ("memory", f"{facts['memory_bytes'] / 2**30:.1f} GiB, read at {facts['read_gb_per_s']:.1f} GB/s"),
-            ("compiler", facts["compiler"] or "none: int8 and int4 kernels fall back to torch (install g++)"),
+            ("compiler", facts["compiler"] or "none"),
         ]
     )
     click.echo("\ntargets")

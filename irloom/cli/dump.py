@@ -31,7 +31,9 @@ def dump(
     pipeline: str | None,
     as_json: bool,
 ) -> None:
-    """Print MODEL as IR text: traced, and rewritten by the target's pipeline or the one given.
+    """Print MODEL as IR text.
+
+    The program is traced, then rewritten by the target's pipeline or by the one given.
 
     \b
     irloom dump Qwen/Qwen3-0.6B --after outline
@@ -40,14 +42,22 @@ def dump(
     from .. import driver
 
     m = driver.rewritten(model, target=target, pipeline=pipeline, after=after)
-    text = driver.lowered(m, target) if lowered else _text(m, layer)
+    text = driver.lowered(m, target) if lowered else str(m) if layer is None else _layer(m, layer)
     if as_json:
-        print_json({"model": m.source, "passes": m.passes, "functions": sorted(m.funcs), "text": text})
+        print_json({"model": m.model, "passes": m.passes, "functions": list(m.funcs), "text": text})
     else:
-        click.echo(text)
+        click.echo(text.rstrip("\n"))
 
 
-def _text(m: Module, layer: int | None) -> str:
-    from .. import show
+def _layer(m: Module, n: int) -> str:
+    """The function that ``main`` calls with layer index ``n``, as text."""
+    from ..ir.errors import IRError
+    from ..ir.show import show_func
 
-    return show(m)
+    layers = {index: call.callee for call, index, _ in m.calls() if index is not None}
+    if n not in layers:
+        has = (
+            f"it has layers {min(layers)} to {max(layers)}" if layers else "its layers are not outlined here"
+        )
+        raise IRError(f"{m.model or 'the program'}: no layer {n}", hint=has)
+    return show_func(m.funcs[layers[n]])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @json_option
 def op(name: str | None, as_json: bool) -> None:
-    """Print the page of op NAME: signature, operands, attributes, meaning. Without NAME, list the ops."""
+    """List the ops, or print the page of one."""
     from ..ir.op import OPS
 
     import_module("irloom.ir.ops")  # defines irloom's own

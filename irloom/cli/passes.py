@@ -13,11 +13,13 @@ from .core import command, json_option, print_json, print_table
 if TYPE_CHECKING:
     from .. import Pass
 
+ORDER = ("after", "before", "requires", "preserves")
+
 
 @command("passes")
 @json_option
 def passes(as_json: bool) -> None:
-    """List the passes: name, what it does, and the package or file it comes from."""
+    """List the passes: name, what it does, where it comes from."""
     from ..passes import PASSES
 
     pages = [_page(name, PASSES[name]) for name in sorted(PASSES)]
@@ -31,7 +33,7 @@ def passes(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def pass_(name: str, as_json: bool) -> None:
-    """Print the page of pass NAME: what it does, its options, its place in a pipeline."""
+    """Print the page of one pass: options, place in a pipeline."""
     from ..passes import PASSES
 
     page = _page(name, PASSES[name])
@@ -39,14 +41,21 @@ def pass_(name: str, as_json: bool) -> None:
 
 
 def _page(name: str, cls: type[Pass]) -> dict[str, Any]:
-    module = inspect.getmodule(cls)
+    from ..passes import page
+
     return {
         "name": name,
-        "doc": inspect.cleandoc(cls.__doc__ or "") or inspect.getdoc(module) or "",
+        "doc": page(name),
         "options": {f.name: _option(f) for f in fields(cls)},
-        **{order: list(getattr(cls, order)) for order in ("after", "before", "requires", "preserves")},
-        "from": cls.__module__,
+        **{word: list(getattr(cls, word)) for word in ORDER},
+        "from": _origin(cls),
     }
+
+
+def _origin(cls: type[Pass]) -> str:
+    """The package that brings a pass, or its file where it was given as one."""
+    package = cls.__module__.partition(".")[0]
+    return inspect.getfile(cls) if package.startswith("irloom_plugin_") else package
 
 
 def _option(f: Field[Any]) -> str:
@@ -62,11 +71,7 @@ def _print(page: dict[str, Any]) -> None:
     if page["options"]:
         click.echo("\noptions")
         print_table([(f"  {name}", text) for name, text in page["options"].items()])
-    order = [
-        (f"  {word}", ", ".join(page[word]))
-        for word in ("after", "before", "requires", "preserves")
-        if page[word]
-    ]
+    order = [(f"  {word}", ", ".join(page[word])) for word in ORDER if page[word] not in ([], ["*"])]
     if order:
         click.echo("\nin a pipeline")
         print_table(order)

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import click
 import pytest
 
 from irloom.cli import core
@@ -15,10 +14,10 @@ COMMANDS = ["run", "compile", "dump", "passes", "pass", "op", "bench", "doctor"]
 
 def test_help_lists_every_command_in_order(irloom):
     told = irloom("--help")
+    _, _, listed = told.out.partition("Commands:\n")
     assert told.code == 0
-    assert [
-        name for line in told.out.splitlines() for name in line.split()[:1] if name in COMMANDS
-    ] == COMMANDS
+    assert [line.split()[0] for line in listed.splitlines()] == COMMANDS
+    assert "..." not in listed, "a command's first sentence fits on its line"
 
 
 def test_no_arguments_show_the_help(irloom):
@@ -91,11 +90,10 @@ def test_a_mistake_of_ours_shows_where_it_is(irloom, failing):
     assert "internal error: ZeroDivisionError: division by zero" in told.err
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
-def test_an_interrupt_is_quiet(irloom, failing, error):
-    failing(error)
+def test_an_interrupt_is_quiet(irloom, failing):
+    failing(KeyboardInterrupt())
     told = irloom("fail")
-    assert (told.code, told.err) == (core.Exit.INTERRUPTED, "interrupted\n")
+    assert (told.code, told.err) == (core.Exit.INTERRUPTED, "\ninterrupted\n")
 
 
 def test_a_plugin_that_is_not_there_is_a_users_mistake(irloom):
@@ -104,14 +102,14 @@ def test_a_plugin_that_is_not_there_is_a_users_mistake(irloom):
     assert "nowhere.py" in told.err
 
 
-def test_a_reader_that_leaves_early_is_no_error():
+def test_a_reader_that_leaves_early_is_met_with_silence():
     """As in `irloom --help | head -0`: the pipe is closed before anything is written to it."""
     read, write = os.pipe()
     os.close(read)
     help_ = [sys.executable, "-c", "import irloom.cli; irloom.cli.main(['--help'])"]
     done = subprocess.run(help_, stdout=write, stderr=subprocess.PIPE, check=False)
     os.close(write)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stderr == b""
 
 
 def test_a_table_pads_all_columns_but_the_last(capsys):
