@@ -49,7 +49,7 @@ class Rows:
             strides[i] = strides[i + 1] * sizes[i + 1]
         if len(sizes):
             strides[0] = self.stride
-        return self.base.as_strided(sizes, strides, self.offset)
+        return self.base.as_strided(sizes, strides, self.base.storage_offset() + self.offset)
 
 
 def zeros(nbytes: int, dtype: torch.dtype) -> torch.Tensor:
