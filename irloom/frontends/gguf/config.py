@@ -28,8 +28,7 @@ def read_config(header: Header) -> Any:
         (Path(folder) / "model.gguf").write_bytes(_without_vocabulary(header))
         try:
             fields, _ = PreTrainedConfig.get_config_dict(folder, gguf_file="model.gguf")
-            if f"{header.architecture}.vocab_size" not in header.metadata:
-                fields["vocab_size"] = _vocabulary(header)
+            fields["vocab_size"] = _vocabulary(header)
             config = AutoConfig.for_model(**fields)
         except (ValueError, KeyError, NotImplementedError) as error:
             raise CheckpointError(
