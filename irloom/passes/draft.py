@@ -72,10 +72,12 @@ class Draft:
             if not any(self.is_read(r) for r in s.results):
                 self.remove(s)
 
-    def drop(self, p: Param) -> None:
-        """Take out a weight that nothing reads."""
-        self.func.params.remove(p)
-        self.taken.discard(p.name)
+    def drop(self, values: Iterable[Value | None]) -> None:
+        """Take out those of the values that are weights and that nothing reads."""
+        for v in values:
+            if isinstance(v, Param) and v.weight and not self.is_read(v):
+                self.func.params.remove(v)
+                self.taken.discard(v.name)
 
     def redirect(self, old: Value, new: Value) -> None:
         """Let every reader of ``old`` read ``new``."""

@@ -93,6 +93,11 @@ class Site:
         self.new_quants[q.name] = q
         return q
 
+    def settle(self) -> None:
+        """Add the new weights and elements to the function and the module."""
+        self.func.params += self.new_params
+        self.module.quants.update(self.new_quants)
+
     def named(self, name: str, value: Value) -> Value:
         """Name a value that ``replace`` has just made."""
         self.draft.taken.discard(value.name)
@@ -208,7 +213,7 @@ class _Driver:
             self._undo(site, made)
             return False
         self._commit(list(zip(old, values, strict=True)), matched, made, at, site)
-        self._drop_weights(found)
+        self.draft.drop(found.values)
         return True
 
     def _private(self, old: list[Value], matched: list[Node]) -> None:
@@ -246,8 +251,7 @@ class _Driver:
         self, swap: list[tuple[Value, Value]], matched: list[Node], made: list[Stmt], at: Stmt, site: Site
     ) -> None:
         fresh = {r for s in made for r in s.results}
-        site.func.params += site.new_params
-        site.module.quants.update(site.new_quants)
+        site.settle()
         self.draft.insert(made, at)
         for old, new in swap:
             self.draft.redirect(old, new)
@@ -256,12 +260,6 @@ class _Driver:
             if new in fresh and old not in self.draft.producer:
                 self.draft.rename(new, old.name)
                 fresh.discard(new)
-
-    def _drop_weights(self, found: Match) -> None:
-        """A weight that the match read and nothing reads any more is no parameter any more."""
-        for v in found.values:
-            if isinstance(v, Param) and v.weight and not self.draft.is_read(v):
-                self.draft.drop(v)
 
 
 def _outputs(p: Pattern, m: Match) -> list[Value]:
