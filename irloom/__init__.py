@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from .ir.op import op
     from .ir.parse import parse
     from .ir.show import show
+    from .ir.graph import Module
+    from .ir.op import op
+    from .ir.parse import parse
+    from .ir.show import show
     from .passes import NoMatch, Pass, Rewrite, apply
     from .runtime import SamplingParams
 
@@ -45,6 +49,10 @@ _ROOMS = {
         "RequestError",
         "TraceError",
     ),
+    "ir.graph": ("Module",),
+    "ir.op": ("op",),
+    "ir.parse": ("parse",),
+    "ir.show": ("show",),
     "ir.graph": ("Module",),
     "ir.op": ("op",),
     "ir.parse": ("parse",),
