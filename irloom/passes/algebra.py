@@ -24,7 +24,7 @@ class Identity(Rewrite):
 
 @dataclass(frozen=True)
 class Neutral(Identity):
-    """``x * 1``, ``x / 1``, ``x + 0``, ``x - 0``, ``x ** 1`` are ``x``. (``-0.0 + 0`` is 0.0: signs of zeros may change.)"""
+    """``x * 1``, ``x / 1``, ``x + 0``, ``x - 0``, ``x ** 1`` are ``x``, but for the sign of a zero."""
 
     op: Op
     number: int
@@ -97,7 +97,7 @@ class MinusOne(Identity):
 
 
 class ScaleChain(Identity):
-    """``x * a * b`` is ``x * (a * b)`` where ``a`` or ``b`` is a power of two, so that nothing is rounded twice."""
+    """``x * a * b`` is ``x * (a * b)`` where one is a power of two: it rounds nothing."""
 
     def match(self, x: Value, a: Literal, b: Literal) -> Value:
         return mul(mul(x, a), b)

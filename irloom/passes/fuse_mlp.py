@@ -1,8 +1,8 @@
 """Run a gated MLP as one linear in, one kernel, one linear out.
 
-``silu(gate) * up`` (or ``gelu``, exact or by ``tanh``) becomes one op, so the activation never touches memory. Then the
-linears of gate and up, which read one value, become one with the rows of their weights joined and a ``split``.
-Checkpoints that store them joined already come out the same.
+``silu(gate) * up`` (or ``gelu``, exact or by ``tanh``) becomes one op, so the activation never touches
+memory. Then the linears of gate and up, which read one value, become one with the rows of their weights
+joined and a ``split``. Checkpoints that store them joined already come out the same.
 """
 
 from __future__ import annotations

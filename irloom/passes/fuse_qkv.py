@@ -1,8 +1,8 @@
 """Project queries, keys and values with one linear instead of three.
 
-The linears that read one value and lead to attention become one, with the rows of their weights (and biases) joined;
-``split`` cuts its result apart. Weights are still those of the checkpoint: joining them is written down and happens
-when an engine is built. Quantization comes after, on the joined weight.
+The linears that read one value and lead to attention become one, with the rows of their weights (and
+biases) joined; ``split`` cuts its result apart. Weights are still those of the checkpoint: joining them is
+written down and happens when an engine is built. Quantization comes after, on the joined weight.
 """
 
 from __future__ import annotations

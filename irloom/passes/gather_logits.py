@@ -80,7 +80,7 @@ def _resized(n: Node, key: str, value: Attr, tokens: Dim, seqs: Param) -> Attr:
 
 
 def _tail(f: Func, logits: Value, tokens: Dim) -> tuple[Value, list[Node]]:
-    """From ``logits`` up, while each row depends on one row of one operand: where that starts, and the nodes."""
+    """From ``logits`` up, while rows stay apart: where that starts, and the nodes from there on."""
     producers, readers = f.producers(), f.readers()
     tail: list[Node] = []
     value = logits
@@ -100,7 +100,7 @@ def _tail(f: Func, logits: Value, tokens: Dim) -> tuple[Value, list[Node]]:
 
 
 def _source(n: Node, tokens: Dim) -> Value | None:
-    """The one operand whose rows become the rows of the result, each alone; None if that is not how ``n`` works."""
+    """The one operand whose rows become the result's, each alone; None if that is not how ``n`` works."""
     rows = [a for a in n.values if tokens in a.type.dims]
     if (
         len(n.results) > 1

@@ -1,4 +1,4 @@
-"""What ``canonicalize`` does to one node at a time: how dims are counted, and operands that broadcast by themselves."""
+"""What ``canonicalize`` does to one node at a time: how it counts dims, and what its operands could be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .core import Changes, spend
 
 
 def tidy(f: Func) -> Changes:
-    """Count the last dim as -1 and others from 0; drop expands that broadcasting implies; write constants as numbers."""
+    """Count the last dim as -1 and others from 0; drop expands that broadcasting implies; write out constants."""
     producers = f.producers()
     changes = Changes()
     for n in f.nodes:
@@ -50,7 +50,7 @@ def _operands(n: Node, producers: dict[Value, Stmt]) -> list[str]:
 
 
 def _simpler(s: Node) -> Arg:
-    """What broadcasts to the result of ``s``: its operand if it is an expand, a number if it is filled with one."""
+    """What broadcasts to the result of ``s``: the operand of an expand, the number that fills a tensor."""
     if s.op is expand:
         return s.args[0]
     if s.op is not full:
@@ -61,7 +61,7 @@ def _simpler(s: Node) -> Arg:
 
 
 def _same(n: Node, i: int, new: Arg) -> bool:
-    """Whether the node has the same types with ``new`` as operand ``i``, and still a tensor among its operands."""
+    """Whether the node makes the same types with ``new`` as operand ``i``."""
     args: list[Arg] = [*n.args[:i], new, *n.args[i + 1 :]]
     operands: list[Operand] = [a.type if isinstance(a, Value) else a for a in args]
     try:
