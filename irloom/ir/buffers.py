@@ -10,8 +10,8 @@ from .graph import Call, Func, Loop, Module, Node, Stmt, Value
 def storage(f: Func) -> dict[Value, Value]:
     """For each value the one whose memory it is in: itself, but for views.
 
-    Values are stored dense and in row-major order, so a ``reshape`` moves nothing: it is a view of its operand
-    when both name one buffer or none, and a copy when it names another.
+    Values are stored dense and in row-major order, so a ``reshape`` moves nothing: it is a view of its
+    operand when both name one buffer or none, and a copy when it names another.
     """
     root: dict[Value, Value] = {p: p for p in f.params}
     for s in f.body:

@@ -19,8 +19,8 @@ from .core import Changes, Pass
 class KvPlan(Pass):
     """Set the page size of every cache, and the ranges of ``T``, ``S`` and ``P`` that follow from the limits.
 
-    ``page`` is in tokens. ``context`` is the longest sequence, in tokens. ``memory`` is what all caches may take
-    together (``"2GiB"``, or bytes): pages are those of the sequences of full length that fit, at most
+    ``page`` is in tokens. ``context`` is the longest sequence, in tokens. ``memory`` is what all caches may
+    take together (``"2GiB"``, or bytes): pages are those of the sequences of full length that fit, at most
     ``max_seqs``; without it, those of ``max_seqs``. ``max_tokens`` is the token budget of a step. What is
     absent stays as the module says. The plan itself, a pool of pages per attention window, is
     ``irloom.ir.plan.kv_plan(m)``; its ``table()`` is for people.

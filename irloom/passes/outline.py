@@ -12,7 +12,7 @@ from irloom.ir.elem import Elem
 from irloom.ir.graph import Arg, Builder, Call, Func, Index, Module, Node, Param, Stmt, Value
 from irloom.ir.weight_expr import Const, WeightExpr
 
-from .core import Changes, Pass
+from .core import Changes, Pass, spend
 from .layers import Cut, Layer, cut, split_loc
 from .roll import roll
 
@@ -36,7 +36,7 @@ class Outline(Pass):
         if any(not isinstance(s, Node) for s in m.main.body):
             return changes
         found = cut(m.main)
-        if not found.layers:
+        if not found.layers or not spend():
             return changes
         kinds = _kinds(m, found)
         _replace(m.main, found, kinds)
@@ -222,8 +222,7 @@ def _replace(main: Func, found: Cut, kinds: list[_Kind]) -> None:
     body: list[Stmt] = []
     swap: dict[Value, Value] = {}
     outside = [v for part in found.parts if isinstance(part, list) for n in part for v in n.results]
-    names = Builder(main, taken={v.name for v in (*main.params, *outside)})
-    _name_hidden(kinds[0], outside, names)
+    _rename(main, kinds[0], outside)
     for part in found.parts:
         if isinstance(part, list):
             body += part
@@ -237,9 +236,12 @@ def _replace(main: Func, found: Cut, kinds: list[_Kind]) -> None:
     main.replace_uses(swap)
 
 
-def _name_hidden(first: _Kind, outside: list[Value], names: Builder) -> None:
-    """Call what enters the first layer ``x``: loops carry it on under its name."""
+def _rename(main: Func, first: _Kind, outside: list[Value]) -> None:
+    """Number the names in ``main`` anew; what enters the first layer is ``x``, and loops carry it on as that."""
+    kept = set(outside)
+    used = {v for s in main.body if s.results[0] in kept for v in s.values}
+    names = Builder(main, taken={p.name for p in main.params if p.weight is None or p in used})
     at = _moving(first)
     entering = first.shapes[0].inputs[at] if at >= 0 else None
-    if entering in outside and entering.name not in ("x", "h"):
-        entering.name = names.fresh("x")
+    for v in outside:
+        v.name = names.fresh("x" if v is entering else _base(v.name))

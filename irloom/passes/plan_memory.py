@@ -20,10 +20,10 @@ class PlanMemory(Pass):
     """Give each intermediate value a buffer, few and small: largest value first, into the tightest free one.
 
     A buffer's bytes are a dim, such as ``2560*T``; two values share one only where one size covers the other
-    for every ``T`` and ``S``. A value never takes the buffer of an operand of its own op, and a ``reshape`` is a
-    view in its operand's. What a function calls writes buffers too: no value that lives across the call is in
-    one of those. Not planned are parameters, weights, caches, what calls make and what functions return: their
-    memory is the caller's.
+    for every ``T`` and ``S``. A value never takes the buffer of an operand of its own op, and a ``reshape``
+    is a view in its operand's. What a function calls writes buffers too: no value that lives across a call is
+    in one of those. Not planned are parameters, weights, caches, what calls make and what functions return:
+    their memory is the caller's.
     """
 
     after: ClassVar[tuple[str, ...]] = ("kv-plan",)
