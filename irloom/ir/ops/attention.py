@@ -25,6 +25,11 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
     return ELEMS["i32"]
 
 
+def default_frequencies(theta: float, rotary: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Turns per token of each feature pair, f32[rotary / 2]; bit for bit what models compute for ``theta``."""
+    return 1.0 / theta ** (torch.arange(0, rotary, 2, dtype=torch.int64, device=device).float() / rotary)
+
+
 @op("t h !d, t, f? -> t h !d")
 def rope(x, positions, inv_freq=None, *, theta=10000.0, rotary=None, interleaved=False, scale=1.0):
     """Rotate feature pairs by each token's position (Su et al., 2021).
@@ -35,7 +40,7 @@ def rope(x, positions, inv_freq=None, *, theta=10000.0, rotary=None, interleaved
     """
     n = x.shape[-1] if rotary is None else rotary
     if inv_freq is None:
-        inv_freq = theta ** -(torch.arange(0, n, 2, dtype=torch.int64, device=x.device).float() / n)
+        inv_freq = default_frequencies(theta, n, x.device)
     angle = positions.float()[:, None] * inv_freq.float()
     cos, sin = (angle.cos() * scale)[:, None], (angle.sin() * scale)[:, None]
     turned, rest = x[..., :n].float(), x[..., n:]
