@@ -14,7 +14,7 @@ from .rewrite import Site
 
 
 def join(site: Site, name: str, parts: Sequence[Value]) -> Param:
-    """A new weight of all rows of ``parts``; ``NoMatch`` where one is no plain weight, or is read elsewhere."""
+    """A new weight of all rows of ``parts``; ``NoMatch`` where one is no plain weight or read elsewhere."""
     exprs = [site.weight(p) for p in parts]
     first = parts[0].type
     for p in parts:

@@ -14,7 +14,7 @@ from .core import Changes, spend
 
 
 def tidy(f: Func) -> Changes:
-    """Count the last dim as -1 and others from 0; drop expands that broadcasting implies; write out constants."""
+    """Count the last dim as -1 and others from 0; drop expands that broadcasting implies; inline numbers."""
     producers = f.producers()
     changes = Changes()
     for n in f.nodes:
