@@ -157,7 +157,7 @@ class Rotations:
         t = start.type
         if end.type != t or t.rank != 3 or not isinstance(t.dims[-1], int) or not isinstance(t.dims[-2], int):
             return None
-        consts = list(dict.fromkeys(v for n in inner for v in n.values if isinstance(v, Param)))
+        consts = list(dict.fromkeys(v for n in inner for v in n.values if isinstance(v, Param) and _const(v)))
         key = _signature(inner, start, end)
         if key not in self.proved:
             self.proved[key] = self._search(end, start, inner, consts)
@@ -245,8 +245,10 @@ def theta_of(table: torch.Tensor) -> float | None:
     True
     """
     n = 2 * len(table)
-    if n < 4 or table[0] != 1 or table[-1] <= 0:
+    if table[0] != 1 or table[-1] <= 0:
         return None
+    if n == 2:
+        return 10000.0  # one frequency is 1 whatever the base
     guess = (1 / table[-1].double()) ** (n / (n - 2))
     for digits in range(1, 9):
         theta = float(f"{guess.item():.{digits}g}")
