@@ -10,17 +10,25 @@ from .graph import Call, Func, Loop, Module, Node, Stmt, Value
 def storage(f: Func) -> dict[Value, Value]:
     """For each value the one whose memory it is in: itself, but for views.
 
-    Values are stored dense and in row-major order, so a ``reshape`` moves nothing: it is a view of its
-    operand when both name one buffer or none, and a copy when it names another.
+    Values are stored in row-major order, so a ``reshape`` moves nothing, and ``split`` and ``slice`` of any dim but
+    the first are columns of the same rows. Such a value is a view of its operand when both name one buffer or none,
+    and a copy when it names another.
     """
     root: dict[Value, Value] = {p: p for p in f.params}
     for s in f.body:
         root.update((r, r) for r in s.results)
-        if isinstance(s, Node) and s.op.name == "reshape":
+        if isinstance(s, Node) and _is_view(s):
             (x,) = s.values
-            if x.buffer == s.result.buffer:
-                root[s.result] = root[x]
+            root.update((r, root[x]) for r in s.results if r.buffer == x.buffer)
     return root
+
+
+def _is_view(n: Node) -> bool:
+    """Whether the results are entries of the operand where they are."""
+    if n.op.name == "reshape":
+        return True
+    (rank,) = {v.type.rank for v in n.values} if n.op.name in ("split", "slice") else (0,)
+    return rank > 1 and n.attrs["dim"] not in (0, -rank) and n.attrs.get("step", 1) == 1
 
 
 def lifetimes(f: Func) -> dict[Value, tuple[int, int]]:

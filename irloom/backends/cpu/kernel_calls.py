@@ -82,8 +82,8 @@ def linear(f: Lowering, n: Node) -> bool:
     out, residual = n.result, "None"
     total = f.only_reader(out, "add")
     if total is not None:
-        other = next((a for a in total.args if a is not out), None)
-        if isinstance(other, Value) and other.type == out.type and other in f.places:
+        other = _residual(f, total, out)
+        if other is not None:
             f.done.add(id(total))
             out, residual = total.result, f.ref(other)
             f.place_early(out, n)
@@ -111,8 +111,22 @@ def rms_norm(f: Lowering, n: Node) -> bool:
             f.place_early(made, n)
         _add_rms_norm(f, total, x, weight, n.attrs["eps"])
         return True
+    summed = f.only_reader(n.result, "add")
+    if summed is not None and f.places[x].whole and _residual(f, summed, n.result) is not None:
+        f.done.add(id(summed))
+        f.place_early(summed.result, n)
+        given = (_residual(f, summed, n.result), x, summed.result, "None", "None")
+        f.call("add_rms_norm", *given, eps=0.0, inner=weight, inner_eps=n.attrs["eps"], loc=n.loc)
+        return True
     f.call("rms_norm", x, weight, _made(f, n.result), eps=n.attrs["eps"], loc=n.loc)
     return True
+
+
+def _residual(f: Lowering, total: Node, added: Value) -> Value | None:
+    """The other operand of a sum, where it is there already and lies without gaps."""
+    other = next((a for a in total.args if a is not added), None)
+    there = isinstance(other, Value) and other.type == added.type and other in f.places and f.places[other].whole
+    return other if there and isinstance(other, Value) else None
 
 
 @lowers("add_rms_norm")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from irloom.backends.cpu.place import Place, by_rows
+from irloom.ir.buffers import storage
 from irloom.ir.dims import Dim
 from irloom.ir.elem import CACHES, ELEMS, SEQS, Elem, Paged
 from irloom.ir.errors import IRError, IrloomError
@@ -116,7 +117,7 @@ class Lowering:
 
     def __init__(self, program: Program, shared: Shared, func: Func) -> None:
         self.program, self.shared, self.func = program, shared, func
-        self.readers, self.producers = func.readers(), func.producers()
+        self.readers, self.producers, self.storage = func.readers(), func.producers(), storage(func)
         self.order = {id(s): i for i, s in enumerate(func.body)}
         self.places: dict[Value, Place] = {}
         self.given: dict[str, str] = {}
@@ -182,8 +183,8 @@ class Lowering:
     def place(self, v: Value) -> Place:
         """Where ``v`` lives, in a buffer of the memory plan, or in one of its own when the plan leaves it out."""
         if v not in self.places:
-            name = v.buffer or f"{self.func.name}_{v.name}"
-            self.places[v] = self.own(name, v)
+            planned = v.buffer if self.storage.get(v, v) is v else None  # what could not be a view is a copy
+            self.places[v] = self.own(planned or f"{self.func.name}_{v.name}", v)
         return self.places[v]
 
     def place_early(self, v: Value, at: Node) -> Place:
@@ -198,12 +199,7 @@ class Lowering:
 
     def own(self, name: str, v: Value) -> Place:
         """Put ``v`` at the start of a buffer, which is made, or made larger, when needed."""
-        size, elem = v.type.nbytes, v.type.plain
-        if v.buffer and name in self.shared.m.buffers:
-            size = self.shared.m.buffers[name]
-        known = self.program.buffers.get(name)
-        if known is None or not v.buffer:
-            self.program.buffers[name] = (elem, size)
+        self.program.buffers[name] = (v.type.plain, self.shared.m.buffers.get(name, v.type.nbytes))
         return Place.of(name, v)
 
     def alias(self, v: Value, place: Place | None) -> bool:
@@ -217,7 +213,7 @@ class Lowering:
         made = self.order[id(self.producers[v])]
         last = self._last_read(v)
         writes = (r for s in self.func.body[made + 1 : last] for r in s.results)
-        return not any(r.buffer == buffer for r in writes if r.buffer)
+        return not any(r.buffer == buffer and self.storage.get(r, r) is r for r in writes)
 
     def _last_read(self, v: Value) -> int:
         if v in self.func.returns:

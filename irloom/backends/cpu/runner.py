@@ -166,9 +166,10 @@ def kernels(raw: Raw, step: Step) -> dict[str, Callable[..., None]]:
             for h in range(heads):
                 raw.rms_norm(x.ptr + 4 * h * n, x.stride, weight, y.ptr + 4 * h * n, y.stride, x.count.now, n, eps)
 
-    def add_rms_norm(x: Rows, a: Rows, r: Rows, w: torch.Tensor, y: Rows, *, eps: float, inner: torch.Tensor | None, inner_eps: float) -> None:
+    def add_rms_norm(x: Rows, a: Rows, r: Rows, w: torch.Tensor | None, y: Rows | None, *, eps: float, inner: torch.Tensor | None, inner_eps: float) -> None:
         wa = 0 if inner is None else inner.data_ptr()
-        raw.add_rms_norm(x.ptr, a.ptr, wa, r.ptr, w.data_ptr(), y.ptr, x.count.now, x.dims[-1], eps, inner_eps)
+        norm = (0 if w is None else w.data_ptr(), 0 if y is None else y.ptr)
+        raw.add_rms_norm(x.ptr, a.ptr, wa, r.ptr, *norm, x.count.now, x.width, eps, inner_eps)
 
     def layer_norm(x: Rows, w: torch.Tensor | None, b: torch.Tensor | None, y: Rows, *, eps: float) -> None:
         given = [0 if a is None else a.data_ptr() for a in (w, b)]
