@@ -6,7 +6,9 @@ same bytes serve as the embedding table of a tied model.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,6 +22,7 @@ _KINDS = ("f32", "bf16", "f16", "i8", "i4")
 _TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _TORCH.items()}
 PANEL = 16
+HUGE = 2 << 20
 CHUNK = 1 << 24  # values repacked at a time, so that packing needs little memory beside the result
 
 
@@ -30,6 +33,17 @@ class Descriptor(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in ("N", "K", "kind", "depth", "group", "scale", "has_zeros", "int8_activations", "panel", "scales", "zeros")
     ]
+
+
+def allocate(nbytes: int) -> Tensor:
+    """Zeroed u8 [nbytes] in huge pages where the system grants them: a decode step walks every page of every weight."""
+    if nbytes < HUGE:
+        return torch.zeros(nbytes, dtype=torch.uint8)
+    memory = mmap.mmap(-1, _up(nbytes, HUGE))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)[:nbytes]
 
 
 def _up(n: int, to: int) -> int:
@@ -145,7 +159,7 @@ def _put(out: Tensor, p0: int, p1: int, offset: int, values: Tensor) -> None:
 def pack(weight: Tensor, bias: Tensor | None = None) -> Packed:
     """Pack a float weight [N, K] in its own element (f32, bf16 or f16)."""
     layout = Layout(*weight.shape, kind=_NAMES[weight.dtype])  # pyright: ignore
-    out = torch.zeros(layout.panels, layout.panel, dtype=torch.uint8)
+    out = allocate(layout.bytes).view(layout.panels, layout.panel)
     for p0, p1 in _runs(layout):
         rows = _rows(weight, p0, p1, layout.k).view(p1 - p0, PANEL, layout.k)
         _put(out, p0, p1, 0, rows.transpose(1, 2))
@@ -174,7 +188,7 @@ def pack_quantized(
     n, k = values.shape
     layout = Layout(n, k, "i4" if bits == 4 else "i8", group, _NAMES[scales.dtype], zeros is not None)  # pyright: ignore
     assert scales.shape == (n, layout.groups), "one scale for each group of each row"
-    out = torch.zeros(layout.panels, layout.panel, dtype=torch.uint8)
+    out = allocate(layout.bytes).view(layout.panels, layout.panel)
     for p0, p1 in _runs(layout):
         lifted = _rows(values.to(torch.int16) + lift if n * k <= CHUNK else values[p0 * PANEL : p1 * PANEL].to(torch.int16) + lift,
                        p0 if n * k <= CHUNK else 0, p1 if n * k <= CHUNK else p1 - p0, layout.depth, lift)  # fmt: skip

@@ -51,12 +51,22 @@ static thread_local Scratch values_scratch, tile_scratch, packed_scratch, scale_
 
 // ---- fp32 arithmetic: fp32 panels directly, every other kind through an fp32 copy of one block of k
 
-void float_slab(const Call& c, const float* packed, const Tiles& tiles, int64_t p0, int64_t np, int64_t t0, int64_t t1) {
+struct FloatSlabs {
+  const Call& c;
+  const float* packed;
+  const Tiles& tiles;
+  int64_t t0, t1;
+  const bool direct = c.w.kind == KIND_F32;
+  const int64_t depth = c.w.K, block = tiles.count > 1 ? 1024 : direct ? depth : 256;
+  float* values = direct ? nullptr : values_scratch.get<float>(block * FLOAT_PANELS * 16);
+  float* sums = tile_scratch.get<float>((tiles.row(t1) - tiles.row(t0)) * FLOAT_PANELS * 16);
+
+  void run(int64_t p0, int64_t np) const;
+};
+
+void FloatSlabs::run(int64_t p0, int64_t np) const {
   const Weight& w = c.w;
-  const bool direct = w.kind == KIND_F32;
-  const int64_t depth = w.K, wide = np * 16, block = tiles.count > 1 ? 1024 : direct ? depth : 256;
-  float* values = direct ? nullptr : values_scratch.get<float>(block * wide);
-  float* sums = tile_scratch.get<float>((tiles.row(t1) - tiles.row(t0)) * wide);
+  const int64_t wide = np * 16;
   for (int64_t k0 = 0; k0 < depth; k0 += block) {
     const int64_t k1 = k0 + block < depth ? k0 + block : depth;
     const int64_t padded = low_bit(w) ? (k1 + 31) / 32 * 32 : k1;
@@ -93,12 +103,23 @@ const float* pack_float(const Call& c, const Tiles& tiles) {
 
 // ---- integer arithmetic: activations rounded once to int8 per 32 values
 
-void integer_slab(const Call& c, const Activations& a, const Tiles& tiles, int64_t p0, int64_t np, int64_t t0, int64_t t1) {
+struct IntegerSlabs {
+  const Call& c;
+  const Activations& a;
+  const Tiles& tiles;
+  int64_t t0, t1;
+  // Many tiles share one widening of the nibbles.
+  const bool nibbles = c.w.kind == KIND_I4 && t1 - t0 <= 2, widen = c.w.kind == KIND_I4 && !nibbles;
+  const int64_t blocks = c.w.depth / 32, step = widen ? 32 : tiles.count == 1 ? blocks : 64;
+  uint8_t* values = widen ? values_scratch.get<uint8_t>(step * 512 * INTEGER_PANELS) : nullptr;
+  float* sums = tile_scratch.get<float>((tiles.row(t1) - tiles.row(t0)) * INTEGER_PANELS * 16);
+
+  void run(int64_t p0, int64_t np) const;
+};
+
+void IntegerSlabs::run(int64_t p0, int64_t np) const {
   const Weight& w = c.w;
-  const bool nibbles = w.kind == KIND_I4 && t1 - t0 <= 2, widen = w.kind == KIND_I4 && !nibbles;
-  const int64_t blocks = w.depth / 32, step = widen ? 32 : tiles.count == 1 ? blocks : 64, wide = np * 16;
-  uint8_t* values = widen ? values_scratch.get<uint8_t>(step * 512 * np) : nullptr;
-  float* sums = tile_scratch.get<float>((tiles.row(t1) - tiles.row(t0)) * wide);
+  const int64_t wide = np * 16;
   for (int64_t b0 = 0; b0 < blocks; b0 += step) {
     const int64_t b1 = b0 + step < blocks ? b0 + step : blocks;
     const uint8_t* q = w.data + p0 * w.panel + b0 * (w.kind == KIND_I4 ? 256 : 512);
@@ -132,18 +153,17 @@ Activations pack_integer(const Call& c, const Tiles& tiles) {
 
 // ---- the grid
 
-// Chunks of slabs, and of tiles too when there are few slabs.
-template <class F> void over_grid(const Weight& w, const Tiles& tiles, int64_t np, int64_t bytes_per_chunk, F&& slab) {
-  const int64_t count = panels(w), slabs = (count + np - 1) / np, want = threads() == 1 ? 1 : threads() * 4;
-  const int64_t work = count * w.panel * (tiles.count > 1 ? tiles.count : 1);
-  int64_t chunks = work / bytes_per_chunk < 1 ? 1 : work / bytes_per_chunk > want ? want : work / bytes_per_chunk;
-  int64_t across = chunks < slabs ? chunks : slabs, down = chunks / across < tiles.count ? chunks / across : tiles.count;
-  down = down < 1 ? 1 : down;
+// Chunks of slabs of `np` panels, and of tiles too when there are few slabs; make(t0, t1).run(panel, panels).
+template <class F> void over_grid(const Weight& w, const Tiles& tiles, int64_t np, int64_t bytes_per_chunk, F&& make) {
+  const int64_t count = panels(w), slabs = (count + np - 1) / np, most = threads() == 1 ? 1 : threads() * 8;
+  const int64_t want = count * w.panel / bytes_per_chunk * tiles.count;
+  const int64_t chunks = want < 1 ? 1 : want > most ? most : want;
+  const int64_t across = chunks < slabs ? chunks : slabs;
+  const int64_t spare = chunks / across, down = spare < 1 ? 1 : spare < tiles.count ? spare : tiles.count;
   parallel_for(across * down, [&](int64_t i) {
     const int64_t d = i / across, a = i % across;
-    const int64_t t0 = tiles.count * d / down, t1 = tiles.count * (d + 1) / down;
-    for (int64_t s = slabs * a / across; s < slabs * (a + 1) / across; s++)
-      slab(s * np, (s + 1) * np <= count ? np : count - s * np, t0, t1);
+    const auto slab = make(tiles.count * d / down, tiles.count * (d + 1) / down);
+    for (int64_t s = slabs * a / across; s < slabs * (a + 1) / across; s++) slab.run(s * np, (s + 1) * np <= count ? np : count - s * np);
   });
 }
 
@@ -152,15 +172,11 @@ void linear(const Call& c) {
   if (low_bit(w) && w.int8_activations) {
     const Tiles tiles(c.T, INTEGER_ROWS);
     const Activations a = pack_integer(c, tiles);
-    over_grid(w, tiles, c.T == 1 ? 1 : INTEGER_PANELS, 32 << 10, [&](int64_t p0, int64_t np, int64_t t0, int64_t t1) {
-      integer_slab(c, a, tiles, p0, np, t0, t1);
-    });
+    over_grid(w, tiles, c.T == 1 ? 1 : INTEGER_PANELS, 32 << 10, [&](int64_t t0, int64_t t1) { return IntegerSlabs{c, a, tiles, t0, t1}; });
   } else {
     const Tiles tiles(c.T, FLOAT_ROWS);
     const float* packed = pack_float(c, tiles);
-    over_grid(w, tiles, c.T == 1 ? 1 : FLOAT_PANELS, 64 << 10, [&](int64_t p0, int64_t np, int64_t t0, int64_t t1) {
-      float_slab(c, packed, tiles, p0, np, t0, t1);
-    });
+    over_grid(w, tiles, c.T == 1 ? 1 : FLOAT_PANELS, 64 << 10, [&](int64_t t0, int64_t t1) { return FloatSlabs{c, packed, tiles, t0, t1}; });
   }
 }
 

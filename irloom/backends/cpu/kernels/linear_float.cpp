@@ -3,6 +3,8 @@
 namespace irl {
 namespace {
 
+constexpr int64_t AHEAD = 3072;  // floats
+
 template <int MR, int NP> void tile(int64_t depth, const float* a, const float* b, int64_t stride, float* sum, bool more) {
   F16 acc[MR][NP];
   for (int r = 0; r < MR; r++)
@@ -11,7 +13,7 @@ template <int MR, int NP> void tile(int64_t depth, const float* a, const float* 
     F16 w[NP];
     for (int p = 0; p < NP; p++) {
       w[p] = load16(b + p * stride);
-      __builtin_prefetch(b + p * stride + (MR == 1 ? 512 : 128));
+      __builtin_prefetch(b + p * stride + AHEAD, 0, 2);
     }
     for (int r = 0; r < MR; r++) {
       const F16 x = splat16(a[r]);

@@ -4,6 +4,9 @@
 namespace irl {
 namespace {
 
+// Far enough ahead to hide a loaded memory, into the second-level cache: a panel runs on into the next.
+constexpr int64_t AHEAD = 12288;
+
 // One block of 32: integer sums, then one rounding into the float sum: sum += dot * (weight scale * activation scale).
 template <int MR, int NP, bool SMALL, bool NIBBLES> void tile(const IntegerTile& j, float* sum) {
   const Weight& w = j.w;
@@ -13,7 +16,7 @@ template <int MR, int NP, bool SMALL, bool NIBBLES> void tile(const IntegerTile&
     for (int p = 0; p < NP; p++) total[r][p] = j.b0 ? load16(sum + (r * NP + p) * 16) : zero16();
   const int8_t* a = j.a;
   const uint8_t* q = j.q;
-  int64_t group = j.b0 / per_group, left = per_group - j.b0 % per_group;
+  int64_t group = j.b0 ? j.b0 / per_group : 0, left = per_group - (j.b0 - group * per_group);
   for (int64_t b = j.b0; b < j.b1; b++) {
     Dot<SMALL> dot[MR][NP];
     const int32_t* sums = j.sums + b * MR;
@@ -23,7 +26,7 @@ template <int MR, int NP, bool SMALL, bool NIBBLES> void tile(const IntegerTile&
       B64 v[NP];
       for (int p = 0; p < NP; p++) {
         v[p] = load_bytes(q + p * j.stride);
-        if (MR == 1) __builtin_prefetch(q + p * j.stride + 2048);
+        __builtin_prefetch(q + p * j.stride + AHEAD, 0, 2);
       }
       for (int half = 0; half < (NIBBLES ? 2 : 1); half++, a += MR * 4)
         for (int r = 0; r < MR; r++) {

@@ -82,7 +82,7 @@ double irl_read(const uint8_t* data, int64_t bytes) {
     for (int64_t n = 0; n < step; n += 256, p += 256) {
       const float* f = (const float*)p;
       a = a + load16(f), b = b + load16(f + 16), c = c + load16(f + 32), d = d + load16(f + 48);
-      __builtin_prefetch(p + 2048); __builtin_prefetch(p + 2112); __builtin_prefetch(p + 2176); __builtin_prefetch(p + 2240);
+      for (int j = 0; j < 4; j++) __builtin_prefetch(p + 12288 + j * 64, 0, 2);
     }
     sums[i] = sum((a + b) + (c + d));
   });
