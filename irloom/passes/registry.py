@@ -30,6 +30,7 @@ class Registry(Mapping[str, type[Pass]]):
 
     def __init__(self) -> None:
         self._files: dict[str, tuple[type[Pass], Path]] = {}
+        self.names: dict[type[Pass], str] = {}  # of those that are not files of this folder
 
     def __getitem__(self, name: str) -> type[Pass]:
         """The pass called ``name``; ``PipelineError`` with the nearest name if there is none."""
@@ -37,10 +38,16 @@ class Registry(Mapping[str, type[Pass]]):
         if own and offered:
             raise _clash(name, "irloom", _package(offered))
         if own or file or offered:
-            return own or (file[0] if file else _loaded(offered))
+            return own or (file[0] if file else self._load(offered))
         near = get_close_matches(name, iter(self), 1)
         hint = f"did you mean {near[0]!r}?" if near else "`irloom passes` lists them"
         raise PipelineError(f"no pass {name!r}", hint=hint)
+
+    def _load(self, e: EntryPoint | None) -> type[Pass]:
+        assert e is not None
+        found = _loaded(e)
+        self.names[found] = e.name
+        return found
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._files or name in _offered() or _own(name) is not None)
@@ -65,7 +72,7 @@ class Registry(Mapping[str, type[Pass]]):
             name = _name(path)
             if name in self and name not in self._files:
                 raise _clash(name, "irloom" if _own(name) else _package(_offered()[name]), str(path))
-            self._files[name] = (found[0], path)
+            self._files[name], self.names[found[0]] = (found[0], path), name
         return found[0] if found else None
 
 
@@ -88,12 +95,14 @@ def load_plugin(path: str | Path) -> None:
 
 
 def name_of(cls: type[Pass]) -> str:
-    """The name of a pass: its file's.
+    """The name of a pass: its file's, or what its package offers it as.
 
     >>> from irloom.passes.canonicalize import Canonicalize
     >>> name_of(Canonicalize)
     'canonicalize'
     """
+    if cls in PASSES.names:
+        return PASSES.names[cls]
     module = sys.modules.get(cls.__module__)
     file = getattr(module, "__file__", None)
     return _name(Path(file)) if file else cls.__module__.rpartition(".")[2].rstrip("_").replace("_", "-")
@@ -144,8 +153,7 @@ def _package(e: EntryPoint) -> str:
     return e.dist.name if e.dist else e.value
 
 
-def _loaded(e: EntryPoint | None) -> type[Pass]:
-    assert e is not None
+def _loaded(e: EntryPoint) -> type[Pass]:
     try:
         found = e.load()
     except Exception as error:

@@ -200,7 +200,7 @@ class _Driver:
 
     def _rewrite(self, rule: _Rule, found: Match, site: Site, made: list[Stmt]) -> bool:
         old = _outputs(rule.pattern, found)
-        matched = list(found.nodes.values())
+        matched = list(dict.fromkeys(found.nodes.values()))
         if not rule.rewrite.shared:
             self._private(old, matched)
         rule.call(rule.rewrite.where, found, site)
