@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from irloom.backends.core import Limits
 from irloom.backends.machine import memory
 from irloom.ir.elem import Paged
-from irloom.ir.errors import RequestError
+from irloom.ir.errors import PipelineError, RequestError
 from irloom.ir.graph import Module
 from irloom.ir.interp import cache_types
 from irloom.ir.plan import Pool
@@ -48,6 +48,11 @@ def pools(m: Module, limits: Limits, max_context: int) -> tuple[Pool, ...]:
     """The pools of a module under ``limits``; ``RequestError`` where not even one sequence fits."""
     chunk = limits.max_tokens
     every = kinds(m)
+    if not every:
+        raise PipelineError(
+            f"{m.model}: the program has no cache, so it cannot continue a sequence",
+            hint="a pipeline for an engine ends in kv-cache, kv-plan",
+        )
     one = [k.pages(max_context, chunk) for k in every]
     each = sum(n * k.page_bytes for n, k in zip(one, every, strict=True))
     given = limits.memory if limits.memory is not None else memory() // 4

@@ -60,6 +60,7 @@ class CpuBackend:
     def build(self, m: Module, checkpoint: Checkpoint, out: EngineWriter, report: Report) -> None:
         """Module, program to read, packed weights."""
         report("lower", 0, 1)
+        pools(m, Limits(), 64)
         program = lower(m)
         out.write_text("module.irloom", show(m))
         out.write_text("lowered.py", program.text)
