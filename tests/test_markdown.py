@@ -101,7 +101,8 @@ def test_update_of_one_heading_leaves_the_others_in_place(run):
 
 
 def test_a_refused_program_shows_its_whole_message(run):
-    body = "# Wrong\n```py error\ndef main(x: f32[T, 8]):\n    y = silv(x)\n    return y\n```\n```error\n{}\n```\n"
+    program = "def main(x: f32[T, 8]):\n    y = silv(x)\n    return y"
+    body = f"# Wrong\n```py error\n{program}\n```\n```error\n{{}}\n```\n"
     said = "unknown op 'silv'\nhint: did you mean 'silu'?\n  --> line 2\n   | y = silv(x)"
     run(body.format(said))[0].assert_outcomes(passed=1)
     run(body.format("unknown op 'silv'"))[0].assert_outcomes(failed=1)
