@@ -110,11 +110,8 @@ class Pages:
 
     def room(self, table: PageTable) -> int:
         """How many more tokens could be stored now."""
-        fit = min(
-            (last + pool.available) * pool.spec.page
-            for pool, last in zip(self.pools, table.last, strict=True)
-        )
-        return min(fit, self.max_context) - table.stored
+        pools = zip(self.pools, table.last, strict=True)
+        return min((last + pool.available) * pool.spec.page for pool, last in pools) - table.stored
 
     def fits(self, table: PageTable, length: int, spare: int) -> bool:
         """Whether ``length`` tokens could be stored now with ``spare`` pages of every pool left over."""

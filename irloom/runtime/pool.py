@@ -76,7 +76,7 @@ class PagePool:
             states = (page in blank) + (page in idle) + (refs > 0)
             assert states == 1, f"{name}: page {page} is in {states} of blank, idle, in use"
             key = self.keys[page]
-            assert key is None or self.published[key] == page, f"{name}: page {page} lost its key"
+            assert key is None or self.published.get(key) == page, f"{name}: page {page} lost its key"
             assert page not in blank or key is None, f"{name}: page {page} is blank but published"
             assert page not in idle or key is not None, f"{name}: page {page} is idle but cannot be found"
         keyed = sum(key is not None for key in self.keys)

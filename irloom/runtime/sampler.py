@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from irloom.ir.errors import IrloomError
 from irloom.runtime.core import Sampled, SamplingRow
+from irloom.runtime.request import SamplingParams
 
 
 def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
@@ -30,7 +31,7 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
         raise IrloomError(f"sampler: the best score of row {row} is {float(best[row])}")
     drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
     if drawn:
-        tokens[drawn] = draw(scores[drawn], [rows[i] for i in drawn])
+        tokens[drawn] = draw(_rows(scores, drawn), [rows[i] for i in drawn])
     chosen = _array(tokens).astype(np.int64).tolist()
     asked = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
     sampled = [Sampled(token) for token in chosen]
@@ -75,42 +76,69 @@ def penalize(score: torch.Tensor, row: SamplingRow) -> None:
 def draw(scores: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
     """One token per row with probability softmax(scores / temperature) over what the cuts leave."""
     scores = scores / _column([row.params.temperature for row in rows], scores)
-    truncate(scores, rows)
-    total = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
+    chances = scores.softmax(-1)
+    least = cut(scores, chances, [row.params for row in rows])
+    if least is not None:
+        chances.masked_fill_(scores < least, 0)
     uniform = uniforms([row.seed for row in rows], [row.position for row in rows])
-    target = torch.as_tensor(uniform, device=scores.device).unsqueeze(1) * total[:, -1:]
-    return torch.searchsorted(total, target, right=True).squeeze(1)
+    return pick(chances, torch.as_tensor(uniform, device=scores.device).unsqueeze(1))
 
 
-def truncate(scores: torch.Tensor, rows: Sequence[SamplingRow]) -> None:
-    """In place: -inf for what min-p, then top-k, then top-p leave out."""
+def cut(scores: torch.Tensor, chances: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor | None:
+    """The lowest score [rows, 1] that min-p, then top-k, then top-p leave in; None where nothing is cut."""
     vocab = scores.shape[-1]
-    if cut := [i for i, row in enumerate(rows) if row.params.min_p > 0]:
-        least = _column([math.log(rows[i].params.min_p) for i in cut], scores)
-        _cut(scores, cut, scores[cut].amax(-1, keepdim=True) + least)
-    if cut := [i for i, row in enumerate(rows) if 0 < row.params.top_k < vocab]:
-        k = torch.tensor([rows[i].params.top_k for i in cut], device=scores.device)
-        top = scores[cut].topk(int(k.max())).values
-        _cut(scores, cut, top.gather(1, k.unsqueeze(1) - 1))
-    if cut := [i for i, row in enumerate(rows) if row.params.top_p < 1]:
-        _cut(scores, cut, nucleus(scores[cut], _column([rows[i].params.top_p for i in cut], scores)))
+    limited = [i for i, one in enumerate(params) if 0 < one.top_k < vocab]
+    nuclear = [i for i, one in enumerate(params) if one.top_p < 1]
+    if not limited and not nuclear and not any(one.min_p for one in params):
+        return None
+    floor = [math.log(one.min_p) if one.min_p else -math.inf for one in params]
+    least = scores.amax(-1, keepdim=True) + _column(floor, scores)
+    if limited:
+        k = torch.tensor([params[i].top_k for i in limited], device=scores.device).unsqueeze(1)
+        top = _rows(scores, limited).topk(int(k.max())).values
+        least[limited] = least[limited].maximum(top.gather(1, k - 1))
+    if nuclear:
+        share = _column([params[i].top_p for i in nuclear], scores)
+        least[nuclear] = nucleus(_rows(scores, nuclear), _rows(chances, nuclear), least[nuclear], share)
+    return least
 
 
-def nucleus(scores: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """The lowest score [rows, 1] among the fewest tokens whose probabilities sum to at least ``p`` [rows, 1].
+def nucleus(
+    scores: torch.Tensor, chances: torch.Tensor, least: torch.Tensor, share: torch.Tensor
+) -> torch.Tensor:
+    """The lowest score [rows, 1] of the fewest tokens that have ``share`` of the chances from ``least`` up.
 
-    Sorting a whole vocabulary is the dearest part of sampling: the best thousand mostly hold enough.
+    Sorting a whole vocabulary is the dearest part of sampling: the best hundred mostly hold enough.
     """
     vocab = scores.shape[-1]
-    norm = scores.logsumexp(-1, keepdim=True)
-    size = min(vocab, 1024)
+    goal = share * chances.masked_fill(scores < least, 0).sum(-1, keepdim=True, dtype=torch.float64)
+    size = min(vocab, 128)
     while True:
-        top = scores.topk(size).values
-        mass = (top - norm).exp().cumsum(-1, dtype=torch.float64)
-        if size == vocab or bool((mass[:, -1:] >= p).all()):
-            count = (mass < p).sum(-1, keepdim=True).clamp_max(size - 1)
-            return top.gather(1, count)
-        size = min(vocab, size * 16)
+        top, at = scores.topk(size)
+        mass = chances.gather(1, at).masked_fill(top < least, 0).double().cumsum(-1)
+        enough = (mass[:, -1:] >= goal) | (top[:, -1:] < least)
+        if size == vocab or bool(enough.all()):
+            count = (mass < goal).sum(-1, keepdim=True).clamp_max(size - 1)
+            return least.maximum(top.gather(1, count))
+        size = min(vocab, size * 8)
+
+
+def pick(chances: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The token of each row where the running sum of ``chances`` [rows, vocab] passes ``uniform`` [rows, 1].
+
+    First the block of tokens, then the token in it: a running sum in f64 over a whole vocabulary is slow.
+    """
+    width = 512
+    whole = torch.constant_pad_nd(chances, (0, -chances.shape[-1] % width))
+    blocks = whole.view(len(chances), -1, width)
+    sums = blocks.sum(-1, dtype=torch.float64)
+    upto = sums.cumsum(-1)
+    target = uniform * upto[:, -1:]
+    block = torch.searchsorted(upto, target, right=True)
+    inside = blocks.gather(1, block.unsqueeze(2).expand(-1, 1, width)).squeeze(1).double().cumsum(-1)
+    # the two sums differ in their last bits: stay where the block has chances
+    rest = (target - (upto - sums).gather(1, block)).clamp_min(0).minimum(inside[:, -1:] * (1 - 1e-12))
+    return (block * width + torch.searchsorted(inside, rest, right=True)).squeeze(1)
 
 
 def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64]:
@@ -138,9 +166,8 @@ def philox(counter: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.u
     return np.stack([a, b, c, d], axis=1)
 
 
-def _cut(scores: torch.Tensor, rows: list[int], least: torch.Tensor) -> None:
-    kept = scores[rows]
-    scores[rows] = kept.masked_fill(kept < least, -math.inf)
+def _rows(tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    return tensor if len(rows) == len(tensor) else tensor[rows]
 
 
 def _array(tensor: torch.Tensor) -> NDArray[np.float64]:

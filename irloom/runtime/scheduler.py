@@ -58,8 +58,7 @@ class Scheduler:
         for request in self.running:
             (decodes if request.known - request.computed == 1 else prefills).append(request)
         for request in (*decodes, *prefills):
-            if request.phase is Phase.RUNNING:  # not preempted in this step
-                self._assign(request)
+            self._assign(request)
         self._admit()
         return [Chunk(request, count) for request, count in self._plan.items()]
 
@@ -87,7 +86,7 @@ class Scheduler:
         """Give ``request`` what budget and pages allow, at the cost of those ranked behind it."""
         table = request.table
         want = min(request.known - request.computed, self._left)
-        if not want or table is None:
+        if not want or table is None:  # no budget, or preempted in this step
             return
         if table.stored + want > table.limit:
             while not (room := self.pages.room(table)):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from irloom.ir.errors import IrloomError
 from irloom.runtime.core import SamplingRow
 from irloom.runtime.request import SamplingParams
-from irloom.runtime.sampler import adjust, nucleus, philox, sample, truncate, uniforms
+from irloom.runtime.sampler import adjust, cut, philox, pick, sample, uniforms
 
 VOCAB = 40
 vectors = st.lists(st.floats(-20, 20, width=32), min_size=VOCAB, max_size=VOCAB, unique=True).map(
@@ -51,13 +51,16 @@ def kept(scores: np.ndarray, params: SamplingParams, slack: float) -> set[int]:
     return set(np.flatnonzero(alive).tolist())
 
 
+def left_by(scores: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    least = cut(scores, scores.softmax(-1), [params] * len(scores))
+    return torch.ones_like(scores, dtype=torch.bool) if least is None else scores >= least
+
+
 @given(vectors, cuts)
 @settings(max_examples=150)
 def test_cuts_leave_what_the_textbook_leaves(scores, params):
     """Within rounding: no more than with thresholds a millionth wider, no less than with narrower ones."""
-    row = scores.clone().unsqueeze(0)
-    truncate(row, [SamplingRow(params, 0, 0)])
-    left = set(torch.isfinite(row[0]).nonzero().flatten().tolist())
+    left = set(left_by(scores.unsqueeze(0), params).nonzero()[:, 1].tolist())
     assert kept(scores.numpy(), params, -1e-5) <= left <= kept(scores.numpy(), params, 1e-5)
     assert int(scores.argmax()) in left
 
@@ -144,17 +147,38 @@ def test_seeds_at_one_position_fit_too():
 def test_equal_scores_stay_or_go_together():
     """Top-k 2 of 5, 5, 5, 1 keeps three: which two would be up to a sort."""
     row = torch.tensor([[5.0, 1.0, 5.0, 5.0]])
-    truncate(row, [SamplingRow(SamplingParams(top_k=2), 0, 0)])
-    assert row.isfinite().tolist() == [[True, False, True, True]]
+    assert left_by(row, SamplingParams(top_k=2)).tolist() == [[True, False, True, True]]
 
 
-def test_top_p_of_a_flat_large_vocabulary():
-    """More than the best thousand are needed; the count is the exact one."""
-    scores = torch.linspace(0, 1, 50_000).flip(0).unsqueeze(0)
-    p = scores[0].double().softmax(-1)
-    need = int((p.cumsum(0) < 0.5).sum()) + 1
-    least = nucleus(scores, torch.tensor([[0.5]]))
-    assert abs(int((scores >= least).sum()) - need) <= 2
+@pytest.mark.parametrize("top_p", [0.001, 0.5, 0.999])
+def test_top_p_of_a_flat_large_vocabulary(top_p):
+    """More than the best hundred are needed; the count is the exact one, within rounding."""
+    scores = torch.linspace(1, 0, 50_000).unsqueeze(0)
+    need = int((scores[0].double().softmax(-1).cumsum(0) < top_p).sum()) + 1
+    assert abs(int(left_by(scores, SamplingParams(top_p=top_p)).sum()) - need) <= 2
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.0, 1e-30, 1e-3, 1.0]), min_size=1, max_size=1500).filter(any),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_pick_is_the_inverse_of_the_running_sum(chances, uniform):
+    """A token without a chance is never picked; the others where the sum passes, within rounding."""
+    chances = torch.tensor(chances)
+    got = int(pick(chances.unsqueeze(0), torch.tensor([[uniform]], dtype=torch.float64)))
+    upto = chances.double().cumsum(0) / chances.double().sum()
+    assert chances[got] > 0
+    assert (upto[got - 1] if got else 0) <= uniform + 1e-9
+    assert uniform <= upto[got] + 1e-9
+
+
+def test_a_large_row_does_not_depend_on_its_batch():
+    """Rows that start at every offset of a vector register, and blocks that are not full."""
+    scores = torch.randn(9, 5003, generator=torch.Generator().manual_seed(1)) * 3
+    each = [SamplingParams(top_p=0.9), SamplingParams(), SamplingParams(top_k=200, min_p=0.01)] * 3
+    rows = [SamplingRow(params, i, 4) for i, params in enumerate(each)]
+    alone = [sample(score.unsqueeze(0), [row])[0] for score, row in zip(scores, rows, strict=True)]
+    assert sample(scores, rows) == alone
 
 
 def test_philox_known_answers():
