@@ -6,6 +6,7 @@ nearest, with the scale as it is stored, so that a rounded scale costs nothing t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from irloom.ir.elem import ELEMS, Elem, Quant
 from irloom.ir.errors import IRError
 
-_CHUNK = 1 << 22  # elements rounded at a time: a few 16 MB temporaries, whatever the tensor's size
+_CHUNK = 1 << 18  # entries rounded at a time: temporaries that stay in cache, whatever the tensor's size
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,35 +58,56 @@ class QuantizedTensor:
 
 def quantize(x: torch.Tensor, quant: Quant) -> QuantizedTensor:
     """Round ``x`` [.., n] to ``quant``, a group of each row at a time."""
-    if not x.ndim or not x.shape[-1]:
-        raise IRError(f"quantize: {quant.name} needs a last dim to group, but got {list(x.shape)}")
-    low, high = _limits(quant)
-    scale_dims = [d for d in quant.scale_dims(tuple(x.shape)) if isinstance(d, int)]
-    values = torch.empty(x.shape, dtype=quant.base.torch)
+    return quantize_blocks([x], tuple(x.shape), quant)
+
+
+def quantize_blocks(blocks: Iterable[torch.Tensor], dims: tuple[int, ...], quant: Quant) -> QuantizedTensor:
+    """Round a tensor of ``dims`` that comes as ``blocks``: row after row, so many rows at a time."""
+    if not dims or not dims[-1]:
+        raise IRError(f"quantize: {quant.name} needs a last dim to group, but got {list(dims)}")
+    scale_dims = [d for d in quant.scale_dims(dims) if isinstance(d, int)]
+    values = torch.empty(dims, dtype=quant.base.torch)
     scales = torch.empty(scale_dims, dtype=quant.scale.torch)
     zeros = torch.empty(scale_dims, dtype=quant.zero.torch) if quant.zero else None
-    parts = [x, values, scales, *([] if zeros is None else [zeros])]
-    for rows, to, scale, *zero in _row_chunks(parts, x.shape[-1]):
-        grouped = _grouped(rows, scale)
-        least, most = grouped.amin(-1).clamp_(max=0), grouped.amax(-1).clamp_(min=0)
-        if zero:
-            scale.copy_((most - least) / (high - low))
-        else:
-            scale.copy_(torch.maximum(most / high, least / low))
-        if not torch.isfinite(scale.float()).all():
-            raise IRError(
-                f"quantize: {quant.name} of {list(x.shape)}: a scale does not fit {quant.scale}",
-                hint="the weight holds an infinity, a NaN, or entries too large for the scale's element",
-            )
-        inverse = torch.where(scale == 0, 0.0, 1.0 / scale.float())
-        scaled = grouped * inverse.unsqueeze(-1)
-        if zero:
-            zero[0].copy_(_zero_point(low - least * inverse, quant, low, high))
-            scaled += zero[0].float().unsqueeze(-1)
-        if quant.base.kind != "float":
-            scaled.round_()
-        to.copy_(scaled.clamp_(low, high).flatten(-2))
+    outs = [t.reshape(-1, t.shape[-1]) for t in (values, scales, zeros) if t is not None]
+    done = 0
+    for block in blocks:
+        rows = block.reshape(-1, dims[-1])
+        parts = [out[done : done + rows.shape[0]] for out in outs]
+        for source, *to in _row_chunks([rows, *parts], dims[-1]):
+            _round(source, quant, *to)
+        done += rows.shape[0]
     return QuantizedTensor(values, scales, zeros, quant)
+
+
+def _round(
+    rows: torch.Tensor,
+    quant: Quant,
+    values: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None = None,
+) -> None:
+    """Round ``rows`` [r, n] into ``values`` [r, n], ``scales`` and ``zeros`` [r, n / group]."""
+    low, high = _limits(quant)
+    grouped = _grouped(rows, scales)
+    least, most = grouped.amin(-1).clamp_(max=0), grouped.amax(-1).clamp_(min=0)
+    if quant.zero:
+        scales.copy_((most - least) / (high - low))
+    else:
+        scales.copy_(torch.maximum(most / high, least / low))
+    if not torch.isfinite(scales.float()).all():
+        raise IRError(
+            f"quantize: {quant.name}: a scale does not fit {quant.scale}",
+            hint="the weight holds an infinity, a NaN, or entries too large for the scale's element",
+        )
+    inverse = torch.where(scales == 0, 0.0, 1.0 / scales.float())
+    scaled = grouped * inverse.unsqueeze(-1)
+    if zeros is not None:
+        zeros.copy_(_zero_point(low - least * inverse, quant, low, high))
+        scaled += zeros.float().unsqueeze(-1)
+    if quant.base.kind != "float":
+        scaled.round_()
+    values.copy_(scaled.clamp_(low, high).flatten(-2))
 
 
 def _limits(quant: Quant) -> tuple[float, float]:

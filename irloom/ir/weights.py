@@ -7,7 +7,7 @@ data. The expression is run here, when an engine is built, straight from the map
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,7 @@ __all__ = [
 
 Consts = Mapping[str, "torch.Tensor"]
 NO_CONSTS: Consts = {}
+_BLOCK = 1 << 24  # bytes of a tensor that are worked on at a time
 
 
 def materialize(
@@ -131,45 +132,89 @@ class _Source:
         return weight_type(expr, self.checkpoint, self.index, self.consts)
 
     def run(self, expr: WeightExpr) -> torch.Tensor:
+        """The whole value: a tensor as its mapping, anything else copied into place block by block."""
+        import torch
+
         match expr:
             case Tensor(name):
                 return self.checkpoint.read(tensor_name(name, self.index))
             case Const():
                 return _const(expr, self.consts)
-            case Concat():
-                return self.concat(expr)
-            case Slice(x, dim, start, stop):
-                return self.run(x).narrow(dim, start, stop - start)
             case Transpose(x):
                 return self.run(x).t().contiguous()
             case Reshape(x, dims):
                 return self.run(x).reshape(dims)
-            case Cast(x, elem):
-                return self.run(x).to(elem.torch)
-            case Affine(x, scale, shift):
-                out = self.run(x)
-                return out.float().mul(scale).add_(shift).to(out.dtype)
+            case _:
+                wanted = self.type(expr)
+        if not wanted.rank:
+            return next(self.blocks(expr))
+        out = torch.empty(_ints(wanted), dtype=wanted.plain.torch)
+        if isinstance(expr, Concat) and expr.dim:
+            at = 0
+            for part in expr.parts:
+                width = _ints(self.type(part))[expr.dim]
+                self.copy(part, out.narrow(expr.dim, at, width))
+                at += width
+        else:
+            self.copy(expr, out)
+        return out
+
+    def copy(self, expr: WeightExpr, out: torch.Tensor) -> None:
+        """Write the value of ``expr`` into ``out``."""
+        done = 0
+        for block in self.blocks(expr):
+            out[done : done + block.shape[0]] = block
+            done += block.shape[0]
+
+    def blocks(self, expr: WeightExpr, rows: slice = slice(None)) -> Iterator[torch.Tensor]:
+        """``rows`` of the value, some at a time, so that of a large source only a few are ever in memory."""
+        match expr:
+            case Tensor(name):
+                yield from self.stored(tensor_name(name, self.index), rows)
+            case Concat(parts, 0):
+                yield from self.joined(parts, rows)
+            case Slice(x, 0, start, stop):
+                low, high, _ = rows.indices(stop - start)
+                yield from self.blocks(x, slice(start + low, start + high))
+            case Slice() | Cast() | Affine():
+                for block in self.blocks(expr.x, rows):
+                    yield _rowwise(expr, block)
             case Quantize():
                 raise IRError(
                     f"{show_weight(expr)}: a quantized weight is not an operand", hint="quantize last"
                 )
+            case _:
+                yield from _split(self.run(expr), rows)
 
-    def concat(self, expr: Concat) -> torch.Tensor:
-        """Copy part after part into the result, so that only one part is in memory beside it."""
-        import torch
+    def joined(self, parts: tuple[WeightExpr, ...], rows: slice) -> Iterator[torch.Tensor]:
+        """``rows`` of parts that lie one below the other."""
+        at = 0
+        counts = [_ints(self.type(part))[0] for part in parts]
+        start, stop, _ = rows.indices(sum(counts))
+        for part, count in zip(parts, counts, strict=True):
+            low, high = max(start - at, 0), min(stop - at, count)
+            if low < high:
+                yield from self.blocks(part, slice(low, high))
+            at += count
 
-        joined = self.type(expr)
-        out = torch.empty(_ints(joined), dtype=joined.plain.torch)
-        start = 0
-        for part in expr.parts:
-            rows = _ints(self.type(part))[expr.dim]
-            out.narrow(expr.dim, start, rows).copy_(self.run(part))
-            start += rows
-        return out
+    def stored(self, name: str, rows: slice) -> Iterator[torch.Tensor]:
+        """A tensor's rows, mapped block by block where the file holds it as it is, else all at once."""
+        at = self.checkpoint.stored(name)
+        if at is None or not at.dims:
+            yield from _split(self.checkpoint.read(name), rows)
+        else:
+            from irloom.ir.mapped import map_tensor
+
+            row = at.nbytes // max(at.dims[0], 1)
+            start, stop, _ = rows.indices(at.dims[0])
+            step = max(_BLOCK // max(row, 1), 1)
+            for low in range(start, stop, step):
+                count = min(step, stop - low)
+                yield map_tensor(at.path, at.offset + low * row, (count, *at.dims[1:]), at.elem.torch)
 
     def quantize(self, x: WeightExpr, quant: Quant) -> QuantizedTensor:
         """Round, or take the file's own blocks. Groups lie along the last dim: join others after."""
-        from irloom.ir.quantized import concat_quantized, quantize
+        from irloom.ir.quantized import concat_quantized, quantize_blocks
 
         if isinstance(x, Tensor):
             exact = self.checkpoint.read_quantized(tensor_name(x.name, self.index), quant)
@@ -177,7 +222,29 @@ class _Source:
                 return exact
         if isinstance(x, Concat) and x.dim < self.type(x).rank - 1:
             return concat_quantized([self.quantize(part, quant) for part in x.parts], x.dim)
-        return quantize(self.run(x), quant)
+        return quantize_blocks(self.blocks(x), _ints(self.type(x)), quant)
+
+
+def _rowwise(expr: Slice | Cast | Affine, block: torch.Tensor) -> torch.Tensor:
+    """What an expression does to some rows of its operand."""
+    match expr:
+        case Slice(_, dim, start, stop):
+            return block.narrow(dim, start, stop - start)
+        case Cast(_, elem):
+            return block.to(elem.torch)
+        case Affine(_, scale, shift):
+            return block.float().mul(scale).add_(shift).to(block.dtype)
+
+
+def _split(whole: torch.Tensor, rows: slice) -> Iterator[torch.Tensor]:
+    """``rows`` of a value that is in memory, in blocks."""
+    if not whole.ndim:
+        yield whole
+        return
+    start, stop, _ = rows.indices(len(whole))
+    step = max(_BLOCK // max(whole[:1].nbytes, 1), 1)
+    for at in range(start, stop, step):
+        yield whole[at : min(at + step, stop)]
 
 
 @dataclass(frozen=True)
