@@ -10,25 +10,35 @@ from .graph import Call, Func, Loop, Module, Node, Stmt, Value
 def storage(f: Func) -> dict[Value, Value]:
     """For each value the one whose memory it is in: itself, but for views.
 
-    Values are stored in row-major order, so a ``reshape`` moves nothing, and ``split`` and ``slice`` of any dim but
-    the first are columns of the same rows. Such a value is a view of its operand when both name one buffer or none,
-    and a copy when it names another.
+    Values are stored in row-major order, so a ``reshape`` moves nothing, and ``split`` and ``slice`` of any
+    dim but the first are columns of the same rows (which a ``reshape`` must then leave apart). Such a value
+    is a view of its operand when both name one buffer or none, and a copy when it names another.
     """
     root: dict[Value, Value] = {p: p for p in f.params}
+    apart: dict[Value, int] = {}
     for s in f.body:
         root.update((r, r) for r in s.results)
-        if isinstance(s, Node) and _is_view(s):
+        rows = _rows_apart(s, apart) if isinstance(s, Node) else None
+        if rows is not None:
             (x,) = s.values
-            root.update((r, root[x]) for r in s.results if r.buffer == x.buffer)
+            views = [r for r in s.results if r.buffer == x.buffer]
+            root.update(dict.fromkeys(views, root[x]))
+            apart.update(dict.fromkeys(views, rows))
     return root
 
 
-def _is_view(n: Node) -> bool:
-    """Whether the results are entries of the operand where they are."""
+def _rows_apart(n: Node, apart: dict[Value, int]) -> int | None:
+    """How many leading dims of the results have gaps between their rows; None where results are no views."""
+    if n.op.name not in ("reshape", "split", "slice"):
+        return None
+    (x,) = n.values
+    rows = apart.get(x, 0)
     if n.op.name == "reshape":
-        return True
-    (rank,) = {v.type.rank for v in n.values} if n.op.name in ("split", "slice") else (0,)
-    return rank > 1 and n.attrs["dim"] not in (0, -rank) and n.attrs.get("step", 1) == 1
+        return rows if n.result.type.dims[:rows] == x.type.dims[:rows] else None
+    dim = n.attrs["dim"]
+    assert isinstance(dim, int)
+    at = dim % x.type.rank
+    return max(rows, at) if at and n.attrs.get("step", 1) == 1 else None
 
 
 def lifetimes(f: Func) -> dict[Value, tuple[int, int]]:

@@ -13,7 +13,7 @@ from irloom.ir.ops import kv_append, paged_attention
 from irloom.ir.types import Type
 
 from .core import Changes, NoMatch, Pass, spend
-from .roll import unroll
+from .roll import rename_carried, unroll
 
 PAGES = (1, 65536)
 """The range of a dim of pages, until ``kv-plan`` knows better."""
@@ -128,6 +128,9 @@ def _thread(main: Func, caches: dict[str, list[Type]]) -> None:
         body += stmts
     main.body = body
     main.replace_uses(swap)
+    for s in main.body:
+        if isinstance(s, Loop):
+            rename_carried(s)
     if used:
         stack.type = Type(CACHES, (used,))
         main.params.insert(len(main.data), stack)

@@ -44,6 +44,13 @@ def unroll(loop: Loop, names: Builder, swap: dict[Value, Value]) -> list[Call]:
     return out
 
 
+def rename_carried(loop: Loop) -> None:
+    """Call what a loop carries as what enters it is called now."""
+    new = {p.name: v.name for p, v in zip(loop.params, loop.inits, strict=True)}
+    for v in {*loop.params, *loop.results, *loop.yields, *(r for s in loop.body for r in s.results)}:
+        v.name = new.get(v.name, v.name)
+
+
 def _base(name: str) -> str:
     return re.sub(r"_\d+$", "", name)
 
