@@ -87,7 +87,7 @@ def pieces(vocabulary: Vocabulary, prompt: list[int], output: list[int], skip: b
 
 @every_tokenizer
 @given(data=st.data(), skip=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_random_tokens_add_up(kind, data, skip):
     """Any ids at all: broken characters, special and added tokens, also as the prompt."""
     tokenizer = TOKENIZERS[kind]
@@ -101,7 +101,7 @@ def test_random_tokens_add_up(kind, data, skip):
 
 @every_tokenizer
 @given(text=st.one_of(st.text(max_size=60), st.sampled_from(TEXTS)), data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_real_text_never_shows_half_a_character(kind, text, data):
     """Cut anywhere into prompt and output, the pieces are those of the text."""
     tokenizer = TOKENIZERS[kind]
@@ -130,6 +130,7 @@ def test_windows_stay_short():
     """Neither long text nor nothing but broken characters makes a step dearer."""
     vocabulary = Vocabulary(TOKENIZERS["byte level"])
     broken = vocabulary.tokenizer.token_to_id("ł")  # the byte 0x82: never starts a character
+    assert broken is not None
     for ids in ([broken] * 500, TOKENIZERS["byte level"].encode(TEXTS[2] * 20).ids):
         stream = Detokenizer(vocabulary, ids[:100])
         assert all(len(stream.window) < 50 for token in ids if stream.push(token) is not None)

@@ -169,8 +169,10 @@ def _key(pages: Pages, index: int) -> bytes:
 def _forget(pages: Pages, i: int, page: int) -> None:
     """As if the page had been evicted."""
     pool = pages.pools[i]
+    key = pool.keys[page]
+    assert key is not None
     del pool.idle[page]
-    del pool.published[pool.keys[page]]
+    del pool.published[key]
     pool.keys[page] = None
     pool.blank.append(page)
     pages.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,31 +24,36 @@ REALS = {
 WHOLES = {"max_tokens": 1, "min_tokens": 0, "top_k": 0, "logprobs": 0, "seed": -(2**63)}
 
 
+def given_as(name: str, value: Any) -> SamplingParams:
+    fields: dict[str, Any] = {name: value}
+    return SamplingParams(**fields)
+
+
 @pytest.mark.parametrize("name", REALS)
 @given(value=st.floats())
 def test_reals(name, value):
     low, high = REALS[name]
     if low <= value <= high:
-        assert getattr(SamplingParams(**{name: value}), name) == value
+        assert getattr(given_as(name, value), name) == value
     else:
         with pytest.raises(RequestError, match=f"^{name}: "):
-            SamplingParams(**{name: value})
+            given_as(name, value)
 
 
 @pytest.mark.parametrize("name", [*REALS, *WHOLES])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "0.5", True, [1], {}, -(2**70), 0.5j])
 def test_nothing_else_passes(name, value):
     with pytest.raises(RequestError, match=f"^{name}: "):
-        SamplingParams(**{name: value})
+        given_as(name, value)
 
 
 @pytest.mark.parametrize(("name", "low"), WHOLES.items())
 def test_wholes(name, low):
     for value in (low, np.int64(low), low + 1):
-        SamplingParams(**{name: value})
+        given_as(name, value)
     for value in (low - 1, 1.0, None if name in ("min_tokens", "top_k") else 1.5):
         with pytest.raises(RequestError, match=f"^{name}: "):
-            SamplingParams(**{name: value})
+            given_as(name, value)
 
 
 @pytest.mark.parametrize(

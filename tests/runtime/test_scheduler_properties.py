@@ -131,4 +131,4 @@ class Serving(RuleBasedStateMachine):
 
 
 TestServing = Serving.TestCase
-TestServing.settings = settings(max_examples=120, stateful_step_count=25, deadline=None)
+TestServing.settings = settings(max_examples=120, stateful_step_count=25)

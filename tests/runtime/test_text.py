@@ -6,6 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from irloom.ir.plan import Pool
+from irloom.runtime.answer import Delta, Output
 from irloom.runtime.core import Batch, Sampled
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import SamplingParams
@@ -41,13 +42,19 @@ def loop(text: str) -> Loop:
     return Loop(Script([*tokenizer.encode(text).ids, END]), tokenizer, eos=[END])
 
 
+def last(deltas: list[Delta]) -> Output:
+    output = deltas[-1].output
+    assert output is not None
+    return output
+
+
 TEXT = "naïve 👨‍👩‍👧 family, 你好. The end"
 ALL = SamplingParams(max_tokens=None)
 
 
 def test_streamed_text_is_the_text():
     deltas = list(loop(TEXT).stream("Say: ", ALL))
-    output = deltas[-1].output
+    output = last(deltas)
     assert "".join(d.text for d in deltas) == output.text == TEXT
     assert not any("\ufffd" in d.text for d in deltas)
     assert [t for d in deltas for t in d.token_ids] == output.token_ids
@@ -69,7 +76,7 @@ def test_streamed_text_is_the_text():
 )
 def test_stops(params, text, reason):
     deltas = list(loop(TEXT).stream("Say: ", SamplingParams(max_tokens=None, **params)))
-    output = deltas[-1].output
+    output = last(deltas)
     assert (output.text, output.stop_reason, output.finish_reason) == (text, reason, "stop")
     assert "".join(d.text for d in deltas) == text
 
@@ -79,7 +86,7 @@ def test_a_cut_character_ends_as_decoding_it_would():
     one = loop("👍")
     deltas = list(one.stream("Say: ", SamplingParams(max_tokens=3)))
     assert [d.text for d in deltas] == ["", "", "\ufffd"]
-    assert deltas[-1].output.finish_reason == "length"
+    assert last(deltas).finish_reason == "length"
 
 
 def test_text_kept_back_for_a_stop_string_comes_at_the_end():
@@ -92,4 +99,5 @@ def test_cancelled_text_is_kept():
     name = one.add_request("Say: ", ALL)
     told = "".join(d.text for _ in range(4) for d in one.step())
     output = one.cancel(name)
+    assert output is not None
     assert (told, output.text, len(output.token_ids)) == ("naï", "naï", 4)
