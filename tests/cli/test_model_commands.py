@@ -1,0 +1,128 @@
+"""`irloom dump`, `compile`, `run`, `bench` on a tiny checkpoint."""
+
+import io
+
+import pytest
+
+from irloom.cli import core
+from irloom.ir.parse import parse
+from irloom.ir.show import show
+
+
+class TestDump:
+    def test_the_text_reads_back(self, irloom, model):
+        told = irloom("dump", model, "--after", "outline")
+        assert told.code == 0
+        assert "after: canonicalize, raise, canonicalize, outline\n" in told.out
+        assert show(parse(told.out)) == told.out
+
+    def test_after_trace_nothing_has_run(self, irloom, model):
+        assert parse(irloom("dump", model, "--after", "trace").out).passes == []
+
+    def test_a_pipeline_of_ones_own(self, irloom, model):
+        assert irloom("dump", model, "--pipeline", "canonicalize", "--json").json["passes"] == [
+            "canonicalize"
+        ]
+
+    def test_one_layer(self, irloom, model):
+        assert irloom("dump", model, "--layer", 1).out.startswith("def layer(\n")
+
+    def test_a_layer_that_is_not_there(self, irloom, model):
+        told = irloom("dump", model, "--layer", 2)
+        assert told.code == core.Exit.USER
+        assert told.err.endswith(": no layer 2\nhint: it has layers 0 to 1\n")
+
+    def test_layers_before_they_are_outlined(self, irloom, model):
+        assert (
+            "hint: its layers are not outlined here"
+            in irloom("dump", model, "--layer", 0, "--after", "trace").err
+        )
+
+    def test_the_lowered_program_is_python(self, irloom, model):
+        compile(irloom("dump", model, "--lowered").out, "lowered.py", "exec")
+
+    def test_a_pass_that_is_not_in_the_pipeline(self, irloom, model):
+        told = irloom("dump", model, "--after", "outlin")
+        assert told.code == core.Exit.USER
+        assert told.err.startswith("error: the pipeline has no pass 'outlin'\nhint: it has ")
+
+    def test_a_pipeline_that_cannot_run(self, irloom, model):
+        told = irloom("dump", model, "--pipeline", "kv-cache(pge=3)")
+        assert told.code == core.Exit.USER
+        assert told.err.startswith("error: kv-cache: no option 'pge'")
+
+    def test_a_model_that_is_not_there(self, irloom, tmp_path):
+        told = irloom("dump", tmp_path / "nothing")
+        assert told.code == core.Exit.USER
+        assert "nothing" in told.err
+
+    def test_a_target_that_is_not_there(self, irloom, model):
+        told = irloom("dump", model, "--target", "cpuu")
+        assert told.err == "error: no target 'cpuu'\nhint: there are cpu, reference\n"
+
+
+class TestCompile:
+    def test_an_engine_is_a_directory(self, irloom, model, tmp_path):
+        told = irloom("compile", model, "-o", tmp_path / "engine", "--json")
+        assert told.json["engine"] == str(tmp_path / "engine")
+        assert told.json["bytes"] > 0
+        assert (tmp_path / "engine" / "manifest.json").is_file()
+        assert told.err == "", "quiet where stderr is not a terminal"
+
+    def test_an_engine_runs_and_dumps_like_its_model(self, irloom, model, engine):
+        asked = ("Once upon", "--max-tokens", 12)
+        assert irloom("run", engine, *asked).out == irloom("run", model, *asked).out
+        assert irloom("dump", engine).out == irloom("dump", model).out
+
+
+class TestRun:
+    def test_text_streams_to_stdout(self, irloom, engine):
+        told = irloom("run", engine, "Once upon", "--max-tokens", 8)
+        assert told.code == 0
+        assert told.out.endswith("\n")
+        assert told.err == ""
+
+    def test_a_seed_repeats_the_draws(self, irloom, engine):
+        asked = ("run", engine, "Once", "--temperature", 1.5, "--top-k", 50, "--seed", 7, "--max-tokens", 12)
+        assert irloom(*asked).out == irloom(*asked).out
+
+    def test_the_prompt_may_come_from_stdin(self, irloom, engine, monkeypatch):
+        asked = ("--max-tokens", 8)
+        given = irloom("run", engine, "Once upon", *asked).out
+        monkeypatch.setattr("sys.stdin", io.StringIO("Once upon"))
+        assert irloom("run", engine, *asked).out == given
+
+    @pytest.mark.parametrize(
+        ("prompt", "options", "named"),
+        [
+            ("hi", ["--temperature", "nan"], "temperature"),
+            ("hi", ["--top-p", "1.5"], "top_p"),
+            ("hi", ["--max-tokens", "0"], "max_tokens"),
+            ("", [], "prompt: 0 tokens"),
+            ("x" * 4000, [], "prompt"),
+            ("hi", ["--max-tokens", "many"], "many"),
+        ],
+    )
+    def test_a_request_that_cannot_be_served(self, irloom, engine, prompt, options, named):
+        told = irloom("run", engine, prompt, *options)
+        assert told.code == core.Exit.USER
+        assert told.err.startswith("error: ")
+        assert named in told.err.splitlines()[0]
+        assert "Traceback" not in told.err
+
+    def test_an_engine_edited_by_one_byte_is_refused(self, irloom, model, tmp_path):
+        irloom("compile", model, "-o", tmp_path / "engine")
+        text = tmp_path / "engine" / "module.irloom"
+        text.write_bytes(text.read_bytes().replace(b"add", b"sub", 1))
+        told = irloom("run", tmp_path / "engine", "hi")
+        assert told.code == core.Exit.USER
+        assert "module.irloom" in told.err
+
+
+class TestBench:
+    def test_figures_for_people_and_for_programs(self, irloom, engine):
+        small = ("--requests", 2, "--prompt-tokens", 4, "--new-tokens", 3, "--repeats", 1)
+        assert irloom("bench", engine, *small, "--json").json["decode_per_s"] > 0
+        page = irloom("bench", engine, *small).out
+        assert "after 4 prompt tokens" in page
+        assert "2 together" in page
