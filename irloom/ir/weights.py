@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_CONSTS", "Affine", "Binding", "Cast", "Concat", "Const", "Consts", "Quantize", "Reshape", "Slice",
-    "Tensor", "Transpose", "WeightExpr", "materialize", "materialize_all", "parse_weight", "show_weight",
-    "tensor_name", "tensor_names", "weight_type",
+    "Tensor", "Transpose", "WeightExpr", "materialize", "materialize_all", "parse_weight", "read_blocks",
+    "show_weight", "tensor_name", "tensor_names", "weight_type",
 ]  # fmt: skip
 
 Consts = Mapping[str, "torch.Tensor"]
@@ -65,6 +65,11 @@ def materialize(
             f"{checkpoint.path}: {show_weight(expr)} came as {list(out.shape)}, not as {wanted}"
         )
     return out
+
+
+def read_blocks(name: str, checkpoint: Checkpoint) -> Iterator[torch.Tensor]:
+    """The rows of a tensor, some at a time: to look at each value of a large one in little memory."""
+    return _Source(checkpoint, None, NO_CONSTS).blocks(Tensor(name))
 
 
 def weight_type(
