@@ -26,8 +26,9 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class TraceOptions:
-    """``dtype`` of weights and activations, by default the checkpoint's; only the first ``layers`` layers; whether an
-    architecture is ``check``ed against its library on a tiny model before its trace is used."""
+    """``dtype`` of weights and activations, by default the checkpoint's; only the first ``layers`` layers;
+    whether an architecture is ``check``ed against its library on a tiny model before its trace is used.
+    """
 
     dtype: Elem | None = None
     layers: int | None = None

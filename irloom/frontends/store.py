@@ -19,17 +19,21 @@ from irloom.ir.show import show
 
 
 def cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/irloom``, by default ``~/.cache/irloom``: all that irloom keeps outside of engines."""
+    """``$XDG_CACHE_HOME/irloom``, by default ``~/.cache/irloom``: all that irloom keeps outside of
+    engines.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "irloom"
 
 
 def stored_trace(config: str, options: object, trace: Callable[[], Module]) -> Module:
     """The trace kept for this config and these options, or the one that ``trace`` makes and this keeps.
 
-    Its key also holds the versions of transformers and torch and irloom's own tracing code. A file is written beside
-    its place and renamed; one that does not parse is made again.
+    Its key also holds the versions of transformers and torch and irloom's own tracing code. A file is written
+    beside its place and renamed; one that does not parse is made again.
     """
-    key = hashlib.blake2b(json.dumps([config, repr(options), *_versions()]).encode(), digest_size=16).hexdigest()
+    key = hashlib.blake2b(
+        json.dumps([config, repr(options), *_versions()]).encode(), digest_size=16
+    ).hexdigest()
     place = cache_dir() / "traces" / f"{key}.irloom"
     kept = _read(place)
     if kept is not None:

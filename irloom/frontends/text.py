@@ -29,7 +29,9 @@ class Text:
         return parse(path.read_text(encoding="utf-8"))
 
     def checkpoint(self, path: Path, options: TraceOptions) -> NoReturn:
-        raise CheckpointError(f"{path}: a program's text has no weights", hint="give the model that it came from")
+        raise CheckpointError(
+            f"{path}: a program's text has no weights", hint="give the model that it came from"
+        )
 
     def facts(self, path: Path) -> Facts:
         return Facts((), DEFAULT_CONTEXT)

@@ -1,8 +1,10 @@
 """Find in the tensor ops of a traced model the model ops that they spell out.
 
-- Computation on weights alone, such as the ``1 + w`` of a norm or a transposed matrix, becomes part of the weight.
+- Computation on weights alone, such as the ``1 + w`` of a norm or a transposed matrix, becomes part of the
+weight.
 - ``rms_norm`` and ``layer_norm``, with their weights and their casts to f32 and back; ``gelu`` and ``silu``.
-- ``rope``, in whatever spelling: the region before an attention is proved equal to it on random numbers. Frequencies
+- ``rope``, in whatever spelling: the region before an attention is proved equal to it on random numbers.
+Frequencies
   that are the default of a ``theta`` become that attribute, others stay a constant operand.
 
 In f32 results move by rounding only. In 16 bits a norm rounds once instead of after each step.

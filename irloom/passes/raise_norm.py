@@ -29,6 +29,8 @@ from .rewrite import Rewrite
 
 
 class RmsNorm(Rewrite):
+    """Rows over the root of their mean square."""
+
     def match(self, x: Value, eps: Literal) -> Value:
         return mul(x, rsqrt(add(mean(pow_(x, 2)), eps)))
 
@@ -47,6 +49,8 @@ class LayerNorm(Rewrite):
 
 
 class ScaledRmsNorm(Rewrite):
+    """The weight of an RMS norm."""
+
     quiet = True
 
     def match(self, x: Value, w: Param, *, eps: float) -> Value:
@@ -60,6 +64,8 @@ class ScaledRmsNorm(Rewrite):
 
 
 class ScaledLayerNorm(Rewrite):
+    """The weight of a layer norm."""
+
     quiet = True
 
     def match(self, x: Value, w: Param, *, eps: float) -> Value:
@@ -73,6 +79,8 @@ class ScaledLayerNorm(Rewrite):
 
 
 class ShiftedLayerNorm(Rewrite):
+    """The bias of a layer norm."""
+
     quiet = True
 
     def match(self, x: Value, w: Param, b: Param, *, eps: float) -> Value:
@@ -112,6 +120,8 @@ class NarrowLayerNorm(Rewrite):
 
 
 class GeluTanh(Rewrite):
+    """GELU by the approximation with tanh."""
+
     quiet = True
 
     def match(self, x: Value) -> Value:
@@ -123,6 +133,8 @@ class GeluTanh(Rewrite):
 
 
 class GeluErf(Rewrite):
+    """GELU by the error function."""
+
     quiet = True
 
     def match(self, x: Value, scale: Literal) -> Value:
@@ -137,6 +149,8 @@ class GeluErf(Rewrite):
 
 
 class Silu(Rewrite):
+    """A value times its sigmoid."""
+
     quiet = True
 
     def match(self, x: Value) -> Value:

@@ -1,14 +1,16 @@
 """``raise`` for rotary embeddings: a region of any spelling that a numeric proof shows to be one ``rope``.
 
-Models write the rotation in some twenty ways. All of them combine a query or key with tables computed from positions
-and constants. So the region between an attention and the nearest value that everything in it comes from is cut out,
-run on random numbers, and compared with ``rope``: half-split or interleaved, for each table of frequencies in it.
+Models write the rotation in some twenty ways. All of them combine a query or key with tables computed from
+positions and constants. So the region between an attention and the nearest value that everything in it comes
+from is cut out, run on random numbers, and compared with ``rope``: half-split or interleaved, for each table
+of frequencies in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import networkx as nx
 import torch
@@ -87,7 +89,9 @@ class Rotations:
         found: dict[Value, None] = {}
         for n in self.func.nodes:
             if n.op is ops.positions or (
-                n.values and all(v in found or _const(v) for v in n.values) and any(v in found for v in n.values)
+                n.values
+                and all(v in found or _const(v) for v in n.values)
+                and any(v in found for v in n.values)
             ):
                 found.update(dict.fromkeys(n.results))
         return found
@@ -102,7 +106,9 @@ class Rotations:
         return n is not None and n.op is ops.mul and any(x in self.tables for x in n.values)
 
     def _region(self, v: Value) -> dict[Value, None]:
-        """What ``v`` is made of by moves and arithmetic, tables apart; the values where it starts included."""
+        """What ``v`` is made of by moves and arithmetic, tables apart; the values where it starts
+        included.
+        """
         seen: dict[Value, None] = {}
         todo = [v]
         while todo:
@@ -123,7 +129,9 @@ class Rotations:
             graph.add_edges_from((x, y) for y in inner)
             if not inner:
                 graph.add_edge(x, SOURCE)
-        above = nx.immediate_dominators(graph, v)
+        above = cast("Callable[[Any, Value], dict[Value | str, Value | str]]", nx.immediate_dominators)(
+            graph, v
+        )
         chain: list[Value] = []
         at = above[SOURCE]
         while isinstance(at, Value) and at is not v:
@@ -132,7 +140,9 @@ class Rotations:
         return [v, *reversed(chain)]
 
     def _between(self, end: Value, start: Value) -> list[Node] | None:
-        """The nodes that make ``end`` from ``start`` and tables, in order; None if it is made of something else."""
+        """The nodes that make ``end`` from ``start`` and tables, in order; None if it is made of something
+        else.
+        """
         needed: dict[Node, None] = {}
         todo = [end]
         while todo:
@@ -201,7 +211,11 @@ class Rotations:
             args = [read(a) for a in n.args]
             to = n.attrs.get("to")
             rounds = n.op is ops.cast and isinstance(to, Elem) and to.kind == "float"
-            out = (args[0].float(),) if rounds and isinstance(args[0], torch.Tensor) else apply_node(n, args, env)
+            out = (
+                (args[0].float(),)
+                if rounds and isinstance(args[0], torch.Tensor)
+                else apply_node(n, args, env)
+            )
             frame.update(zip(n.results, out, strict=True))
         return frame[end]
 
@@ -262,7 +276,9 @@ def _const(v: Value) -> bool:
 
 
 def _scale(got: torch.Tensor, x: torch.Tensor, rotary: int, inner: list[Node]) -> float:
-    """What the tables are multiplied by: at position 0 the rotation is that alone. The exact number is in the region."""
+    """What the tables are multiplied by: at position 0 the rotation is that alone. The exact number is in the
+    region.
+    """
     seen = (got[0, :, 0] / x[0, :, 0]).median().item() if rotary else 1.0
     numbers = [1.0, *_numbers(inner)]
     return min(numbers, key=lambda c: abs(c - seen))

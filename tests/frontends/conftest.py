@@ -51,7 +51,9 @@ def _small(name: str, **extra: Any) -> Callable[[], Any]:
 def _gpt2() -> Any:
     from transformers import GPT2Config
 
-    return GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2)
+    return GPT2Config(
+        vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
+    )
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -90,9 +92,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gpt2": _gpt2,
     "starcoder2": _small("Starcoder2Config", sliding_window=8, use_bias=True),
     "cohere": _small("CohereConfig", use_qk_norm=True),
-    "cohere2": _small(
-        "Cohere2Config", sliding_window=8, layer_types=["sliding_attention", "full_attention"]
-    ),
+    "cohere2": _small("Cohere2Config", sliding_window=8, layer_types=["sliding_attention", "full_attention"]),
 }
 """Family name to a function that makes its tiny config. Cohere2 has layers without rope."""
 

@@ -1,6 +1,7 @@
 """Every promised family: the imported program computes what the library computes.
 
-A family's model is tiny and random. Its program is traced from the config alone; only then does it meet weights.
+A family's model is tiny and random. Its program is traced from the config alone; only then does it meet
+weights.
 """
 
 import torch
@@ -33,7 +34,7 @@ def test_the_program_has_no_batch_dim_and_keeps_tokens_first(family):
 def test_locations_name_module_and_source_line(family):
     (q, *_) = [n for n in family.module.main.nodes if n.results[0].name in ("q_proj", "qkv_proj", "c_attn")]
     path, _, place = q.loc.partition(" ")
-    assert path.endswith(f".0.self_attn.{q.result.name}") or path.endswith(f".0.attn.{q.result.name}")
+    assert path.endswith((f".0.self_attn.{q.result.name}", f".0.attn.{q.result.name}"))
     assert place.startswith("modeling_")
 
 

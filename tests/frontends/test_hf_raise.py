@@ -1,4 +1,6 @@
-"""Every promised family raises fully, means the same afterwards, and decodes token by token through its caches."""
+"""Every promised family raises fully, means the same afterwards, and decodes token by token through its
+caches.
+"""
 
 import pytest
 import torch
@@ -14,8 +16,8 @@ from irloom.ir.show import show
 from irloom.passes.pipeline import run_pipeline
 
 MODEL_OPS = {
-    "positions", "embedding", "linear", "rms_norm", "layer_norm", "rope", "attention", "reshape", "split", "slice",
-    "add", "mul", "div", "silu", "gelu", "softcap", "cast",
+    "positions", "embedding", "linear", "rms_norm", "layer_norm", "rope", "attention", "reshape", "split",
+    "slice", "add", "mul", "div", "silu", "gelu", "softcap", "cast",
 }  # fmt: skip
 """What is left in a raised model: no sine, no root, no power, no join of halves."""
 
@@ -35,13 +37,13 @@ def test_only_model_ops_are_left(family, raised):
     assert len(ropes) == turned, "a query and a key a layer; Cohere 2 turns only in layers with a window"
     assert {n.attrs["interleaved"] for n in ropes} <= {family.name.startswith("cohere")}
     assert {n.attrs["rotary"] for n in ropes} <= {4 if family.name == "phi3" else None}
-    assert all((len(n.args) == 3) == (family.name == "llama3") for n in ropes), "other frequencies are defaults"
+    assert all((len(n.args) == 3) == (family.name == "llama3") for n in ropes), (
+        "other frequencies are defaults"
+    )
 
 
 def test_the_raised_program_means_the_same(family, raised):
-    torch.testing.assert_close(
-        family.run(family.parts, raised), torch.cat(family.logits), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(family.run(family.parts, raised), torch.cat(family.logits), atol=1e-4, rtol=0)
 
 
 def test_its_text_reads_back(raised):
@@ -77,14 +79,16 @@ class Decoder:
         self.caches = {key: empty_cache(t, PAGES) for key, t in types.items()}
         pages = torch.randperm(PAGES, generator=torch.Generator().manual_seed(0)).reshape(2, -1)
         self.pages = pages.int()
-        self.windows = {t.elem.window for t in types.values()}
+        self.windows = {cache.window for cache in self.caches.values()}
         self.done = [0, 0]
 
     def step(self, rows, tokens):
         order = torch.tensor([s for s, _ in rows])
         ids = torch.cat([tokens[s][self.done[s] : self.done[s] + n] for s, n in rows]).int()
         seqs = Seqs.of(
-            [n for _, n in rows], [self.done[s] for s, _ in rows], dict.fromkeys(self.windows, self.pages[order])
+            [n for _, n in rows],
+            [self.done[s] for s, _ in rows],
+            dict.fromkeys(self.windows, self.pages[order]),
         )
         stack = any(p.type.elem == CACHES for p in self.main.data)
         caches = [list(self.caches.values())] if stack else list(self.caches.values())

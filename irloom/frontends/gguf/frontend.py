@@ -11,7 +11,9 @@ from irloom.ir.graph import Module
 
 
 class Gguf:
-    """A ``.gguf`` file or the directory that holds one. Its architecture is traced as the library's class of it."""
+    """A ``.gguf`` file or the directory that holds one. Its architecture is traced as the library's class of
+    it.
+    """
 
     name = "gguf"
 

@@ -38,16 +38,37 @@ class ProbingCache(Cache):
     def get_max_length(self, layer_idx: int | None = None) -> int:
         return -1
 
-    get_max_cache_shape = get_max_length
-
     def __len__(self) -> int:
         return 0
 
-    is_compileable = property(lambda self: False)
-    is_initialized = property(lambda self: True)
-    is_sliding = is_linear = is_dummy = property(lambda self: [])
-    max_batch_size = property(lambda self: 1)
-    max_cache_len = property(lambda self: -1)
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+    @property
+    def is_initialized(self) -> bool:
+        return True
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """No layer says what it is: masks come from the config."""
+        return []
+
+    @property
+    def is_linear(self) -> list[bool]:
+        return []
+
+    @property
+    def is_dummy(self) -> list[bool]:
+        return []
+
+    @property
+    def max_batch_size(self) -> int:
+        return 1
+
+    @property
+    def max_cache_len(self) -> int:
+        return -1
 
     def _refuse(self, what: str) -> NoReturn:
         raise TraceError(
@@ -55,7 +76,9 @@ class ProbingCache(Cache):
             hint="a hybrid or recurrent architecture needs its own state op",
         )
 
-    layers = property(lambda self: self._refuse("cache layer internals (`past_key_values.layers`)"))
+    @property
+    def layers(self) -> NoReturn:
+        self._refuse("what a cache layer holds (`past_key_values.layers`)")
 
     def update_conv_state(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("a convolution state (`update_conv_state`)")
@@ -74,7 +97,3 @@ class ProbingCache(Cache):
 
     def has_previous_state(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("a recurrent state (`has_previous_state`)")
-
-    def is_recording_past(self, *_: Any) -> bool:
-        return False
-

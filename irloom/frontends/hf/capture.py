@@ -18,10 +18,11 @@ from torch.export import Dim, ExportedProgram
 
 from irloom.frontends.hf.interfaces import irloom_attention
 from irloom.frontends.hf.skeleton import meta_buffers
-from irloom.ir.errors import TraceError
+from irloom.ir.errors import IrloomError, TraceError
 
 TOKENS = 23
-"""Traced token count. Prime, so that a model's padding to a multiple or its chunking cannot pass unnoticed."""
+"""Traced token count. Prime, so that a model's padding to a multiple or its chunking cannot pass
+unnoticed."""
 
 PAST = 29
 MAX_TOKENS = 1 << 20
@@ -98,7 +99,7 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _trace_error(error: BaseException, model: nn.Module) -> TraceError:
+def _trace_error(error: BaseException, model: nn.Module) -> IrloomError:
     """The error of a failed export as a ``TraceError`` that says where in the model it happened."""
     chain: list[BaseException] = []
     link: BaseException | None = error

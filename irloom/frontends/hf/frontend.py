@@ -31,7 +31,9 @@ class HuggingFace:
 
         config = read_config(path)
         kept = config if options.layers is None else with_layers(config, options.layers)
-        return open_checkpoint(path, skeleton(kept, model_dtype(config, options)), whole=options.layers is None)
+        return open_checkpoint(
+            path, skeleton(kept, model_dtype(config, options)), whole=options.layers is None
+        )
 
     def facts(self, path: Path) -> Facts:
         return directory_facts(path)

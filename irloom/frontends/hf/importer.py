@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.export.graph_signature import InputKind, InputSpec
 from torch.fx import Node as FxNode
+from torch.fx.node import map_arg
 
 from irloom.frontends.hf.aten import TRANSLATORS, Stored
 from irloom.frontends.hf.aten.core import PAST, TOKENS, Translator
@@ -22,7 +24,7 @@ from irloom.ir import ops
 from irloom.ir.dims import sym
 from irloom.ir.elem import ELEMS, SEQS, elem_of
 from irloom.ir.errors import IRError, IrloomError, TraceError
-from irloom.ir.graph import Builder, Func, Module, Param, Value
+from irloom.ir.graph import Builder, Func, Module, Param
 from irloom.ir.types import Type
 from irloom.ir.weights import Const, Tensor, WeightExpr
 
@@ -35,8 +37,9 @@ CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_const
 def import_graph(capture: Capture, model: nn.Module, name: str) -> Module:
     """The captured graph as a module with one function, ``main(ids, seqs, weights...) -> f32[T, V]``.
 
-    Weights are parameters bound to the names that ``model`` gives them, a tied one to its first name. Buffers that
-    the library computes become constants, scalar ones numbers. Raises ``TraceError`` naming op, module and line.
+    Weights are parameters bound to the names that ``model`` gives them, a tied one to its first name. Buffers
+    that the library computes become constants, scalar ones numbers. Raises ``TraceError`` naming op, module
+    and line.
     """
     return _Importer(capture, model, name).run()
 
@@ -50,9 +53,7 @@ class _Importer:
         self.ids = Param("ids", Type(ELEMS["i32"], (TOKENS,)))
         self.seqs = Param("seqs", Type(SEQS, (TOKENS, sym("S"))))
         self.func = Func("main", [self.ids, self.seqs])
-        self.module = Module(
-            {"main": self.func}, model=name, dims={"T": (1, 8192), "S": (1, 256)}
-        )
+        self.module = Module({"main": self.func}, model=name, dims={"T": (1, 8192), "S": (1, 256)})
         self.build = Builder(self.func)
         self.env: dict[FxNode, Any] = {}
         self.bound: dict[str, Any] = {}
@@ -102,7 +103,7 @@ class _Importer:
         if kind is InputKind.PARAMETER or (persistent and kind is InputKind.BUFFER):
             return self.param(leaf, fake, Tensor(path))
         value = self.capture.buffers.get(path, self.capture.program.constants.get(path))
-        if value is None or value.is_meta:
+        if not isinstance(value, torch.Tensor) or value.is_meta:
             raise TraceError(f"buffer `{path}` has no value and is in no checkpoint")
         if value.ndim == 0:
             return value.item()
@@ -111,8 +112,8 @@ class _Importer:
         return self.param(leaf, value, Const(const))
 
     def param(self, name: str, like: torch.Tensor, weight: WeightExpr) -> View:
-        type = Type(elem_of(like.dtype), tuple(like.shape))
-        param = Param(self.build.fresh(name), type, weight=weight)
+        kind = Type(elem_of(like.dtype), tuple(like.shape))
+        param = Param(self.build.fresh(name), kind, weight=weight)
         self.func.params.append(param)
         return View.of(param)
 
@@ -121,16 +122,18 @@ class _Importer:
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt | int):
             return dim_of(value, self.symbols)
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self.read)
-        if not isinstance(node.target, torch._ops.OpOverload):
-            return node.target(*args, **kwargs)  # operator.getitem on a tuple of results
+        args: Any = map_arg(node.args, self.read)
+        kwargs: Any = map_arg(node.kwargs, self.read)
+        if node.target is operator.getitem:
+            return operator.getitem(*args)
         name = str(node.target)
         inplace = f".{name.split('.')[1]}".endswith("_") and name not in TRANSLATORS
         key = name.replace("_.", ".", 1) if inplace else name
         translator = TRANSLATORS.get(key)
         if translator is None:
             raise TraceError(
-                f"op `{name}` has no translation", hint="register one with @translates in irloom/frontends/hf/aten"
+                f"op `{name}` has no translation",
+                hint="register one with @translates in irloom/frontends/hf/aten",
             )
         if translator not in self.wants_seqs:
             self.wants_seqs[translator] = "seqs" in inspect.signature(translator).parameters
@@ -148,12 +151,16 @@ class _Importer:
         return self.env[node]
 
     def rebind(self, node: FxNode, result: Any) -> None:
-        """After an in-place op its target reads as the result; refused where another view shares the memory."""
+        """After an in-place op its target reads as the result; refused where another view shares the
+        memory.
+        """
         target = node.args[0]
         assert isinstance(target, FxNode)
         views = [n for n in (target, *target.users) if n is not node and _aliases(n)]
         if target.op == "placeholder" or views:
-            raise TraceError(f"op `{node.target}` changes a tensor that others share", hint="an out-of-place op traces")
+            raise TraceError(
+                f"op `{node.target}` changes a tensor that others share", hint="an out-of-place op traces"
+            )
         self.env[target] = result
 
     def check(self, node: FxNode, result: Any) -> None:
@@ -162,7 +169,9 @@ class _Importer:
         if isinstance(result, View) and isinstance(fake, torch.Tensor):
             wanted = tuple(dim_of(d, self.symbols) for d in fake.shape)
             if wanted != result.dims:
-                raise TraceError(f"op `{node.target}` gives {wanted} in the library, but {result.dims} in the IR")
+                raise TraceError(
+                    f"op `{node.target}` gives {wanted} in the library, but {result.dims} in the IR"
+                )
 
     def finish(self, output: FxNode) -> None:
         """Return the logits, in f32 and without the batch dim."""
@@ -232,7 +241,8 @@ def source_name(node: FxNode) -> str | None:
     if not stack or not isinstance(stack[-1], tuple):
         return None
     path, cls = stack[-1]
-    whole = str(cls).startswith("torch.nn.") or str(node.target).split(".")[1] in ("linear", "addmm", "embedding")
+    op = str(node.target).split(".")[1]
+    whole = str(cls).startswith("torch.nn.") or op in ("linear", "addmm", "embedding")
     leaf = path.rpartition(".")[2]
     return leaf if whole and leaf.isidentifier() and path.startswith(WRAPPER) else None
 

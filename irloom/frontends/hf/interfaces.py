@@ -63,7 +63,7 @@ def attention(
     if unknown:
         raise TraceError(
             f"attention takes `{unknown[0]}`, which irloom does not know",
-            hint="an argument that does not change the result belongs in IGNORED in frontends/hf/interfaces.py",
+            hint="one that does not change the result belongs in IGNORED in frontends/hf/interfaces.py",
         )
     layer = getattr(module, "layer_idx", None)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5

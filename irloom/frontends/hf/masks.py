@@ -41,7 +41,9 @@ def mask_op(
             f"attention mask `{name}` is not one of causal, sliding, chunked",
             hint="only masks over positions are supported; trace the text part of a multimodal model",
         )
-    return torch.ops.irloom.attention_mask(q_length, kv_length, kind.name, kind.size, dtype, torch.device(device))
+    return torch.ops.irloom.attention_mask(
+        q_length, kv_length, kind.name, kind.size, dtype, torch.device(device)
+    )
 
 
 def classify(mask_function: Callable[..., Any]) -> MaskKind | None:

@@ -29,14 +29,16 @@ def check_architecture(config: Any) -> float:
     model = skeleton(small, torch.float32)
     module = import_graph(capture(model), model, "tiny")
     live = randomized(small)
-    ids = torch.randint(3, small.get_text_config(decoder=True).vocab_size, (sum(LENGTHS),), generator=_generator(1))
+    ids = torch.randint(
+        3, small.get_text_config(decoder=True).vocab_size, (sum(LENGTHS),), generator=_generator(1)
+    )
     with torch.inference_mode():
         expected = torch.cat([library_logits(live, part) for part in ids.split(LENGTHS)])
         (ours,) = Interpreter(module, LiveCheckpoint(live))(ids.int(), Seqs.of(LENGTHS))
     error = (ours - expected).abs().max().item() / max(1.0, expected.abs().max().item())
     if not error <= TOLERANCE:
         raise TraceError(
-            f"{type(config).__name__}: logits of the trace differ from the library's by {error:.1e} on a tiny model"
+            f"{type(config).__name__}: on a tiny model its logits differ from the library's by {error:.1e}"
             f" (allowed {TOLERANCE:.0e})",
             hint="the architecture does something that irloom misreads; please report it",
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from irloom.ir.errors import TraceError
 
@@ -19,21 +20,23 @@ def skeleton(config: Any, dtype: torch.dtype) -> nn.Module:
     in no checkpoint.
     """
     with meta_parameters():
-        model = causal_class(config)._from_config(causal_config(config), dtype=dtype, attn_implementation="eager")
+        model = causal_class(config)._from_config(
+            causal_config(config), dtype=dtype, attn_implementation="eager"
+        )
     return model.eval().requires_grad_(False)
 
 
 def causal_class(config: Any) -> Any:
     """The library's causal language model class for a config, or a ``TraceError`` that names the config."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as classes
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    if type(config) not in classes:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         kind = getattr(config, "model_type", type(config).__name__)
         raise TraceError(
             f"`{kind}` has no causal language model in this transformers",
             hint="pip install -U transformers, or pass the nn.Module itself",
         )
-    found = classes[type(config)]
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return found[0] if isinstance(found, list | tuple) else found
 
 
@@ -48,19 +51,17 @@ def causal_config(config: Any) -> Any:
 
 @contextlib.contextmanager
 def meta_parameters() -> Iterator[None]:
-    """Every parameter registered inside lands on the meta device; its memory is freed before it is touched."""
-    register = nn.Module.register_parameter
+    """Every parameter registered inside lands on the meta device; its memory is freed untouched."""
 
-    def on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:
-            param = nn.Parameter(param.to("meta"), requires_grad=False)
-        register(module, name, param)
+    def on_meta(module: nn.Module, name: str, param: nn.Parameter) -> nn.Parameter | None:
+        return None if param.is_meta else nn.Parameter(param.to("meta"), requires_grad=False)
 
-    nn.Module.register_parameter = on_meta
+    typed: Any = on_meta  # torch declares hooks that return nothing
+    hook = register_module_parameter_registration_hook(typed)
     try:
         yield
     finally:
-        nn.Module.register_parameter = register
+        hook.remove()
 
 
 @contextlib.contextmanager

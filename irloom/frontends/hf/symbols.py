@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import sympy
 import torch
 
-from irloom.ir.dims import Dim, Sym
+from irloom.ir.dims import Dim, Sym, product
 from irloom.ir.errors import TraceError
 
 
@@ -18,20 +18,18 @@ def dim_of(size: int | torch.SymInt, names: Mapping[str, Sym]) -> Dim:
     return _convert(size.node.expr, names)
 
 
-def _convert(expr: sympy.Expr, names: Mapping[str, Sym]) -> Dim:
-    if expr.is_Integer:
-        return int(expr)
-    if expr.is_Symbol and str(expr) in names:
-        return names[str(expr)]
-    if expr.is_Add or expr.is_Mul:
-        parts = [_convert(part, names) for part in expr.args]
-        out = parts[0]
-        for part in parts[1:]:
-            out = out + part if expr.is_Add else part * out
-        return out
-    if expr.is_Pow and expr.exp.is_Integer and expr.exp > 0:
-        base, out = _convert(expr.base, names), 1
-        for _ in range(int(expr.exp)):
-            out = base * out
-        return out
+def _convert(expr: sympy.Basic, names: Mapping[str, Sym]) -> Dim:
+    match expr:
+        case sympy.Integer():
+            return int(expr)
+        case sympy.Symbol() if str(expr) in names:
+            return names[str(expr)]
+        case sympy.Add():
+            return sum((_convert(part, names) for part in expr.args), 0)
+        case sympy.Mul():
+            return product(_convert(part, names) for part in expr.args)
+        case sympy.Pow(args=(base, sympy.Integer() as exponent)) if exponent > 0:
+            return product([_convert(base, names)] * int(exponent))
+        case _:
+            pass
     raise TraceError(f"a size is {expr}, which is not a polynomial of the token counts")

@@ -34,7 +34,8 @@ def with_layers(config: Any, count: int) -> Any:
 def tiny_config(config: Any) -> Any:
     """A copy of ``config`` with small sizes and one layer per kind of layer, at least two; flags stay.
 
-    Its config class is the same, and whatever a constructor checks is checked again: a failure is a ``TraceError``.
+    Its config class is the same, and whatever a constructor checks is checked again: a failure is a
+    ``TraceError``.
     """
     text = config.get_text_config(decoder=True)
     kinds = list(getattr(text, "layer_types", None) or [])

@@ -22,9 +22,9 @@ def trace_hf(
 ) -> Module:
     """The program of a directory or hub id, of a config object, or of a library module that is already built.
 
-    ``dtype`` is that of weights and activations, by default the checkpoint's; ``layers`` keeps only the first ones.
-    A config's architecture is checked against the library on a tiny model; traces of directories and configs are
-    kept on disk.
+    ``dtype`` is that of weights and activations, by default the checkpoint's; ``layers`` keeps only the first
+    ones. A config's architecture is checked against the library on a tiny model; traces of directories and
+    configs are kept on disk.
     """
     from torch import nn
 
@@ -46,7 +46,9 @@ def trace_directory(path: Path, options: TraceOptions) -> Module:
     file = path / "config.json"
     if not file.is_file():
         return trace_config(read_config(path), options)
-    module = stored_trace(file.read_text(encoding="utf-8"), options, lambda: _trace(read_config(path), options))
+    module = stored_trace(
+        file.read_text(encoding="utf-8"), options, lambda: _trace(read_config(path), options)
+    )
     module.model = path.resolve().name
     return module
 
@@ -63,7 +65,9 @@ def trace_module(model: nn.Module, options: TraceOptions) -> Module:
     from irloom.frontends.hf.importer import import_graph
 
     if options.layers is not None or options.dtype is not None:
-        raise TraceError("a built module is traced as it is", hint="give its config to choose dtype or layers")
+        raise TraceError(
+            "a built module is traced as it is", hint="give its config to choose dtype or layers"
+        )
     return import_graph(capture(model), model, type(model).__name__)
 
 

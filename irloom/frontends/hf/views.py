@@ -1,8 +1,8 @@
 """How a library tensor looks in the IR: a value, and a lazy order of its dims.
 
-The library computes on ``[1, T, ...]`` tensors, moves heads in front of tokens and adds dims of size 1 to broadcast.
-The IR has no batch dim and keeps tokens first. A ``View`` holds the difference, so that transposing, squeezing and
-unsqueezing emit nothing; only what an op needs in another order is permuted.
+The library computes on ``[1, T, ...]`` tensors, moves heads in front of tokens and adds dims of size 1 to
+broadcast. The IR has no batch dim and keeps tokens first. A ``View`` holds the difference, so that
+transposing, squeezing and unsqueezing emit nothing; only what an op needs in another order is permuted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from irloom.ir.signature import Literal
 
 @dataclass(frozen=True)
 class View:
-    """``order[i]`` is the dim of ``value`` that the library calls ``i``; None is a dim of size 1 that it lacks.
+    """``order[i]`` is the dim of ``value`` that the library calls ``i``; None is a dim of size 1 that it
+    lacks.
 
     Every dim of ``value`` occurs once. The batch dim is one of the dims that are lacking.
     """
@@ -76,10 +77,14 @@ class View:
 
     def memory(self) -> list[int]:
         """The library's dims that the value has, in the order it has them."""
-        return sorted((d for d in range(self.rank) if self.order[d] is not None), key=lambda d: self.order[d] or 0)
+        return sorted(
+            (d for d in range(self.rank) if self.order[d] is not None), key=lambda d: self.order[d] or 0
+        )
 
     def arranged(self, wanted: Sequence[int]) -> Value:
-        """The value with exactly the library's dims ``wanted``, in this order; the others must have size 1."""
+        """The value with exactly the library's dims ``wanted``, in this order; the others must have size
+        1.
+        """
         kept = [self.order[d] for d in wanted]
         there = [at for at in kept if at is not None]
         gone = [at for at in range(self.value.type.rank) if at not in there]
@@ -123,7 +128,9 @@ def aligned(operands: Sequence[Operand]) -> tuple[list[Value | Literal], list[in
     """
     views = [x for x in operands if isinstance(x, View)]
     rank = max(v.rank for v in views)
-    has = {d for v in views for d in range(rank) if (at := d - rank + v.rank) >= 0 and v.order[at] is not None}
+    has = {
+        d for v in views for d in range(rank) if (at := d - rank + v.rank) >= 0 and v.order[at] is not None
+    }
     lead = max(views, key=lambda v: sum(at is not None for at in v.order))
     wanted = [d + rank - lead.rank for d in lead.memory()]
     if set(wanted) != has:
@@ -132,7 +139,9 @@ def aligned(operands: Sequence[Operand]) -> tuple[list[Value | Literal], list[in
 
 
 def _fit(view: View, wanted: list[int], rank: int) -> Value:
-    """The value of ``view`` with the dims ``wanted``, less those in front that broadcasting adds by itself."""
+    """The value of ``view`` with the dims ``wanted``, less those in front that broadcasting adds by
+    itself.
+    """
     lacking = rank - view.rank
     own = [d - lacking if d >= lacking and view.order[d - lacking] is not None else None for d in wanted]
     while own and own[0] is None:
@@ -144,8 +153,8 @@ def _fit(view: View, wanted: list[int], rank: int) -> Value:
 def reshape(view: View, dims: Sequence[Dim]) -> View:
     """The library's view or reshape. One dim may be -1. Dims of size 1 in front become the batch dim.
 
-    Dims that stay apart stay where they are in memory; only when dims merge that are not neighbours there is the
-    value permuted to the library's order first.
+    Dims that stay apart stay where they are in memory; only when dims merge that are not neighbours there is
+    the value permuted to the library's order first.
     """
     known = product(d for d in dims if d != -1)
     sizes = [divide(product(view.dims), known) if d == -1 else d for d in dims]

@@ -18,13 +18,15 @@ TOKENS, PAST = sym("T"), sym("P")
 """Tokens of this step, and tokens in the cache before it."""
 
 TRANSLATORS: dict[str, Translator] = {}
-"""Translator by op name, such as ``aten.add.Tensor``. It gets the op's arguments, with tensors as ``View``; one that
-has a keyword ``seqs`` also gets how tokens belong to sequences."""
+"""Translator by op name, such as ``aten.add.Tensor``. It gets the op's arguments, with tensors as ``View``;
+one that has a keyword ``seqs`` also gets how tokens belong to sequences."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """An attention mask that is still a rule over positions: ``causal``, ``sliding`` or ``chunked``, and its size."""
+    """An attention mask that is still a rule over positions: ``causal``, ``sliding`` or ``chunked``, and its
+    size.
+    """
 
     kind: str
     size: int
@@ -32,7 +34,9 @@ class Mask:
 
 @dataclass(frozen=True)
 class Stored:
-    """Keys or values as an attention sees them after a cache write: this step's, with the cached ones before."""
+    """Keys or values as an attention sees them after a cache write: this step's, with the cached ones
+    before.
+    """
 
     view: View
     layer: int
@@ -70,7 +74,7 @@ def tensor(x: Any, what: str = "operand") -> View:
         case Stored():
             raise TraceError(
                 f"{what} is the cache of layer {x.layer} as a whole, which only attention may read",
-                hint="the model computes with cached keys or values outside of the library's attention interface",
+                hint="the model computes with cached keys outside of the library's attention interface",
             )
         case _:
             raise TraceError(f"{what} is {x!r}, not a tensor")

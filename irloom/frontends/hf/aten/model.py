@@ -142,7 +142,12 @@ def attention(
     k, v = (x.view if isinstance(x, Stored) else tensor(x) for x in (k, v))
     heads = [x.arranged((2, 1, 3)) for x in (tensor(q), k, v)]
     out = ops.attention(
-        *heads, seqs, _plain(sinks), scale=scale, window=_window(mask, window, causal), softcap=softcap or None
+        *heads,
+        seqs,
+        _plain(sinks),
+        scale=scale,
+        window=_window(mask, window, causal),
+        softcap=softcap or None,
     )
     return viewed(out, (1, 2, 3), 4)
 
@@ -157,8 +162,14 @@ def _window(mask: Any, window: int, causal: bool) -> int | None:
         case Mask(kind="sliding", size=size):
             return size
         case Mask(kind=kind):
-            raise TraceError(f"attention with a {kind} mask has no translation", hint="causal and sliding masks have one")
+            raise TraceError(
+                f"attention with a {kind} mask has no translation", hint="causal and sliding masks have one"
+            )
         case None:
-            raise TraceError("attention sees later tokens", hint="only decoders, which look back, can be traced")
+            raise TraceError(
+                "attention sees later tokens", hint="only decoders, which look back, can be traced"
+            )
         case _:
-            raise TraceError("attention takes a mask that the model computed", hint="only causal and sliding masks")
+            raise TraceError(
+                "attention takes a mask that the model computed", hint="only causal and sliding masks"
+            )
