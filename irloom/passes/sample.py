@@ -196,9 +196,12 @@ def _infer(e: WeightExpr, dims: tuple[int, ...], index: int | None, out: dict[st
             _infer(x, (*dims[:dim], stop, *dims[dim + 1 :]), index, out)
         case Concat(parts, dim):
             known = [_known(x, dim, index, out) for x in parts]
-            rest = (dims[dim] - sum(k or 0 for k in known)) // max(1, known.count(None))
+            rest, unknown = dims[dim] - sum(k or 0 for k in known), known.count(None)
             for x, k in zip(parts, known, strict=True):
-                _infer(x, (*dims[:dim], rest if k is None else k, *dims[dim + 1 :]), index, out)
+                if k is None:  # nothing says how long each is: about the same, and all of it
+                    k = rest // unknown
+                    rest, unknown = rest - k, unknown - 1
+                _infer(x, (*dims[:dim], k, *dims[dim + 1 :]), index, out)
         case Reshape(x):
             _infer(x, (math.prod(dims),) if not _is_known(x, index, out) else dims, index, out)
         case _:
