@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import ClassVar
 
 from irloom.ir.elem import Elem
@@ -45,9 +46,16 @@ class Outline(Pass):
         used = {v for s in m.main.body for v in s.values} | set(m.main.returns)
         m.main.params = [p for p in m.main.params if p.weight is None or p in used]
         for k in kinds:
-            numbers = ", ".join(str(layer.number) for layer in k.layers)
-            changes.places.append(f"main.{k.func.name}: {len(k.func.body)} nodes, layers {numbers}")
+            which = _spans([layer.number for layer in k.layers])
+            changes.places.append(f"main.{k.func.name}: {len(k.func.body)} nodes, layers {which}")
         return changes
+
+
+def _spans(numbers: list[int]) -> str:
+    """Numbers for people: ``0-4, 6-10, 12``."""
+    runs = [list(run) for _, run in groupby(enumerate(numbers), lambda x: x[1] - x[0])]
+    ends = [(run[0][1], run[-1][1]) for run in runs]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ends)
 
 
 @dataclass
