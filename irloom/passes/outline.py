@@ -245,7 +245,7 @@ def _replace(main: Func, found: Cut, kinds: list[_Kind]) -> None:
 
 
 def _rename(main: Func, first: _Kind, outside: list[Value]) -> None:
-    """Number the names in ``main`` anew; what enters the first layer is ``x``, and loops carry it on as that."""
+    """Number the names in ``main`` anew; what enters the first layer is ``x``: loops carry it on as that."""
     kept = set(outside)
     used = {v for s in main.body if s.results[0] in kept for v in s.values}
     names = Builder(main, taken={p.name for p in main.params if p.weight is None or p in used})
