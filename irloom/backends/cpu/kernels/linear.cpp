@@ -57,7 +57,7 @@ struct FloatSlabs {
   const Tiles& tiles;
   int64_t t0, t1;
   const bool direct = c.w.kind == KIND_F32;
-  const int64_t depth = c.w.K, block = tiles.count > 1 ? 1024 : direct ? depth : 256;
+  const int64_t depth = c.w.K, block = 1024;
   float* values = direct ? nullptr : values_scratch.get<float>(block * FLOAT_PANELS * 16);
   float* sums = tile_scratch.get<float>((tiles.row(t1) - tiles.row(t0)) * FLOAT_PANELS * 16);
 
@@ -167,6 +167,17 @@ template <class F> void over_grid(const Weight& w, const Tiles& tiles, int64_t n
   });
 }
 
+struct Stream {
+  const Call& c;
+  const float* packed;
+  float* sum = tile_scratch.get<float>(STREAM_ROWS * 32);
+
+  void run(int64_t p0, int64_t np) const {
+    stream_tile(c.T, np, c.w.kind)(c.w, c.w.data + p0 * c.w.panel, packed, sum);
+    finish(c, sum, 0, c.T, p0, np);
+  }
+};
+
 void linear(const Call& c) {
   const Weight& w = c.w;
   if (low_bit(w) && w.int8_activations) {
@@ -176,7 +187,10 @@ void linear(const Call& c) {
   } else {
     const Tiles tiles(c.T, FLOAT_ROWS);
     const float* packed = pack_float(c, tiles);
-    over_grid(w, tiles, c.T == 1 ? 1 : FLOAT_PANELS, 64 << 10, [&](int64_t t0, int64_t t1) { return FloatSlabs{c, packed, tiles, t0, t1}; });
+    // Low bits take long to widen: two panels then hide the latency of each other's sums.
+    if (c.T <= STREAM_ROWS && tiles.count == 1)
+      return over_grid(w, tiles, c.T == 1 && low_bit(w) ? 2 : 1, 64 << 10, [&](int64_t, int64_t) { return Stream{c, packed}; });
+    over_grid(w, tiles, FLOAT_PANELS, 64 << 10, [&](int64_t t0, int64_t t1) { return FloatSlabs{c, packed, tiles, t0, t1}; });
   }
 }
 

@@ -1,4 +1,4 @@
-// What linear.cpp asks of the two files of inner tiles.
+// What linear.cpp asks of the files of inner tiles.
 #pragma once
 #include "pool.h"
 #include "weight.h"
@@ -17,6 +17,11 @@ constexpr int FLOAT_ROWS = 3, FLOAT_PANELS = 1, INTEGER_ROWS = 2, INTEGER_PANELS
 // sum[mr][np * 16] (+)= a[depth][mr] x panels b[depth][16], `stride` floats apart; `more` continues an earlier block of k.
 typedef void (*FloatTile)(int64_t depth, const float* a, const float* b, int64_t stride, float* sum, bool more);
 FloatTile float_tile(int64_t mr, int64_t np);
+
+// sum[mr][np * 16] = a[K][mr] x the panels from `panel`; mr <= STREAM_ROWS, np is 1, or 2 with one row.
+constexpr int STREAM_ROWS = 4;
+typedef void (*StreamTile)(const Weight& w, const uint8_t* panel, const float* a, float* sum);
+StreamTile stream_tile(int64_t mr, int64_t np, int64_t kind);
 
 // Rows rounded to int8 in blocks of 32: values [tile][k / 4][mr][4], scales and sums [tile][block][mr].
 // `sums` is the block's sum times minus the zero point, or the plain sum when the weight has zero points.

@@ -3,18 +3,13 @@
 namespace irl {
 namespace {
 
-constexpr int64_t AHEAD = 3072;  // floats
-
 template <int MR, int NP> void tile(int64_t depth, const float* a, const float* b, int64_t stride, float* sum, bool more) {
   F16 acc[MR][NP];
   for (int r = 0; r < MR; r++)
     for (int p = 0; p < NP; p++) acc[r][p] = more ? load16(sum + (r * NP + p) * 16) : zero16();
   for (int64_t k = 0; k < depth; k++, a += MR, b += 16) {
     F16 w[NP];
-    for (int p = 0; p < NP; p++) {
-      w[p] = load16(b + p * stride);
-      __builtin_prefetch(b + p * stride + AHEAD, 0, 2);
-    }
+    for (int p = 0; p < NP; p++) w[p] = load16(b + p * stride);
     for (int r = 0; r < MR; r++) {
       const F16 x = splat16(a[r]);
       for (int p = 0; p < NP; p++) acc[r][p] = fma(w[p], x, acc[r][p]);
