@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -12,7 +12,19 @@ from .core import command, pipeline_option, target_option
 from .progress import progress_bars
 
 if TYPE_CHECKING:
-    from .. import LLM, SamplingParams
+    from collections.abc import Generator
+
+    from .. import SamplingParams
+
+Messages = list[dict[str, str]]
+
+
+class Talker(Protocol):
+    """What a conversation needs of an ``LLM``."""
+
+    def stream(self, prompt: str | Messages, params: SamplingParams) -> Generator[str]:
+        """The answer's text as it comes; closing the stream cancels the request."""
+        ...
 
 
 @command("run")
@@ -53,7 +65,7 @@ def run(model: str, prompt: str | None, target: str, pipeline: str | None, **sam
         _chat(llm, params)
 
 
-def _stream(llm: LLM, prompt: str | list[dict[str, str]], params: SamplingParams) -> str:
+def _stream(llm: Talker, prompt: str | Messages, params: SamplingParams) -> str:
     """Print the text as it comes, and return it; a stream closed early, as by Ctrl-C, frees its pages."""
     said: list[str] = []
     with closing(llm.stream(prompt, params)) as deltas:
@@ -65,10 +77,10 @@ def _stream(llm: LLM, prompt: str | list[dict[str, str]], params: SamplingParams
     return "".join(said)
 
 
-def _chat(llm: LLM, params: SamplingParams) -> None:
+def _chat(llm: Talker, params: SamplingParams) -> None:
     """Turns until end of input; Ctrl-C stops an answer and leaves the conversation as it was before it."""
     click.echo("Ctrl-D ends the chat, Ctrl-C an answer.", err=True)
-    messages: list[dict[str, str]] = []
+    messages: Messages = []
     while True:
         try:
             said = input("> ")

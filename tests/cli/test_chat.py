@@ -14,11 +14,11 @@ class Echo:
     def __init__(self):
         self.heard, self.closed = [], 0
 
-    def stream(self, messages, params):
-        self.heard.append([m["content"] for m in messages])
+    def stream(self, prompt, params):
+        self.heard.append([m["content"] for m in prompt])
         try:
-            for i, letter in enumerate(messages[-1]["content"].upper()):
-                if i == 2 and "stop" in messages[-1]["content"]:
+            for i, letter in enumerate(prompt[-1]["content"].upper()):
+                if i == 2 and "stop" in prompt[-1]["content"]:
                     raise KeyboardInterrupt
                 yield letter
         finally:

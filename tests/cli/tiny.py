@@ -35,7 +35,8 @@ def save_tiny(folder: Path) -> Path:
         bos_token_id=1,
         eos_token_id=2,
     )
-    with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
+    model, generator = LlamaForCausalLM(config), torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        weight.data.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
+    model.save_pretrained(folder)
     return folder
