@@ -1,36 +1,39 @@
 """The kernels as Python functions: compiled on first use, called through ctypes, no torch in between.
 
-A raw call is ``kernels.raw.rms_norm(x, ldx, w, y, ldy, T, N, eps)``: every pointer an int (0: absent), every size an
-int64, every number a double. ``ld`` is the distance between rows, in elements. Activations are f32. Raw calls cost
-about a microsecond and release the GIL; the methods of ``Kernels`` take tensors and cost a few.
+A raw call is ``kernels.raw.rms_norm(x, ldx, w, y, ldy, T, N, eps)``: every pointer an int (0: absent), every
+size an int64, every number a double. ``ld`` is the distance between rows, in elements. Activations are f32.
+Raw calls cost about a microsecond and release the GIL; the methods of ``Kernels`` take tensors and cost a few.
 
 Every kernel writes the same bits for a row whatever else is in the batch, on any number of threads.
 
-=================  =====================================================================================================
-raw function       arguments
-=================  =====================================================================================================
-linear             weight, x, ldx, y, ldy, residual, ldr, T                     y = x @ W.T + bias + residual (may be y)
-embedding          weight, ids i32[T], y, ldy, T, scale                         rows of a packed weight, times scale
-rms_norm           x, ldx, w, y, ldy, T, N, eps                                 w may be 0
-add_rms_norm       x, a, wa, r, w, y, T, N, eps, eps_a                          r = x + a, or x + rms_norm(a, wa); y = rms_norm(r, w) unless y is 0
-layer_norm         x, ldx, w, b, y, ldy, T, N, eps                              w, b may be 0
-rope_table         positions i32[T], inv_freq[half], cos, sin, T, half, scale   cos and sin [T, half], once per step
-rope               x, ldx, w, cos, sin, y, ldy, T, heads, D, rotary, interleaved, eps   per-head rms_norm first when w; y may be x
-slots              starts, context, table, S, max_pages, page, slots i64[T], positions i32[T] or 0     once per step and pool
-kv_append          k, ldk, v, ldv, kcache, vcache, elem, slots, T, KV, D, Dv
-paged_attention    q, ldq, kcache, vcache, elem, page, KV, starts, context, table, S, max_pages, H, D, Dv, window, sinks,
-                   out, ldo, scale, softcap                                     window 0, softcap 0: none
-act_mul            kind, gate, ldg, up, ldu, y, ldy, T, N                       y = kind(gate) * up; up 0: kind(gate)
-gather_rows        x, ldx, index i32[T], y, ldy, T, N
-copy               x, ldx, y, ldy, T, N
-argmax             x, ldx, T, N, out i64[T]
-read               data, bytes                                                  the read-bandwidth probe
-set_threads        n
+===============  ==========================================================================================
+raw function     arguments, and what it computes
+===============  ==========================================================================================
+linear           weight, x, ldx, y, ldy, residual, ldr, T: y = x @ W.T + bias + residual; residual may be y
+embedding        weight, ids i32[T], y, ldy, T, scale: rows of a packed weight, times scale
+rms_norm         x, ldx, w, y, ldy, T, N, eps: w may be 0
+add_rms_norm     x, a, wa, r, w, y, T, N, eps, eps_a: r = x + a, or x + rms_norm(a, wa) with wa;
+                 then y = rms_norm(r, w) unless y is 0; r may be x
+layer_norm       x, ldx, w, b, y, ldy, T, N, eps: w and b may be 0
+rope_table       positions i32[T], inv_freq[half], cos, sin, T, half, scale: [T, half], once per step
+rope             x, ldx, w, cos, sin, y, ldy, T, heads, D, rotary, interleaved, eps: a norm per head first
+                 with w; y may be x
+slots            starts, context, table, S, max_pages, page, slots i64[T], positions i32[T] or 0:
+                 once per step and pool
+kv_append        k, ldk, v, ldv, kcache, vcache, elem, slots, T, KV, D, Dv
+paged_attention  q, ldq, kcache, vcache, elem, page, KV, starts, context, table, S, max_pages, H, D, Dv,
+                 window, sinks, out, ldo, scale, softcap: window 0 and softcap 0 are none
+act_mul          kind, gate, ldg, up, ldu, y, ldy, T, N: y = kind(gate) * up; kind(gate) without up
+gather_rows      x, ldx, index i32[T], y, ldy, T, N
+copy             x, ldx, y, ldy, T, N
+argmax           x, ldx, T, N, out i64[T]
+read             data, bytes: the read-bandwidth probe
+set_threads      n
 threads
-=================  =====================================================================================================
+===============  ==========================================================================================
 
-``elem``: 0 f32, 1 bf16, 2 f16 (``ELEMS``). ``kind``: ``ACTIVATIONS``. ``weight``: ``Packed.address``.
-Caches: [pages, page, KV heads, head dim]; ``table`` i32 [S, max_pages]; ``starts`` i32 [S + 1]; ``context`` i32 [S].
+``elem``: 0 f32, 1 bf16, 2 f16 (``ELEMS``). ``kind``: ``ACTIVATIONS``. ``weight``: ``Packed.address``. Caches
+are [pages, page, KV heads, head dim]; ``table`` i32 [S, max_pages]; ``starts`` i32 [S + 1]; ``context`` i32 [S].
 """
 
 from __future__ import annotations
@@ -75,7 +78,7 @@ _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 
 
 class Raw:
-    """The C functions of one compiled library, argument types set; one attribute for each of ``SIGNATURES``."""
+    """The C functions of one compiled library: one attribute for each of ``SIGNATURES``."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
@@ -87,7 +90,7 @@ class Raw:
 
 
 def bind(library: ctypes.CDLL, name: str, signature: str) -> Callable[..., Any]:
-    """One C function with its argument types, from ``p`` pointer, ``i`` int64, ``d`` double and ``:`` result."""
+    """One C function with its types: ``p`` pointer, ``i`` int64, ``d`` double, after ``:`` the result."""
     takes, _, gives = signature.partition(":")
     function = library[name]
     function.argtypes = [_TYPES[letter] for letter in takes]
@@ -113,14 +116,18 @@ class Kernels:
         path = toolchain.build({"extra.cpp": source}, march, folder)
         assert path is not None, "there was a compiler for the kernels"
         library = ctypes.CDLL(str(path))
-        pool = [ctypes.cast(self.raw.library[name], ctypes.c_void_p) for name in ("irl_parallel", "irl_threads")]
+        pool = [
+            ctypes.cast(self.raw.library[name], ctypes.c_void_p) for name in ("irl_parallel", "irl_threads")
+        ]
         bind(library, "irl_extra_init", "pp")(*pool)
         return library
 
     def linear(self, weight: Packed, x: Tensor, y: Tensor, residual: Tensor | None = None) -> None:
         """``y[T, N] = x[T, K] @ W.T + bias + residual``; ``residual`` may be ``y``."""
         r, ldr = (0, 0) if residual is None else (residual.data_ptr(), residual.stride(0))
-        self.raw.linear(weight.address, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), r, ldr, x.shape[0])
+        self.raw.linear(
+            weight.address, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), r, ldr, x.shape[0]
+        )
 
     def embedding(self, weight: Packed, ids: Tensor, y: Tensor, scale: float = 1.0) -> None:
         """``y[t] = W[ids[t]] * scale``; ids i32."""
@@ -130,50 +137,154 @@ class Kernels:
         """Rows of [T, N]; ``w`` [N] or none."""
         self.raw.rms_norm(x.data_ptr(), x.stride(0), _at(w), y.data_ptr(), y.stride(0), *x.shape, eps)
 
-    def add_rms_norm(self, x: Tensor, a: Tensor, r: Tensor, w: Tensor | None, y: Tensor | None, eps: float, wa: Tensor | None = None) -> None:
-        """``r = x + a`` (``x + rms_norm(a, wa)`` with ``wa``), then ``y = rms_norm(r, w)`` if ``y``. All contiguous; ``r`` may be ``x``."""
-        self.raw.add_rms_norm(x.data_ptr(), a.data_ptr(), _at(wa), r.data_ptr(), _at(w), _at(y), *x.shape, eps, eps)
+    def add_rms_norm(
+        self,
+        x: Tensor,
+        a: Tensor,
+        r: Tensor,
+        w: Tensor | None,
+        y: Tensor | None,
+        eps: float,
+        wa: Tensor | None = None,
+    ) -> None:
+        """``r = x + a``, or ``x + rms_norm(a, wa)``; ``y = rms_norm(r, w)``. All contiguous; ``r`` may be ``x``."""
+        self.raw.add_rms_norm(
+            x.data_ptr(), a.data_ptr(), _at(wa), r.data_ptr(), _at(w), _at(y), *x.shape, eps, eps
+        )
 
     def layer_norm(self, x: Tensor, w: Tensor | None, b: Tensor | None, y: Tensor, eps: float) -> None:
         """Rows of [T, N]; ``w`` and ``b`` [N] or none."""
-        self.raw.layer_norm(x.data_ptr(), x.stride(0), _at(w), _at(b), y.data_ptr(), y.stride(0), *x.shape, eps)
+        self.raw.layer_norm(
+            x.data_ptr(), x.stride(0), _at(w), _at(b), y.data_ptr(), y.stride(0), *x.shape, eps
+        )
 
-    def rope_table(self, positions: Tensor, inv_freq: Tensor, cos: Tensor, sin: Tensor, scale: float = 1.0) -> None:
+    def rope_table(
+        self, positions: Tensor, inv_freq: Tensor, cos: Tensor, sin: Tensor, scale: float = 1.0
+    ) -> None:
         """``cos`` and ``sin`` [T, half] of i32 ``positions`` and f32 ``inv_freq`` [half]."""
         sizes = positions.shape[0], inv_freq.shape[0]
-        self.raw.rope_table(positions.data_ptr(), inv_freq.data_ptr(), cos.data_ptr(), sin.data_ptr(), *sizes, scale)
+        self.raw.rope_table(
+            positions.data_ptr(), inv_freq.data_ptr(), cos.data_ptr(), sin.data_ptr(), *sizes, scale
+        )
 
-    def rope(self, x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, *, w: Tensor | None = None, eps: float = 0.0, interleaved: bool = False) -> None:
-        """``x`` and ``y`` [T, heads, D] with heads packed within a row; rotates the first ``2 * cos.shape[1]`` dims."""
+    def rope(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        y: Tensor,
+        *,
+        w: Tensor | None = None,
+        eps: float = 0.0,
+        interleaved: bool = False,
+    ) -> None:
+        """``x`` and ``y`` [T, heads, D], a row's heads together; rotates ``2 * cos.shape[1]`` dims of each."""
         t, heads, dim = x.shape
-        self.raw.rope(x.data_ptr(), x.stride(0), _at(w), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), y.stride(0),
-                      t, heads, dim, 2 * cos.shape[1], interleaved, eps)  # fmt: skip
+        self.raw.rope(
+            x.data_ptr(),
+            x.stride(0),
+            _at(w),
+            cos.data_ptr(),
+            sin.data_ptr(),
+            y.data_ptr(),
+            y.stride(0),
+            t,
+            heads,
+            dim,
+            2 * cos.shape[1],
+            interleaved,
+            eps,
+        )
 
-    def slots(self, starts: Tensor, context: Tensor, table: Tensor, page: int, slots: Tensor, positions: Tensor | None = None) -> None:
+    def slots(
+        self,
+        starts: Tensor,
+        context: Tensor,
+        table: Tensor,
+        page: int,
+        slots: Tensor,
+        positions: Tensor | None = None,
+    ) -> None:
         """Where each token of the step goes in a pool, and its position."""
-        self.raw.slots(starts.data_ptr(), context.data_ptr(), table.data_ptr(), *table.shape, page, slots.data_ptr(), _at(positions))
+        self.raw.slots(
+            starts.data_ptr(),
+            context.data_ptr(),
+            table.data_ptr(),
+            *table.shape,
+            page,
+            slots.data_ptr(),
+            _at(positions),
+        )
 
     def kv_append(self, k: Tensor, v: Tensor, kcache: Tensor, vcache: Tensor, slots: Tensor) -> None:
         """``k`` and ``v`` [T, KV, D] into caches [P, page, KV, D] at ``slots``."""
         t, heads, dim = k.shape
-        self.raw.kv_append(k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), kcache.data_ptr(), vcache.data_ptr(),
-                           ELEMS[kcache.dtype], slots.data_ptr(), t, heads, dim, v.shape[2])  # fmt: skip
+        self.raw.kv_append(
+            k.data_ptr(),
+            k.stride(0),
+            v.data_ptr(),
+            v.stride(0),
+            kcache.data_ptr(),
+            vcache.data_ptr(),
+            ELEMS[kcache.dtype],
+            slots.data_ptr(),
+            t,
+            heads,
+            dim,
+            v.shape[2],
+        )
 
     def paged_attention(
-        self, q: Tensor, kcache: Tensor, vcache: Tensor, starts: Tensor, context: Tensor, table: Tensor, out: Tensor, *,
-        scale: float, window: int | None = None, softcap: float | None = None, sinks: Tensor | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        q: Tensor,
+        kcache: Tensor,
+        vcache: Tensor,
+        starts: Tensor,
+        context: Tensor,
+        table: Tensor,
+        out: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> None:
         """``q`` [T, H, D], ``out`` [T, H, Dv]; each query sees its sequence's keys up to its own position."""
         self.raw.paged_attention(
-            q.data_ptr(), q.stride(0), kcache.data_ptr(), vcache.data_ptr(), ELEMS[kcache.dtype], *kcache.shape[1:3],
-            starts.data_ptr(), context.data_ptr(), table.data_ptr(), *table.shape, q.shape[1], q.shape[2], vcache.shape[3],
-            window or 0, _at(sinks), out.data_ptr(), out.stride(0), scale, softcap or 0.0,
-        )  # fmt: skip
+            q.data_ptr(),
+            q.stride(0),
+            kcache.data_ptr(),
+            vcache.data_ptr(),
+            ELEMS[kcache.dtype],
+            *kcache.shape[1:3],
+            starts.data_ptr(),
+            context.data_ptr(),
+            table.data_ptr(),
+            *table.shape,
+            q.shape[1],
+            q.shape[2],
+            vcache.shape[3],
+            window or 0,
+            _at(sinks),
+            out.data_ptr(),
+            out.stride(0),
+            scale,
+            softcap or 0.0,
+        )
 
     def act_mul(self, kind: str, gate: Tensor, up: Tensor | None, y: Tensor) -> None:
         """``y = kind(gate) * up`` over [T, N]; ``y`` may be an operand."""
         u, ldu = (0, 0) if up is None else (up.data_ptr(), up.stride(0))
-        self.raw.act_mul(ACTIVATIONS.index(kind), gate.data_ptr(), gate.stride(0), u, ldu, y.data_ptr(), y.stride(0), *gate.shape)
+        self.raw.act_mul(
+            ACTIVATIONS.index(kind),
+            gate.data_ptr(),
+            gate.stride(0),
+            u,
+            ldu,
+            y.data_ptr(),
+            y.stride(0),
+            *gate.shape,
+        )
 
     def gather_rows(self, x: Tensor, index: Tensor, y: Tensor) -> None:
         """``y[t] = x[index[t]]``; index i32."""

@@ -1,7 +1,7 @@
-"""Weights repacked for the kernels: panels of sixteen output rows, interleaved along k (``kernels/weight.h``).
+"""Weights repacked for the kernels: panels of sixteen output rows, interleaved along k (``weight.h``).
 
-A vector load then brings the same k of sixteen rows, a decode step reads the weight as one sequential stream, and the
-same bytes serve as the embedding table of a tied model.
+A vector load then brings the same k of sixteen rows, a decode step reads the weight as one sequential stream,
+and the same bytes serve as the embedding table of a tied model.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from torch import Tensor
 Kind = Literal["f32", "bf16", "f16", "i8", "i4"]
 FloatKind = Literal["f32", "bf16", "f16"]
 _KINDS = ("f32", "bf16", "f16", "i8", "i4")
-_TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-_NAMES = {dtype: name for name, dtype in _TORCH.items()}
+_NAMES: dict[torch.dtype, FloatKind] = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 PANEL = 16
 HUGE = 2 << 20
 CHUNK = 1 << 24  # values repacked at a time, so that packing needs little memory beside the result
@@ -31,12 +30,24 @@ class Descriptor(ctypes.Structure):
 
     _fields_ = [("data", ctypes.c_void_p), ("bias", ctypes.c_void_p)] + [
         (name, ctypes.c_int64)
-        for name in ("N", "K", "kind", "depth", "group", "scale", "has_zeros", "int8_activations", "panel", "scales", "zeros")
+        for name in (
+            "N",
+            "K",
+            "kind",
+            "depth",
+            "group",
+            "scale",
+            "has_zeros",
+            "int8_activations",
+            "panel",
+            "scales",
+            "zeros",
+        )
     ]
 
 
 def allocate(nbytes: int) -> Tensor:
-    """Zeroed u8 [nbytes] in huge pages where the system grants them: a decode step walks every page of every weight."""
+    """Zeroed u8 [nbytes], in huge pages where the system grants them: a decode step walks every page."""
     if nbytes < HUGE:
         return torch.zeros(nbytes, dtype=torch.uint8)
     memory = mmap.mmap(-1, _up(nbytes, HUGE))
@@ -69,7 +80,9 @@ class Layout:
 
     def __post_init__(self) -> None:
         assert self.n > 0 and self.k > 0
-        assert not self.low_bit or self.group == self.k or self.group % 32 == 0, "a group is whole blocks of 32"
+        assert not self.low_bit or self.group == self.k or self.group % 32 == 0, (
+            "a group is whole blocks of 32"
+        )
 
     @property
     def low_bit(self) -> bool:
@@ -111,8 +124,8 @@ class Layout:
 class Packed:
     """A packed weight and the descriptor that kernels take (``address``). Keeps its memory alive.
 
-    ``int8_activations``: low-bit products round the activations to int8 per 32 values and use integer dot products;
-    without it the weight is widened to fp32 and the activations are exact.
+    ``int8_activations``: low-bit products round the activations to int8 per 32 values and use integer dot
+    products; without it the weight is widened to fp32 and the activations are exact.
     """
 
     layout: Layout
@@ -125,13 +138,24 @@ class Packed:
     def __post_init__(self) -> None:
         at, bias = self.layout, self.bias
         assert self.data.dtype == torch.uint8 and self.data.numel() == at.bytes and self.data.is_contiguous()
-        assert bias is None or (bias.dtype == torch.float32 and bias.shape == (at.n,) and bias.is_contiguous())
+        assert bias is None or (
+            bias.dtype == torch.float32 and bias.shape == (at.n,) and bias.is_contiguous()
+        )
         scale = _KINDS.index(at.scale)
         group = _up(at.group, 32) if at.low_bit else 1
-        descriptor = Descriptor(
-            self.data.data_ptr(), bias.data_ptr() if bias is not None else None, at.n, at.k, _KINDS.index(at.kind), at.depth,
-            group, scale, at.has_zeros, self.int8_activations, at.panel, at.scales, at.zeros,
-        )  # fmt: skip
+        numbers = (
+            at.n,
+            at.k,
+            _KINDS.index(at.kind),
+            at.depth,
+            group,
+            scale,
+            at.has_zeros,
+            self.int8_activations,
+        )
+        offsets = (at.panel, at.scales, at.zeros)
+        pointers = (self.data.data_ptr(), None if bias is None else bias.data_ptr())
+        descriptor = Descriptor(*pointers, *numbers, *offsets)
         object.__setattr__(self, "descriptor", descriptor)
         object.__setattr__(self, "address", ctypes.addressof(descriptor))
 
@@ -142,10 +166,10 @@ def _runs(layout: Layout) -> Iterator[tuple[int, int]]:
         yield p, min(p + step, layout.panels)
 
 
-def _rows(x: Tensor, p0: int, p1: int, width: int, fill: int = 0) -> Tensor:
-    """Rows of panels [p0, p1) of ``x``, padded with ``fill`` to whole panels and to ``width`` columns."""
+def _rows(x: Tensor, p0: int, p1: int, width: int) -> Tensor:
+    """Rows of panels [p0, p1) of ``x``, padded with zeros to whole panels and to ``width`` columns."""
     part = x[p0 * PANEL : p1 * PANEL]
-    padded = part.new_full(((p1 - p0) * PANEL, width), fill)
+    padded = part.new_zeros((p1 - p0) * PANEL, width)
     padded[: part.shape[0], : part.shape[1]] = part
     return padded
 
@@ -158,7 +182,8 @@ def _put(out: Tensor, p0: int, p1: int, offset: int, values: Tensor) -> None:
 
 def pack(weight: Tensor, bias: Tensor | None = None) -> Packed:
     """Pack a float weight [N, K] in its own element (f32, bf16 or f16)."""
-    layout = Layout(*weight.shape, kind=_NAMES[weight.dtype])  # pyright: ignore
+    n, k = weight.shape
+    layout = Layout(n, k, _NAMES[weight.dtype])
     out = allocate(layout.bytes).view(layout.panels, layout.panel)
     for p0, p1 in _runs(layout):
         rows = _rows(weight, p0, p1, layout.k).view(p1 - p0, PANEL, layout.k)
@@ -171,7 +196,7 @@ def pack_quantized(
     scales: Tensor,
     zeros: Tensor | None = None,
     *,
-    bits: Literal[4, 8],
+    bits: int,
     group: int,
     signed: bool = True,
     bias: Tensor | None = None,
@@ -179,29 +204,35 @@ def pack_quantized(
 ) -> Packed:
     """Pack integers [N, K] (one value an element, any integer dtype) that mean ``(value - zero) * scale``.
 
-    ``scales`` and ``zeros`` are [N, ceil(K / group)]; scales stay in their own element (f32, bf16, f16). Values are in
-    [-8, 7] or [-128, 127] when ``signed``, else in [0, 15] or [0, 255]; zeros are integers of the same range.
+    ``scales`` and ``zeros`` are [N, ceil(K / group)]; scales stay in their own element (f32, bf16, f16).
+    Values are in [-8, 7] or [-128, 127] when ``signed``, else in [0, 15] or [0, 255]; zeros are of the same range.
     """
+    assert bits in (4, 8)
     lift = 0 if not signed else 8 if bits == 4 else 128
     if zeros is None and not signed:
         zeros = torch.zeros(scales.shape, dtype=torch.int32)
     n, k = values.shape
-    layout = Layout(n, k, "i4" if bits == 4 else "i8", group, _NAMES[scales.dtype], zeros is not None)  # pyright: ignore
+    layout = Layout(n, k, "i4" if bits == 4 else "i8", group, _NAMES[scales.dtype], zeros is not None)
     assert scales.shape == (n, layout.groups), "one scale for each group of each row"
     out = allocate(layout.bytes).view(layout.panels, layout.panel)
     for p0, p1 in _runs(layout):
-        lifted = _rows(values.to(torch.int16) + lift if n * k <= CHUNK else values[p0 * PANEL : p1 * PANEL].to(torch.int16) + lift,
-                       p0 if n * k <= CHUNK else 0, p1 if n * k <= CHUNK else p1 - p0, layout.depth, lift)  # fmt: skip
+        lifted = _rows(values, p0, p1, layout.depth).to(torch.int16) + lift
         _put(out, p0, p1, 0, _interleave(lifted.to(torch.uint8), p1 - p0, bits))
-        _put(out, p0, p1, layout.scales, _rows(scales, p0, p1, layout.groups).view(p1 - p0, PANEL, -1).transpose(1, 2))
+        _put(
+            out,
+            p0,
+            p1,
+            layout.scales,
+            _rows(scales, p0, p1, layout.groups).view(p1 - p0, PANEL, -1).transpose(1, 2),
+        )
         if zeros is not None:
-            lifted_zeros = (_rows(zeros, p0, p1, layout.groups) + lift).to(torch.uint8)
+            lifted_zeros = (_rows(zeros, p0, p1, layout.groups).to(torch.int16) + lift).to(torch.uint8)
             _put(out, p0, p1, layout.zeros, lifted_zeros.view(p1 - p0, PANEL, -1).transpose(1, 2))
     return Packed(layout, out.view(-1), _bias(bias), int8_activations)
 
 
 def _interleave(rows: Tensor, panels: int, bits: int) -> Tensor:
-    """u8 [panels * 16, depth] to [panels, depth / 4, 16, 4], or nibbles of two quads of k in [panels, depth / 8, 16, 4]."""
+    """u8 [panels * 16, depth] to [panels, depth / 4, 16, 4]; with four bits, two quads of k a byte."""
     quads = rows.view(panels, PANEL, -1, 4).transpose(1, 2)
     if bits == 8:
         return quads

@@ -10,6 +10,7 @@ import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
@@ -49,11 +50,13 @@ class Writer:
         self.file.write(memoryview(raw.numpy()))
         self.file.write(b"\0" * (_up(raw.numel()) - raw.numel()))
 
-    def close(self) -> None:
-        """All entries are there."""
-        left = next(self.todo, None)
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.file.close()
-        assert left is None, f"{left} was not written"
+        left = next(self.todo, None)
+        assert kind is not None or left is None, f"{left} was not written"
 
 
 class Reader:

@@ -1,4 +1,4 @@
-"""Compile C++ with the system compiler into a content-addressed cache: the same source is compiled once a machine.
+"""Compile C++ with the system compiler into a content-addressed cache: the same source, once a machine.
 
 A library's name is the hash of everything that decides its bytes: sources and headers, flags, the compiler's
 version, and the CPU's features (the flags say ``-march=native``). Files appear whole or not at all.
@@ -19,7 +19,15 @@ from irloom.backends.machine import Compiler, compiler
 
 SOURCES = Path(__file__).parent / "kernels"
 # No contraction and no fast math: the same expression gives the same bits wherever it is inlined.
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-pthread",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 
 
 class CompileError(RuntimeError):
@@ -40,7 +48,11 @@ def cpu_features() -> str:
     except OSError:
         lines = []
     first = {line.split(":")[0].strip(): line for line in reversed(lines) if ":" in line}
-    kept = [first[key] for key in ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part") if key in first]
+    kept = [
+        first[key]
+        for key in ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part")
+        if key in first
+    ]
     return "\n".join([platform.machine(), *kept])
 
 
@@ -83,7 +95,7 @@ def build(sources: dict[str, str], march: str = "native", folder: Path | None = 
             objects = list(pool.map(compile_one, sources))
         whole = Path(work) / "whole.so"
         _run([str(cxx.path), "-shared", "-pthread", "-Wl,-Bsymbolic", *objects, "-o", str(whole)])
-        os.replace(whole, target)
+        whole.replace(target)
     return target
 
 

@@ -27,15 +27,14 @@ FLOATS = ("f32", "bf16", "f16")
 def write_weights(path: Path, program: Program, m: Module, checkpoint: Checkpoint, report: Report) -> None:
     """Pack every weight of ``program`` into ``path``, one tensor in memory at a time."""
     plan = list(_entries(program, m, checkpoint))
-    writer = Writer(path, {name: entry for name, entry, _, _, _ in plan})
-    for done, (name, entry, bound, param, layer) in enumerate(plan):
-        report("weights", done, len(plan))
-        value = _read(param, checkpoint, layer, m)
-        packed = bound.form == "packed" and param is bound.param
-        writer.put(name, _packed(value, entry) if packed else _plain(value, param))
-        del value
+    with Writer(path, {name: entry for name, entry, _, _, _ in plan}) as writer:
+        for done, (name, entry, bound, param, layer) in enumerate(plan):
+            report("weights", done, len(plan))
+            value = _read(param, checkpoint, layer, m)
+            packed = bound.form == "packed" and param is bound.param
+            writer.put(name, _packed(value, entry) if packed else _plain(value))
+            del value
     report("weights", len(plan), len(plan))
-    writer.close()
 
 
 def read_weights(path: Path, program: Program, int8_activations: bool) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def _packed(value: torch.Tensor | QuantizedTensor, entry: Entry) -> torch.Tensor
     return packed.data
 
 
-def _plain(value: torch.Tensor | QuantizedTensor, p: Param) -> torch.Tensor:
+def _plain(value: torch.Tensor | QuantizedTensor) -> torch.Tensor:
     value = value.dequantize() if isinstance(value, QuantizedTensor) else value
     return value.float()
 

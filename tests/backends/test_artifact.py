@@ -1,0 +1,99 @@
+"""Engine directories: whole or absent; one changed byte anywhere and they do not open."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from irloom.backends.artifact import MANIFEST, EngineReader, EngineWriter, Manifest
+from irloom.ir.errors import EngineMismatch
+
+
+def manifest() -> Manifest:
+    return Manifest("cpu", "m", ["canonicalize"], {"irloom": "1"}, {"features": []}, rebuild=["irloom", "compile", "a model", "-o", "e"])
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    source = tmp_path / "source.bin"
+    source.write_bytes(bytes(range(200)))
+    with EngineWriter(tmp_path / "engine", manifest()) as out:
+        out.write_text("module.irloom", "# irloom 1\n")
+        out.write_json("plan.json", {"pools": []})
+        out.file("tokenizer/tokenizer.json").write_bytes(random.Random(0).randbytes(500))
+        out.link("embed", source, 10, 20)
+    return tmp_path / "engine"
+
+
+def test_what_is_written_is_read(engine):
+    reader = EngineReader(engine)
+    assert reader.read_text("module.irloom") == "# irloom 1\n"
+    assert reader.read_json("plan.json") == {"pools": []}
+    assert reader.manifest.links["embed"].stop == 20
+
+
+def test_every_changed_byte_is_refused(engine):
+    files = sorted(p for p in engine.rglob("*") if p.is_file())
+    draw, refused = random.Random(1), 0
+    for _ in range(300):
+        file = draw.choice(files)
+        before = file.read_bytes()
+        at, bit = draw.randrange(len(before)), 1 << draw.randrange(8)
+        file.write_bytes(before[:at] + bytes([before[at] ^ bit]) + before[at + 1 :])
+        with pytest.raises(EngineMismatch):
+            EngineReader(engine)
+        file.write_bytes(before)
+        refused += 1
+    assert refused == 300
+    EngineReader(engine)
+
+
+def test_a_changed_part_is_named_and_so_is_the_way_back(engine):
+    (engine / "plan.json").write_text('{"pools": [1]}')
+    with pytest.raises(EngineMismatch) as caught:
+        EngineReader(engine)
+    assert str(caught.value) == (
+        f"{engine}: part plan.json has 14 bytes, the manifest says 16\n"
+        "hint: build it again: irloom compile 'a model' -o e"
+    )
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda e: (e / "plan.json").unlink(), "part plan.json is missing"),
+        (lambda e: (e / "extra.so").write_bytes(b"x"), "extra.so is not a part of the engine"),
+        (lambda e: (e.parent / "source.bin").write_bytes(bytes(200)), "source.bin, which was changed"),
+        (lambda e: (e.parent / "source.bin").unlink(), "source.bin, which is gone"),
+        (lambda e: (e / MANIFEST).unlink(), "is not an engine"),
+        (lambda e: (e / "manifest.sha256").unlink(), "not as it was written"),
+    ],
+)
+def test_an_engine_that_is_not_whole_is_refused(engine, harm, message):
+    harm(engine)
+    with pytest.raises(EngineMismatch, match=message):
+        EngineReader(engine)
+
+
+def test_the_exact_difference_is_told(engine):
+    with pytest.raises(EngineMismatch, match="irloom 1 when built, 2 here"):
+        EngineReader(engine).require({"irloom": "1"}, {"irloom": "2"})
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), EngineWriter(tmp_path / "engine", manifest()) as out:
+        out.write_text("module.irloom", "")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_format_is_refused(engine):
+    import hashlib
+
+    facts = json.loads((engine / MANIFEST).read_text())
+    text = json.dumps({**facts, "format": 0}).encode()
+    (engine / MANIFEST).write_bytes(text)
+    (engine / "manifest.sha256").write_text(hashlib.sha256(text).hexdigest() + "\n")
+    with pytest.raises(EngineMismatch, match="of format 0, this irloom reads format 1"):
+        EngineReader(engine)
