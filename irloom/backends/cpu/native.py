@@ -2,7 +2,7 @@
 
 A raw call is ``kernels.raw.rms_norm(x, ldx, w, y, ldy, T, N, eps)``: every pointer an int (0: absent), every
 size an int64, every number a double. ``ld`` is the distance between rows, in elements. Activations are f32.
-Raw calls cost about a microsecond and release the GIL; the methods of ``Kernels`` take tensors and cost a few.
+Raw calls cost about a microsecond and release the GIL; the methods of ``Kernels`` take tensors, and a few.
 
 Every kernel writes the same bits for a row whatever else is in the batch, on any number of threads.
 
@@ -32,8 +32,8 @@ set_threads      n
 threads
 ===============  ==========================================================================================
 
-``elem``: 0 f32, 1 bf16, 2 f16 (``ELEMS``). ``kind``: ``ACTIVATIONS``. ``weight``: ``Packed.address``. Caches
-are [pages, page, KV heads, head dim]; ``table`` i32 [S, max_pages]; ``starts`` i32 [S + 1]; ``context`` i32 [S].
+``elem``: 0 f32, 1 bf16, 2 f16 (``ELEMS``). ``kind``: ``ACTIVATIONS``. ``weight``: ``Packed.address``. Caches:
+[pages, page, KV heads, head dim]; ``table`` i32 [S, max_pages]; ``starts`` i32 [S + 1]; ``context`` i32 [S].
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Kernels:
         eps: float,
         wa: Tensor | None = None,
     ) -> None:
-        """``r = x + a``, or ``x + rms_norm(a, wa)``; ``y = rms_norm(r, w)``. All contiguous; ``r`` may be ``x``."""
+        """``r = x + a``, or ``x + rms_norm(a, wa)``; ``y = rms_norm(r, w)``. Rows contiguous."""
         self.raw.add_rms_norm(
             x.data_ptr(), a.data_ptr(), _at(wa), r.data_ptr(), _at(w), _at(y), *x.shape, eps, eps
         )
@@ -178,7 +178,7 @@ class Kernels:
         eps: float = 0.0,
         interleaved: bool = False,
     ) -> None:
-        """``x`` and ``y`` [T, heads, D], a row's heads together; rotates ``2 * cos.shape[1]`` dims of each."""
+        """``x`` and ``y`` [T, heads, D], a row's heads together; rotates ``2 * cos.shape[1]`` dims."""
         t, heads, dim = x.shape
         self.raw.rope(
             x.data_ptr(),

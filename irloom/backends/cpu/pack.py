@@ -205,7 +205,7 @@ def pack_quantized(
     """Pack integers [N, K] (one value an element, any integer dtype) that mean ``(value - zero) * scale``.
 
     ``scales`` and ``zeros`` are [N, ceil(K / group)]; scales stay in their own element (f32, bf16, f16).
-    Values are in [-8, 7] or [-128, 127] when ``signed``, else in [0, 15] or [0, 255]; zeros are of the same range.
+    Values are in [-8, 7] or [-128, 127] when ``signed``, else in [0, 15] or [0, 255]; zeros likewise.
     """
     assert bits in (4, 8)
     lift = 0 if not signed else 8 if bits == 4 else 128

@@ -23,3 +23,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     yield found
     found.set_threads(1)
 
+
+@pytest.fixture(params=[1] if compiler() else ())
+def has_compiler() -> None:
+    """What the machine must have for tests of the compiler itself."""

@@ -1,4 +1,4 @@
-"""Paged attention: any mix of prefill and decode, against float64, with bits that chunking and batching do not move."""
+"""Paged attention: any mix of prefill and decode, against float64, its bits whatever the chunking."""
 
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ NAN = float("nan")
 
 @dataclass
 class Case:
-    """Sequences of ``lengths`` tokens whose last ``new`` are queried; pages shuffled, what is not written is NaN."""
+    """Sequences of ``lengths`` tokens whose last ``new`` are queried; pages shuffled, the rest NaN."""
 
     lengths: list[int]
     new: list[int]

@@ -78,6 +78,7 @@ def test_low_bit_weights_equal_float64(kernels, t, n, k, zeros, bits, group, sca
 
 def test_unsigned_values(kernels: Kernels) -> None:
     q, s, z, meant = quantized(8, 33, 64, 4, 32, torch.float16, zeros=True)
+    assert z is not None
     lifted = pack_quantized(q + 8, s, z + 8, bits=4, group=32, signed=False, int8_activations=False)
     near(run(kernels, lifted, x := normal(9, 4, 64)), x, meant)
 
@@ -87,7 +88,7 @@ def weights(n: int, k: int) -> list[Packed]:
     for bits, group, scale in SCHEMES:
         for int8 in (False, True):
             q, s, z, _ = quantized(5, n, k, bits, group, scale, zeros=bits == 4 and group == 64)
-            made.append(pack_quantized(q, s, z, bits=bits, group=group or k, int8_activations=int8))  # pyright: ignore
+            made.append(pack_quantized(q, s, z, bits=bits, group=group or k, int8_activations=int8))
     return made
 
 
@@ -145,7 +146,7 @@ def test_rows_of_a_packed_weight_are_its_embeddings(kernels: Kernels) -> None:
     for bits, group, scale in SCHEMES:
         q, s, z, meant = quantized(18, 37, 128, bits, group, scale, zeros=bits == 8)
         y = torch.full((7, 128), float("nan"))
-        kernels.embedding(pack_quantized(q, s, z, bits=bits, group=group or 128), ids, y)  # pyright: ignore
+        kernels.embedding(pack_quantized(q, s, z, bits=bits, group=group or 128), ids, y)
         assert torch.equal(y[:5], meant[picked].float())
 
 

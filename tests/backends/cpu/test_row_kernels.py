@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from irloom.backends.cpu.native import Kernels
@@ -56,7 +56,9 @@ def test_norms(kernels: Kernels, t: int, n: int) -> None:
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("t", "heads", "dim", "rotary"), [(1, 4, 64, 64), (5, 3, 80, 20), (70, 2, 256, 256)])
-def test_rope_with_and_without_a_norm(kernels: Kernels, t: int, heads: int, dim: int, rotary: int, interleaved: bool) -> None:
+def test_rope_with_and_without_a_norm(
+    kernels: Kernels, t: int, heads: int, dim: int, rotary: int, interleaved: bool
+) -> None:
     positions = torch.arange(t, dtype=torch.int32) * 37 + 5
     inv_freq = 1.0 / 10000.0 ** (torch.arange(0, rotary, 2) / rotary)
     cos, sin = torch.full((t, rotary // 2), NAN), torch.full((t, rotary // 2), NAN)
@@ -92,7 +94,14 @@ REFERENCES = {
 @pytest.mark.parametrize("kind", REFERENCES)
 def test_activations(kernels: Kernels, kind: str) -> None:
     """Over the whole range of inputs, the extremes too; columns of one buffer, an odd width."""
-    both = torch.cat([normal(8, 6, 2000) * 3, normal(9, 6, 2000) * 40, torch.tensor([[0.0, -0.0, 100.0, -100.0, 3e38, -3e38, 1e-6, -1e-30, 88.8, -88.8]] * 6)], 1)
+    both = torch.cat(
+        [
+            normal(8, 6, 2000) * 3,
+            normal(9, 6, 2000) * 40,
+            torch.tensor([[0.0, -0.0, 100.0, -100.0, 3e38, -3e38, 1e-6, -1e-30, 88.8, -88.8]] * 6),
+        ],
+        1,
+    )
     up = normal(10, *both.shape)
     y = torch.full_like(both, NAN)
     want = REFERENCES[kind](both.double())
