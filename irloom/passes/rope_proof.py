@@ -1,4 +1,4 @@
-"""Whether a region of a function is a rotary embedding: run on random numbers, it gives what ``rope`` gives."""
+"""Whether a region is a rotary embedding: run on random numbers, it gives what ``rope`` gives."""
 
 from __future__ import annotations
 

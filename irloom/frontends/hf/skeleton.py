@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,8 +18,9 @@ def skeleton(config: Any, dtype: torch.dtype) -> nn.Module:
     """Build the causal language model of ``config`` without memory for its weights.
 
     Buffers stay real, because rotary frequencies and embedding scales are computed by constructors and are
-    in no checkpoint.
+    in no checkpoint. ``config`` stays as it is.
     """
+    config = copy.deepcopy(config)  # the library writes its dtype into it
     with meta_parameters():
         model = causal_class(config)._from_config(
             causal_config(config), dtype=dtype, attn_implementation="eager"
