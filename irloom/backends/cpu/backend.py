@@ -20,7 +20,7 @@ from irloom.backends.cpu.runner import Cache, Runner
 from irloom.backends.cpu.step import Step, zeros
 from irloom.backends.cpu.weights import read_weights, size, write_weights
 from irloom.backends.machine import cores, cpu_features
-from irloom.backends.pools import pools
+from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.elem import CACHES, Paged
 from irloom.ir.errors import EngineMismatch
@@ -60,9 +60,9 @@ class CpuBackend:
     def build(self, m: Module, checkpoint: Checkpoint, out: EngineWriter, report: Report) -> None:
         """Module, program to read, packed weights."""
         report("lower", 0, 1)
-        pools(m, Limits(), 64)
-        program = lower(m)
+        plan, program = cache_plan(m), lower(m)
         out.write_text("module.irloom", show(m))
+        out.write_json("plan.json", {"caches": plan.to_json(), "cost": m.plan().to_json()})
         out.write_text("lowered.py", program.text)
         out.manifest.settings["fallbacks"] = program.fallbacks
         report("lower", 1, 1)

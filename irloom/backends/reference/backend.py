@@ -12,7 +12,7 @@ import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Limits, Report
-from irloom.backends.pools import pools
+from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.elem import CACHES, Paged
 from irloom.ir.graph import Func, Module, Param
@@ -45,6 +45,7 @@ class ReferenceBackend:
         from safetensors.torch import save_file
 
         out.write_text("module.irloom", show(m))
+        out.write_json("plan.json", {"caches": cache_plan(m).to_json(), "cost": m.plan().to_json()})
         named = list(bound(m))
         tensors: dict[str, torch.Tensor] = {}
         for done, (name, p, layer) in enumerate(named):
