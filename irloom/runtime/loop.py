@@ -143,8 +143,6 @@ class Loop:
         self._check_tokens("stop_token_ids", params.stop_token_ids)
         if params.stop and self.vocabulary is None:
             raise RequestError("stop: strings need a tokenizer", hint="use stop_token_ids")
-        if id in self._live:
-            raise RequestError(f"id: {id!r} is being served already")
         self._names += 1
         room = capacity + 1 - len(prompt)  # the last token generated is never stored
         tokens = np.empty(len(prompt) + min(room, params.max_tokens or room), np.int32)
@@ -168,15 +166,19 @@ class Loop:
             raise RequestError(f"{name}: token {bad} is not in the vocabulary of {vocab}")
 
     def _enter(self, request: Request, inbox: deque[Delta]) -> None:
+        if request.id in self._live:
+            raise RequestError(f"id: {request.id!r} is being served already")
         self._live[request.id] = Answer(request, self.vocabulary, inbox)
         self.scheduler.add(request)
 
     def _serve(self, requests: list[Request]) -> Iterator[Delta]:
         """Queue the requests and yield their deltas; whatever ends the iteration early cancels them."""
         inbox: deque[Delta] = deque()
+        entered: list[Request] = []
         try:
             for request in requests:
                 self._enter(request, inbox)
+                entered.append(request)
             left = len(requests)
             while left:
                 if not inbox:
@@ -186,7 +188,7 @@ class Loop:
                     left -= delta.output is not None
                     yield delta
         finally:
-            for request in requests:
+            for request in entered:
                 self.cancel(request.id)
 
     def _advance(self) -> None:
