@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from irloom.ir import ops
-from irloom.ir.dims import Dim, divide, product
+from irloom.ir.dims import Dim, divide, product, symbols
 from irloom.ir.errors import IRError, TraceError
 from irloom.ir.graph import Value
 from irloom.ir.signature import Literal
@@ -124,7 +124,8 @@ def reshaped(value: Value, dims: tuple[Dim, ...]) -> Value:
 def aligned(operands: Sequence[Operand]) -> tuple[list[Value | Literal], list[int], int]:
     """Values that broadcast in the IR as the operands do in the library; then the result's dims and rank.
 
-    The operand with the most dims keeps its order, the others are permuted and reshaped to fit it.
+    The operand with the most dims keeps its order, the others are permuted and reshaped to fit it; where none
+    has all of them, tokens come first.
     """
     views = [x for x in operands if isinstance(x, View)]
     rank = max(v.rank for v in views)
@@ -134,7 +135,8 @@ def aligned(operands: Sequence[Operand]) -> tuple[list[Value | Literal], list[in
     lead = max(views, key=lambda v: sum(at is not None for at in v.order))
     wanted = [d + rank - lead.rank for d in lead.memory()]
     if set(wanted) != has:
-        wanted = sorted(has)
+        counts_tokens = {at + rank - v.rank for v in views for at in range(v.rank) if symbols(v.dims[at])}
+        wanted = sorted(has, key=lambda d: (d not in counts_tokens, d))
     return [_fit(x, wanted, rank) if isinstance(x, View) else x for x in operands], wanted, rank
 
 

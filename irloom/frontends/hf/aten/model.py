@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 
-from irloom.frontends.hf.aten.core import Mask, Stored, as_elem, on_last, own_tokens, tensor, translates
+from irloom.frontends.hf.aten.core import (
+    Mask,
+    Stored,
+    as_elem,
+    elementwise,
+    on_last,
+    own_tokens,
+    tensor,
+    translates,
+)
 from irloom.frontends.hf.aten.elementwise import add
 from irloom.frontends.hf.views import View, viewed
 from irloom.ir import ops
@@ -37,6 +46,8 @@ def addmm(bias: Any, x: Any, weight: Any, beta: float = 1, alpha: float = 1) -> 
 @translates("aten.matmul.default", "aten.bmm.default", "aten.mm.default")
 def matmul(a: Any, b: Any) -> View:
     a, b = tensor(a), tensor(b)
+    if a.rank > 1 and b.rank > 1 and a.dims[-1] == 1 == b.dims[-2]:
+        return elementwise(ops.mul, a, b)  # an outer product, as of positions and frequencies
     own_tokens(a, -1, "a product")
     if b.rank == 2:
         return linear(a, b.swapped(0, 1))
