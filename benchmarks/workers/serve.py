@@ -33,7 +33,7 @@ class Contender(Protocol):
     """Greedy answers of exactly ``new[i]`` tokens to ``prompts[i]``: token ids, none of which ends it."""
 
     def facts(self) -> dict[str, Any]:
-        """``weight_bytes`` that a decode step reads; ``parameters`` if known; ``about``: whatever explains."""
+        """``weight_bytes`` that a decode step reads; ``parameters`` if known; ``about``: its set-up."""
         ...
 
     def answer(self, prompts: list[list[int]], new: list[int]) -> Answers:

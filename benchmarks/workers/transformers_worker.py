@@ -46,7 +46,7 @@ class Transformers:
         if compiled:
             from transformers import CompileConfig
 
-            settings = CompileConfig(mode="default", dynamic=False)
+            settings = CompileConfig(mode="default")
             settings._compile_all_devices = True  # else only accelerators are compiled for
             options = {"cache_implementation": "static", "max_cache_len": longest, "compile_config": settings}
         self.model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0, **options)
