@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from irloom.frontends.hf.interfaces import irloom_attention
-from irloom.frontends.hf.skeleton import meta_buffers
+from irloom.frontends.hf.skeleton import buffers_on
 from irloom.ir.errors import IrloomError, TraceError
 
 TOKENS = 23
@@ -41,17 +41,18 @@ class Capture:
 def capture(model: nn.Module) -> Capture:
     """Export ``model`` over T tokens after P cached ones, without running it on data.
 
-    Parameters and buffers may be on any device: only their shapes and types are used. Attention, masks and
+    Weights are on one device, which may be meta: only their shapes and types are used. Attention, masks and
     cache writes are single ops (see ``ops.py``). Nothing is decomposed, so a linear stays a linear.
 
     Raises ``TraceError`` with the module path and source line where the model cannot be captured.
     """
     wrapper = _Logits(model)
-    ids = torch.zeros(1, TOKENS, dtype=torch.int64, device="meta")
-    args = (ids, ids.clone(), torch.zeros(PAST, dtype=torch.int64, device="meta"))
+    device = next((p.device for p in model.parameters()), torch.device("meta"))
+    ids = torch.zeros(1, TOKENS, dtype=torch.int64, device=device)
+    args = (ids, ids.clone(), torch.zeros(PAST, dtype=torch.int64, device=device))
     tokens, past = Dim("T", min=2, max=MAX_TOKENS), Dim("P", min=2, max=MAX_TOKENS)
     shapes = {"input_ids": {1: tokens}, "position_ids": {1: tokens}, "past": {0: past}}
-    with torch.no_grad(), irloom_attention(model), meta_buffers(model) as buffers:
+    with torch.no_grad(), irloom_attention(model), buffers_on(device, model) as buffers:
         try:
             with _quiet():
                 program = torch.export.export(wrapper, args, dynamic_shapes=shapes, strict=False)

@@ -31,6 +31,9 @@ from irloom.ir.weights import Const, Tensor, WeightExpr
 WRAPPER = "model."
 """Where the library's model sits in the module that was exported."""
 
+OTHERS = (str(PurePath(torch.__file__).parent), str(PurePath(__file__).parent))
+"""Where the code of torch and of this frontend lies: no line of a model."""
+
 CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range")
 
 
@@ -217,7 +220,7 @@ def source_line(node: FxNode) -> tuple[str, int]:
     frames = [
         (file, line)
         for file, line in _frames(node.meta.get("stack_trace") or "")
-        if "/torch/" not in file and "/irloom/frontends/hf/" not in file
+        if not file.startswith(OTHERS)
     ]
     modeling = [frame for frame in frames if PurePath(frame[0]).name.startswith("modeling_")]
     return (modeling or frames or [("", 0)])[-1]

@@ -67,15 +67,15 @@ def meta_parameters() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def meta_buffers(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Move the buffers to meta for the length of a trace, so that one device runs through the model.
+def buffers_on(device: torch.device, model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Move the buffers to ``device`` for the length of a trace, so that one device runs through the model.
 
     Yields the real values by name. A buffer that the constructor left on meta is not in it.
     """
     values = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
     try:
         for name, buffer in values.items():
-            _assign(model, name, buffer.to("meta"))
+            _assign(model, name, buffer.to(device))
         yield values
     finally:
         for name, buffer in values.items():
