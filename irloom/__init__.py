@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from .ir.op import op
     from .ir.parse import parse
     from .ir.show import show
-    from .ir.graph import Module
-    from .ir.op import op
-    from .ir.parse import parse
-    from .ir.show import show
     from .passes import NoMatch, Pass, Rewrite, apply
     from .runtime import SamplingParams
 
@@ -49,10 +45,6 @@ _ROOMS = {
         "RequestError",
         "TraceError",
     ),
-    "ir.graph": ("Module",),
-    "ir.op": ("op",),
-    "ir.parse": ("parse",),
-    "ir.show": ("show",),
     "ir.graph": ("Module",),
     "ir.op": ("op",),
     "ir.parse": ("parse",),

@@ -1,6 +1,7 @@
 """From a model on disk to answers, on the real engine: the same text however a request is served."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,12 @@ from irloom.backends.artifact import is_engine
 from irloom.ir.errors import CheckpointError, EngineMismatch, PipelineError, RequestError, TraceError
 from tests.tiny import gemma_config, llama_config, save_model
 
-PROMPTS = ["once upon", "a", "there was a little compiler that could read its own programs, once upon a time " * 2, "programs read"]
+PROMPTS = [
+    "once upon",
+    "a",
+    "there was a little compiler that could read its own programs, once upon a time " * 2,
+    "programs read",
+]
 GREEDY = irloom.SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 
 
@@ -52,7 +58,9 @@ def test_greedy_answers_are_the_librarys(model, engine):
     for prompt, told in zip(PROMPTS, llm.generate(PROMPTS, GREEDY), strict=True):
         ids = torch.tensor([llm.tokenizer.encode(prompt).ids])
         with torch.no_grad():
-            wanted = model[1].generate(ids, max_new_tokens=24, min_new_tokens=24, do_sample=False, eos_token_id=None)
+            wanted = model[1].generate(
+                ids, max_new_tokens=24, min_new_tokens=24, do_sample=False, eos_token_id=None
+            )
         assert told.token_ids == wanted[0, ids.shape[1] :].tolist()
 
 
@@ -103,6 +111,7 @@ def test_a_quantized_engine_follows_its_dequantized_reference(model, tmp_path, d
     params = irloom.SamplingParams(temperature=0.0, max_tokens=1, logprobs=5)
     told, wanted = (driver.LLM(e, threads=1).generate(PROMPTS, params) for e in (cpu, plain))
     for a, b in zip(told, wanted, strict=True):
+        assert a.logprobs and b.logprobs
         known = dict(b.logprobs[0].top)
         shared = [abs(score - known[token]) for token, score in a.logprobs[0].top if token in known]
         assert len(shared) >= 3
@@ -117,6 +126,7 @@ def test_streamed_text_is_the_whole_text(engine):
 def test_leaving_a_stream_frees_its_pages(engine):
     llm = driver.LLM(engine, threads=1)
     stream = llm.stream(PROMPTS[0], GREEDY)
+    assert isinstance(stream, Generator)
     next(stream)
     assert llm.loop.pages.in_use > 0
     stream.close()

@@ -31,7 +31,9 @@ def gemma_config(**changes: Any) -> Any:
     from transformers import Gemma3TextConfig
 
     kinds = ["sliding_attention"] * 3 + ["full_attention"]
-    return Gemma3TextConfig(**{**COMMON, "sliding_window": 8, "layer_types": kinds, "tie_word_embeddings": True, **changes})
+    return Gemma3TextConfig(
+        **{**COMMON, "sliding_window": 8, "layer_types": kinds, "tie_word_embeddings": True, **changes}
+    )
 
 
 def save_model(config: Any, folder: Path, seed: int = 0, **options: Any) -> Any:
@@ -40,7 +42,7 @@ def save_model(config: Any, folder: Path, seed: int = 0, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         for name, p in model.named_parameters():
             p.data.normal_(0, 0.02 if "norm" in name else 0.15)
@@ -64,6 +66,8 @@ def tokenizer() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(["once upon a time there was a little compiler that could read its own programs " * 4], trainer)
+    made.train_from_iterator(
+        ["once upon a time there was a little compiler that could read its own programs " * 4], trainer
+    )
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return made

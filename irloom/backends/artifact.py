@@ -1,8 +1,8 @@
 """An engine is a directory: a manifest with the hash of every part, written whole or not at all.
 
-The parts are ``module.irloom`` (the final IR), ``plan.json``, weights, compiled code and the tokenizer. A part may be a
-*link*: an unchanged tensor of the source checkpoint that is not stored again. Every byte is checked before any is used,
-because compiled parts are native code. The manifest's own hash stands beside it.
+The parts are ``module.irloom`` (the final IR), ``plan.json``, weights, compiled code and the tokenizer. A
+part may be a *link*: an unchanged tensor of the source checkpoint that is not stored again. Every byte is
+checked before any is used, because compiled parts are native code. The manifest's own hash stands beside it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Link:
 
 @dataclass
 class Manifest:
-    """What an engine is made of and made for. ``machine`` and ``versions`` are facts of the machine that built it."""
+    """What an engine is made of and for. ``machine`` and ``versions`` are facts of where it was built."""
 
     target: str
     model: str
@@ -67,8 +67,8 @@ class Manifest:
 class EngineWriter:
     """Writes an engine beside its final place and renames it there at the end.
 
-    A build that is stopped, killed, or runs out of disk leaves nothing under the final name; an engine that was
-    there before stays until the new one is whole.
+    A build that is stopped, killed, or runs out of disk leaves nothing under the final name; an engine that
+    was there before stays until the new one is whole.
     """
 
     def __init__(self, out: Path, manifest: Manifest) -> None:
@@ -76,8 +76,14 @@ class EngineWriter:
         self.folder = out.parent / f".{out.name}.{os.getpid()}.partial"
 
     def __enter__(self) -> EngineWriter:
-        if self.out.exists() and not (self.out / MANIFEST).is_file() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise EngineMismatch(f"{self.out} exists and is not an engine", hint="choose another place, or remove it")
+        if (
+            self.out.exists()
+            and not (self.out / MANIFEST).is_file()
+            and (not self.out.is_dir() or any(self.out.iterdir()))
+        ):
+            raise EngineMismatch(
+                f"{self.out} exists and is not an engine", hint="choose another place, or remove it"
+            )
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         return self
@@ -101,7 +107,9 @@ class EngineWriter:
         digest = _digest(file, start, stop)
         self.manifest.links[name] = Link(str(file.resolve()), start, stop, digest)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self._finish()
@@ -162,7 +170,10 @@ class EngineReader:
 
     def _check_parts(self) -> None:
         named = self.manifest.parts
-        there = {p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file()} - {MANIFEST, SEAL}
+        there = {p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file()} - {
+            MANIFEST,
+            SEAL,
+        }
         if missing := sorted(set(named) - there):
             raise self.refuse(f"part {missing[0]} is missing")
         if extra := sorted(there - set(named)):
@@ -172,9 +183,14 @@ class EngineReader:
             if size != part.bytes:
                 raise self.refuse(f"part {name} has {size} bytes, the manifest says {part.bytes}")
         with ThreadPoolExecutor() as pool:
-            for (name, part), found in zip(named.items(), pool.map(_part, [self.folder / n for n in named]), strict=True):
+            for (name, part), found in zip(
+                named.items(), pool.map(_part, [self.folder / n for n in named]), strict=True
+            ):
                 if found.sha256 != part.sha256:
-                    raise self.refuse(f"part {name} was changed: SHA-256 {found.sha256[:12]}, the manifest says {part.sha256[:12]}")
+                    said = part.sha256[:12]
+                    raise self.refuse(
+                        f"part {name} was changed: SHA-256 {found.sha256[:12]}, the manifest says {said}"
+                    )
 
     def _check_links(self) -> None:
         for name, link in self.manifest.links.items():
@@ -192,14 +208,22 @@ def is_engine(path: Path) -> bool:
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
-        raise EngineMismatch(f"{folder} is not an engine: it has no {MANIFEST}", hint="irloom compile MODEL -o DIR makes one")
+        raise EngineMismatch(
+            f"{folder} is not an engine: it has no {MANIFEST}", hint="irloom compile MODEL -o DIR makes one"
+        )
     text, seal = path.read_bytes(), folder / SEAL
     if not seal.is_file() or seal.read_text(errors="replace") != hashlib.sha256(text).hexdigest() + "\n":
-        raise EngineMismatch(f"{path} is not as it was written: its SHA-256 is not that in {SEAL}", hint="build the engine again")
+        raise EngineMismatch(
+            f"{path} is not as it was written: its SHA-256 is not that in {SEAL}",
+            hint="build the engine again",
+        )
     try:
         raw: dict[str, Any] = json.loads(text)
         if raw.get("format") != FORMAT:
-            raise EngineMismatch(f"{folder}: the engine is of format {raw.get('format')}, this irloom reads format {FORMAT}", hint="build it again")
+            raise EngineMismatch(
+                f"{folder}: the engine is of format {raw.get('format')}, this irloom reads format {FORMAT}",
+                hint="build it again",
+            )
         raw["parts"] = {k: Part(**v) for k, v in raw["parts"].items()}
         raw["links"] = {k: Link(**v) for k, v in raw["links"].items()}
         return Manifest(**raw)

@@ -1,4 +1,4 @@
-"""How many pages an engine has: as many sequences as asked for, as far as the memory given to pages reaches."""
+"""How many pages an engine has: for as many sequences as asked, as far as the memory for pages reaches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def cache_plan(m: Module) -> KVPlan:
 def pools(m: Module, limits: Limits, max_context: int) -> tuple[Pool, ...]:
     """The pools of a module under ``limits``; ``RequestError`` where not even one sequence fits.
 
-    All get the pages of one sequence of ``max_context`` tokens, and the same share of what more sequences would need.
+    All get the pages of one sequence of ``max_context`` tokens, and the same share of what more sequences
+    would need.
     """
     plan, chunk = cache_plan(m), limits.max_tokens
     one, every = plan.pools(max_context, 1, chunk), plan.pools(max_context, limits.max_seqs, chunk)
@@ -37,4 +38,6 @@ def pools(m: Module, limits: Limits, max_context: int) -> tuple[Pool, ...]:
             hint="give more memory, or a smaller max_context",
         )
     share = min(1.0, (given - least) / (most - least)) if most > least else 1.0
-    return tuple(replace(a, pages=a.pages + int((b.pages - a.pages) * share)) for a, b in zip(one, every, strict=True))
+    return tuple(
+        replace(a, pages=a.pages + int((b.pages - a.pages) * share)) for a, b in zip(one, every, strict=True)
+    )

@@ -37,11 +37,13 @@ def header_facts(metadata: dict[str, Any]) -> Facts:
     architecture = metadata.get("general.architecture", "")
     names = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
     eos = [int(metadata[name]) for name in names if isinstance(metadata.get(name), int)]
-    return Facts(tuple(dict.fromkeys(eos)), int(metadata.get(f"{architecture}.context_length", DEFAULT_CONTEXT)))
+    return Facts(
+        tuple(dict.fromkeys(eos)), int(metadata.get(f"{architecture}.context_length", DEFAULT_CONTEXT))
+    )
 
 
 def fingerprint(path: Path) -> str:
-    """A model's identity on this disk: names, sizes and times of change of its files, and its configs' bytes."""
+    """A model's identity on this disk: its files' names, sizes and times of change, its configs' bytes."""
     digest = hashlib.sha256()
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     for file in files:

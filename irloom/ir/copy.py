@@ -81,10 +81,25 @@ def _key(f: Func) -> Any:
         match s:
             case Node():
                 attrs = tuple((k, type(v), v) for k, v in s.attrs.items())
-                return ("node", s.op.name, [ref(a) for a in s.args], attrs, s.loc, [define(r) for r in s.results])
+                return (
+                    "node",
+                    s.op.name,
+                    [ref(a) for a in s.args],
+                    attrs,
+                    s.loc,
+                    [define(r) for r in s.results],
+                )
             case Call():
                 slots = [(ref(x.stack), x.index) for x in s.slots]
-                return ("call", s.callee, s.index, [ref(a) for a in s.args], slots, s.loc, [define(r) for r in s.results])
+                return (
+                    "call",
+                    s.callee,
+                    s.index,
+                    [ref(a) for a in s.args],
+                    slots,
+                    s.loc,
+                    [define(r) for r in s.results],
+                )
             case Loop():
                 head = ("loop", s.var, s.indices, [ref(v) for v in s.inits], [define(v) for v in s.params])
                 inner = [stmt(x) for x in s.body]
@@ -95,10 +110,10 @@ def _key(f: Func) -> Any:
 
 
 def to_networkx(f: Func) -> nx.MultiDiGraph[str]:
-    """``f`` as a graph: vertex attributes ``kind``, ``op``, ``type``, ``loc``; edge attributes ``value``, ``operand``.
+    """``f`` as a graph: vertices have ``kind``, ``op``, ``type``, ``loc``; edges ``value`` and ``operand``.
 
-    A vertex is named after the first value it makes (``name#2`` when a loop gives a name again); the vertex ``return``
-    reads what is returned.
+    A vertex is named after the first value it makes (``name#2`` when a loop gives a name again); the vertex
+    ``return`` reads what is returned.
     """
     g: nx.MultiDiGraph[str] = nx.MultiDiGraph(name=f.name)
     source: dict[Value, str] = {}
@@ -117,7 +132,9 @@ def to_networkx(f: Func) -> nx.MultiDiGraph[str]:
     for s in f.body:
         op = s.op.name if isinstance(s, Node) else s.callee if isinstance(s, Call) else "for"
         reads = s.values
-        name = vertex(s.results, kind=type(s).__name__.lower(), op=op, loc="" if isinstance(s, Loop) else s.loc)
+        name = vertex(
+            s.results, kind=type(s).__name__.lower(), op=op, loc="" if isinstance(s, Loop) else s.loc
+        )
         for i, v in enumerate(reads):
             g.add_edge(source[v], name, value=v.name, operand=i)
     g.add_node("return", kind="return", op="return", type="", loc="")

@@ -1,7 +1,7 @@
 """Dims: integers and polynomials over named symbols, such as ``2*T + 1``.
 
-A symbol stands for a positive integer that is known when a step runs: ``T`` tokens in flight, ``S`` sequences,
-``P`` pages. Equal polynomials are equal objects, so shape checks are comparisons.
+A symbol stands for a positive integer that is known when a step runs: ``T`` tokens in flight, ``S``
+sequences, ``P`` pages. Equal polynomials are equal objects, so shape checks are comparisons.
 """
 
 from __future__ import annotations

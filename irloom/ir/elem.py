@@ -1,8 +1,9 @@
 """Elements: what one entry of a tensor is, and how many bytes it takes.
 
-A plain element (``f32``, ``i4``) is a format. A quantized element names a scheme that the module header declares
-once (``i4g128 = quant(i4, group=128, scale=bf16)``): shapes of the scales, bytes and the reference dequantization
-all follow from that one description. A cache element (``paged[bf16, 16]``) holds keys and values in pages.
+A plain element (``f32``, ``i4``) is a format. A quantized element names a scheme that the module header
+declares once (``i4g128 = quant(i4, group=128, scale=bf16)``): shapes of the scales, bytes and the reference
+dequantization all follow from that one description. A cache element (``paged[bf16, 16]``) holds keys and
+values in pages.
 """
 
 from __future__ import annotations
@@ -93,8 +94,9 @@ class Quant:
         if not self.group:
             return (*dims[:-1], 1)
         if not isinstance(last, int) or last % self.group:
+            given = ", ".join(map(str, dims))
             raise IRError(
-                f"{self.name}: group {self.group} does not divide the last dim of [{', '.join(map(str, dims))}]",
+                f"{self.name}: group {self.group} does not divide the last dim of [{given}]",
                 hint="choose a group that divides it, or skip this weight",
             )
         return (*dims[:-1], last // self.group)
@@ -118,8 +120,8 @@ class Quant:
 class Paged:
     """The element of a cache: keys and values of ``page`` tokens a page.
 
-    ``window`` is how many of the last tokens must stay readable; older pages may be given back. Every layer's cache
-    with the same window shares one page table.
+    ``window`` is how many of the last tokens must stay readable; older pages may be given back. Every layer's
+    cache with the same window shares one page table.
     """
 
     elem: Elem
@@ -136,7 +138,7 @@ class Paged:
 
 @dataclass(frozen=True)
 class Opaque:
-    """A value with no entries to compute on: ``seqs`` (how tokens belong to sequences), ``caches`` (one a layer)."""
+    """A value with no entries: ``seqs`` (how tokens belong to sequences), ``caches`` (one a layer)."""
 
     name: str
 

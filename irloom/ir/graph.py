@@ -1,7 +1,7 @@
-"""Modules, functions and the three kinds of statement: a node, a call of another function, a loop over layers.
+"""Modules, functions and the three kinds of statement: a node, a call of a function, a loop over layers.
 
-A function is a list of statements in order, in SSA form. Repeated layers are one function that ``main`` calls with
-a layer index; its weights are parameters whose binding names a tensor with ``{i}`` for that index.
+A function is a list of statements in order, in SSA form. Repeated layers are one function that ``main`` calls
+with a layer index; its weights are parameters whose binding names a tensor with ``{i}`` for that index.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Slot:
 
 @dataclass(eq=False)
 class Node:
-    """One op application. ``loc`` is where it comes from: module path, then file and line of the source model."""
+    """One op application. ``loc`` is its source: module path, then file and line of the source model."""
 
     op: Op
     args: list[Arg]
@@ -103,7 +103,7 @@ class Node:
 
 @dataclass(eq=False)
 class Call:
-    """``x, kv[i] = layer[i](x, seqs, kv[i])``: ``slots`` are the caches it reads and renews, after the other operands."""
+    """``x, kv[i] = layer[i](x, seqs, kv[i])``: ``slots``, its last operands, are caches it renews."""
 
     callee: str
     index: Index | None
@@ -120,9 +120,10 @@ class Call:
 
 @dataclass(eq=False)
 class Loop:
-    """``for var in range(start, stop, step)`` over calls. ``inits`` enter as ``params``; ``yields`` leave as ``results``.
+    """``for var in range(start, stop, step)`` over calls.
 
-    The four lists run in parallel, one entry per carried value; in the text all four bear one name.
+    ``inits`` enter as ``params``; ``yields`` leave as ``results``. The four lists run in parallel, one entry
+    per carried value; in the text all four bear one name.
     """
 
     var: str
@@ -180,14 +181,17 @@ class Func:
         for p in self.params:
             if p.name == name:
                 return p
-        raise IRError(f"function {self.name!r} has no parameter {name!r}", hint=f"it has {', '.join(p.name for p in self.params)}")
+        raise IRError(
+            f"function {self.name!r} has no parameter {name!r}",
+            hint=f"it has {', '.join(p.name for p in self.params)}",
+        )
 
     def producers(self) -> dict[Value, Stmt]:
         """Which statement makes each value."""
         return {r: s for s in self.body for r in s.results}
 
     def readers(self) -> dict[Value, list[Stmt]]:
-        """Which statements read each value, one entry per read; a return counts for none (see ``returns``)."""
+        """Which statements read each value, one entry per read; a return is no read (see ``returns``)."""
         out: dict[Value, list[Stmt]] = {}
         for s in self.body:
             for v in s.values:
@@ -230,8 +234,9 @@ def substitute(s: Stmt, follow: Any) -> None:
 class Module:
     """A program: its functions (``main`` is the entry) and the header that declares what their types name.
 
-    ``dims`` gives each symbol its range (both ends included), ``mesh`` each axis its size, ``quants`` each quantized
-    element its scheme, ``buffers`` each buffer of the memory plan its bytes, ``consts`` small tensors that no checkpoint holds (rotary frequencies), ``passes`` what ran.
+    ``dims`` gives each symbol its range (both ends included), ``mesh`` each axis its size, ``quants`` each
+    quantized element its scheme, ``buffers`` each buffer of the memory plan its bytes, ``consts`` small
+    tensors that no checkpoint holds (rotary frequencies), ``passes`` what ran.
     """
 
     funcs: dict[str, Func]
@@ -249,7 +254,7 @@ class Module:
         return self.funcs["main"]
 
     def calls(self) -> Iterator[tuple[Call, int | None, list[int]]]:
-        """Every call of ``main`` as it runs: the call, its layer index, and the index of each of its slots."""
+        """Every call of ``main`` as it runs: the call, its layer index, the index of each of its slots."""
         for s in self.main.body:
             if isinstance(s, Call):
                 yield s, s.index.at({}) if s.index else None, [x.index.at({}) for x in s.slots]
@@ -288,7 +293,7 @@ class Module:
         return plan(self)
 
     def to_networkx(self, func: str = "main") -> Any:
-        """A function as a ``networkx.MultiDiGraph``: a vertex per parameter and statement, an edge per read."""
+        """A function as a ``networkx.MultiDiGraph``: a vertex per parameter and statement, an edge a read."""
         from .copy import to_networkx
 
         return to_networkx(self.funcs[func])
@@ -305,7 +310,9 @@ class Builder:
     silu: f32[4, 8]
     """
 
-    def __init__(self, func: Func, into: list[Stmt] | None = None, loc: str = "", taken: set[str] | None = None) -> None:
+    def __init__(
+        self, func: Func, into: list[Stmt] | None = None, loc: str = "", taken: set[str] | None = None
+    ) -> None:
         self.func, self.body, self.loc = func, func.body if into is None else into, loc
         self.taken = func.names() if taken is None else taken
         self.name: str | None = None
@@ -320,7 +327,7 @@ class Builder:
         return name
 
     def emit(self, op: Op, args: Sequence[Any], attrs: dict[str, Any]) -> Any:
-        """Append ``op(*args, **attrs)``; the value, or the tuple of values where the op has several results."""
+        """Append ``op(*args, **attrs)``; its value, or a tuple of them where the op has several results."""
         while args and args[-1] is None:
             args = args[:-1]
         full = op.complete(attrs)

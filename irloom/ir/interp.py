@@ -7,7 +7,7 @@ dequantized, caches are copied when they are appended to, nothing is fused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .dims import Dim, Sym, evaluate
 from .elem import Elem, Paged
@@ -31,8 +31,8 @@ Observer = Callable[[Node, tuple[Any, ...], "int | None"], None]
 class Interpreter:
     """Runs a module with weights from ``checkpoint``, or with those that ``weights(param, layer)`` gives.
 
-    ``device`` is where tensors live. ``observe(node, results, layer)`` is called after every op: it sees each value as
-    it is made (for finding where two programs part). Weights stay loaded between runs.
+    ``device`` is where tensors live. ``observe(node, results, layer)`` is called after every op: it sees each
+    value as it is made (for finding where two programs part). Weights stay loaded between runs.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class Interpreter:
     def __call__(self, *inputs: Any, func: str = "main", layer: int | None = None) -> tuple[Any, ...]:
         """Run ``func`` on its data parameters, in order; the values it returns.
 
-        A tensor is a torch tensor, ``seqs`` a ``Seqs``, a cache a ``PagedCache``, ``caches[n]`` a list of those.
+        A tensor is a torch tensor, ``seqs`` a ``Seqs``, a cache a ``PagedCache``, ``caches[n]`` a list of
+        those.
         """
         f = self.module.funcs[func]
         env = bind_symbols(f, inputs)
@@ -64,7 +65,9 @@ class Interpreter:
             self._stmt(s, frame, layer, env, {})
         return tuple(frame[r] for r in f.returns)
 
-    def _stmt(self, s: Stmt, frame: Frame, layer: int | None, env: dict[str, int], at: dict[str, int]) -> None:
+    def _stmt(
+        self, s: Stmt, frame: Frame, layer: int | None, env: dict[str, int], at: dict[str, int]
+    ) -> None:
         match s:
             case Node():
                 out = apply_node(s, [self._arg(a, frame) for a in s.args], env)
@@ -98,37 +101,42 @@ class Interpreter:
         key = (p, layer)
         if key not in self._weights:
             x = self._read(p, layer)
-            self._weights[key] = x.to(self.device, p.type.elem.torch if isinstance(p.type.elem, Elem) else x.dtype)
+            self._weights[key] = x.to(
+                self.device, p.type.elem.torch if isinstance(p.type.elem, Elem) else x.dtype
+            )
         return self._weights[key]
 
     def _materialize(self, p: Param, layer: int | None) -> torch.Tensor:
         if self.checkpoint is None:
-            raise IRError(f"weight `{p.name}` is needed, but there is no checkpoint", hint="give the interpreter one")
+            raise IRError(
+                f"weight `{p.name}` is needed, but there is no checkpoint", hint="give the interpreter one"
+            )
         assert p.weight is not None
         x = materialize(p.weight, self.checkpoint, layer, self.module.consts)
         x = x.dequantize() if isinstance(x, QuantizedTensor) else x
         if tuple(x.shape) != p.type.dims:
-            raise IRError(f"weight `{p.name}` is {list(x.shape)} in {self.checkpoint.path}, but its type is {p.type}")
+            raise IRError(
+                f"weight `{p.name}` is {list(x.shape)} in {self.checkpoint.path}, but its type is {p.type}"
+            )
         return x
 
 
 def apply_node(n: Node, args: Sequence[Any], env: Mapping[str, int]) -> tuple[Any, ...]:
     """Run one op's body; symbolic attributes take their values from ``env``."""
     attrs = {k: resolve(v, env) for k, v in n.attrs.items()}
-    out = n.op.reference(*args, **attrs)
-    return out if isinstance(out, (tuple, list)) else (out,)
+    out: Any = n.op.reference(*args, **attrs)
+    return tuple(cast("Sequence[Any]", out)) if isinstance(out, (tuple, list)) else (out,)
 
 
 def resolve(v: Any, env: Mapping[str, int]) -> Any:
     """An attribute with every symbol replaced by its value."""
     if isinstance(v, tuple):
-        items: tuple[Any, ...] = v
-        return tuple(resolve(x, env) for x in items)
+        return tuple(resolve(x, env) for x in cast("tuple[Any, ...]", v))
     return evaluate(v, env) if isinstance(v, Sym) else v
 
 
 def bind_symbols(f: Func, inputs: Sequence[Any]) -> dict[str, int]:
-    """The value of each symbol, read off the inputs' shapes; ``IRError`` where two inputs disagree or one does not fit."""
+    """The value of each symbol, read off the inputs' shapes; ``IRError`` where an input does not fit."""
     if len(inputs) != len(f.data):
         raise IRError(f"{f.name} takes {', '.join(p.name for p in f.data)}; {len(inputs)} inputs are given")
     env: dict[str, int] = {}
@@ -147,7 +155,9 @@ def _unify(f: Func, p: Param, d: Dim, n: int, env: dict[str, int]) -> None:
     if isinstance(d, Sym) and len(d.terms) == 1 and d.terms[0][1] == 1 and len(d.terms[0][0]) == 1:
         name = d.terms[0][0][0]
         if env.setdefault(name, n) != n:
-            raise IRError(f"{f.name}: input `{p.name}` ({p.type}) makes {name} {n}, but another made it {env[name]}")
+            raise IRError(
+                f"{f.name}: input `{p.name}` ({p.type}) makes {name} {n}, but another made it {env[name]}"
+            )
     elif isinstance(d, int) and d != n:
         raise IRError(f"{f.name}: input `{p.name}` has size {n} where its type {p.type} says {d}")
 
@@ -160,8 +170,7 @@ def sizes_of(x: Any) -> tuple[int, ...] | None:
         case PagedCache():
             return (x.k.shape[0], x.k.shape[2], x.k.shape[3])
         case list():
-            caches: list[Any] = x
-            return (len(caches),)
+            return (len(cast("list[Any]", x)),)
         case _:
             shape = getattr(x, "shape", None)
             return None if shape is None else tuple(shape)

@@ -1,19 +1,19 @@
 """``@op``: one decorated function is one op, and nothing about the op lives anywhere else.
 
-The *signature* gives shape inference, the sharding rule and the cost; the *body* gives the reference semantics in
-torch; the *parameters* give operands (positional) and attributes (keyword-only); the *docstring* is the
-documentation. Hooks hold only what a signature cannot say.
+The *signature* gives shape inference, the sharding rule and the cost; the *body* gives the reference
+semantics in torch; the *parameters* give operands (positional) and attributes (keyword-only); the *docstring*
+is the documentation. Hooks hold only what a signature cannot say.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from .dims import Dim, Sym
 from .elem import AnyElem, Elem
@@ -38,7 +38,7 @@ _EMITTER: ContextVar[Emitter | None] = ContextVar("irloom_emitter", default=None
 
 
 @contextmanager
-def emitting(to: Emitter) -> Iterator[None]:
+def emitting(to: Emitter) -> Generator[None]:
     """Inside the block, calling an op records it in ``to`` instead of running it."""
     token = _EMITTER.set(to)
     try:
@@ -83,7 +83,9 @@ class Op:
         """Attach ``fn(types, attrs)``, which raises ``IRError`` for what a signature cannot forbid."""
         return self._hook("verify", fn)
 
-    def dtype(self, fn: Callable[[Sequence[Any], Attrs], AnyElem | tuple[AnyElem, ...]]) -> Callable[..., Any]:
+    def dtype(
+        self, fn: Callable[[Sequence[Any], Attrs], AnyElem | tuple[AnyElem, ...]]
+    ) -> Callable[..., Any]:
         """Attach ``fn(types, attrs)`` giving the result's element; the default is the first operand's."""
         return self._hook("dtype", fn)
 
@@ -92,7 +94,7 @@ class Op:
         return self._hook("shape", fn)
 
     def bytes(self, fn: Callable[[Sequence[Any], Attrs], Dim]) -> Callable[..., Any]:
-        """Attach ``fn(types, attrs)`` giving the bytes moved; the default is every operand and result once."""
+        """Attach ``fn(types, attrs)`` giving the bytes moved; by default every operand and result once."""
         return self._hook("bytes", fn)
 
     def flops(self, fn: Callable[[Sequence[Any], Attrs], Dim]) -> Callable[..., Any]:
@@ -118,8 +120,7 @@ class Op:
             verify(operands, attrs)
         if shape := self.hooks.get("shape"):
             self._refuse_partial(operands)
-            types = shape(operands, attrs)
-            return types if isinstance(types, tuple) else (types,)
+            return _tupled(shape(operands, attrs), 1)
         b = self.bind(operands, attrs)
         elems = self._elems(operands, attrs)
         return tuple(b.result(term, elem) for term, elem in zip(self.signature.outs, elems, strict=True))
@@ -147,11 +148,12 @@ class Op:
     def _elems(self, operands: Sequence[Operand], attrs: Attrs) -> tuple[AnyElem, ...]:
         outs = len(self.signature.outs)
         if hook := self.hooks.get("dtype"):
-            elems = hook(operands, attrs)
-            return elems if isinstance(elems, tuple) else (elems,) * outs
+            return _tupled(hook(operands, attrs), outs)
         first = next((t.elem for t in operands if isinstance(t, Type)), None)
         if first is None:
-            raise IRError(f"{self.name}: no operand is a tensor", hint="its element has nothing to follow from")
+            raise IRError(
+                f"{self.name}: no operand is a tensor", hint="its element has nothing to follow from"
+            )
         return (first,) * outs
 
     def _refuse_partial(self, operands: Sequence[Operand]) -> None:
@@ -163,8 +165,13 @@ class Op:
                 )
 
 
+def _tupled(x: Any, times: int) -> tuple[Any, ...]:
+    """What a hook gives: a tuple, or one thing that stands for ``times`` results."""
+    return cast("tuple[Any, ...]", x) if isinstance(x, tuple) else (x,) * times
+
+
 class Registry:
-    """Ops by name. There is one, ``OPS``; a second definition of a name is an error that gives both places."""
+    """Ops by name. There is one, ``OPS``; defining a name twice is an error that gives both places."""
 
     def __init__(self) -> None:
         self._ops: dict[str, Op] = {}
@@ -178,7 +185,10 @@ class Registry:
     def __getitem__(self, name: str) -> Op:
         if name not in self._ops:
             near = get_close_matches(name, self._ops, 1)
-            raise IRError(f"unknown op {name!r}", hint=f"did you mean {near[0]!r}?" if near else "`irloom op` lists them")
+            raise IRError(
+                f"unknown op {name!r}",
+                hint=f"did you mean {near[0]!r}?" if near else "`irloom op` lists them",
+            )
         return self._ops[name]
 
     def __contains__(self, name: str) -> bool:
@@ -211,7 +221,9 @@ def op(signature: str, *, commutative: bool = False) -> Callable[[Callable[..., 
         if not new.doc:
             raise IRError(f"op {new.name!r} has no docstring ({new.place})")
         if not new.variadic and len(new.signature.ins) != len(new.operands):
-            raise IRError(f"op {new.name!r} has {len(new.operands)} operands, its signature {len(new.signature.ins)}")
+            raise IRError(
+                f"op {new.name!r} has {len(new.operands)} operands, its signature {len(new.signature.ins)}"
+            )
         OPS.add(new)
         return new
 

@@ -31,7 +31,9 @@ def parse(text: str) -> Module:
     try:
         tree = ast.parse(text)
     except SyntaxError as e:
-        raise _placed(IRError(f"not the textual form of a module: {e.msg}"), e.lineno or 1, text.splitlines()) from None
+        raise _placed(
+            IRError(f"not the textual form of a module: {e.msg}"), e.lineno or 1, text.splitlines()
+        ) from None
     return _Reader(text).module(tree)
 
 
@@ -59,14 +61,16 @@ class _Reader:
             raise IRError("the text holds no function", hint="a module has at least `def main(...)`")
         if not self.m.dims:
             used = (symbols(d) for f in self.m.funcs.values() for t in _types(f) for d in t.dims)
-            self.m.dims = {name: DEFAULT_RANGE for name in sorted({name for one in used for name in one})}
+            self.m.dims = dict.fromkeys(sorted({name for one in used for name in one}), DEFAULT_RANGE)
         return self.m
 
     def _title(self) -> None:
         first = self.lines[0] if self.lines else ""
         if version := re.match(r"# irloom (\d+)", first):
             if version[1] != "1":
-                raise IRError(f"the text is of format {version[1]}, this irloom reads format 1", hint="update irloom")
+                raise IRError(
+                    f"the text is of format {version[1]}, this irloom reads format 1", hint="update irloom"
+                )
             for part in first.split("   ")[1:]:
                 key, _, rest = part.partition(": ")
                 if key == "model":
@@ -80,16 +84,22 @@ class _Reader:
                 if stmt.name in self.m.funcs:
                     raise IRError(f"function {stmt.name!r} is defined twice")
                 self.m.funcs[stmt.name] = _FuncReader(self, stmt).read()
-            case ast.AnnAssign(target=ast.Name(id=name), annotation=ast.Subscript(value=ast.Name(id="dim"), slice=bounds)):
+            case ast.AnnAssign(
+                target=ast.Name(id=name), annotation=ast.Subscript(value=ast.Name(id="dim"), slice=bounds)
+            ):
                 low, high = ast.literal_eval(bounds)
                 self.m.dims[name] = (int(low), int(high))
-            case ast.AnnAssign(target=ast.Name(id=name), annotation=ast.Subscript(value=ast.Name(id="buffer"), slice=size)):
+            case ast.AnnAssign(
+                target=ast.Name(id=name), annotation=ast.Subscript(value=ast.Name(id="buffer"), slice=size)
+            ):
                 self.m.buffers[name] = self.types.dim(size)
             case ast.Expr(value=ast.Call(func=ast.Name(id="mesh"), keywords=axes)):
                 self.m.mesh = {str(k.arg): int(ast.literal_eval(k.value)) for k in axes}
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id="quant")) as call):
                 self.m.quants[name] = self._quant(name, call)
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id="const"), args=[t, data])):
+            case ast.Assign(
+                targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id="const"), args=[t, data])
+            ):
                 self.m.consts[name] = _const(self.types.type(t), ast.literal_eval(data))
             case _:
                 raise IRError(f"not a declaration or a function: {ast.unparse(stmt)[:60]}")
@@ -99,7 +109,9 @@ class _Reader:
         if extra := sorted(set(given) - {"group", "scale", "zero"}):
             raise IRError(f"quant: no field {extra[0]!r}", hint="it has group, scale, zero")
         if len(call.args) != 1 or not {"group", "scale"} <= set(given):
-            raise IRError("quant: needs a base element, a group and a scale", hint="quant(i4, group=128, scale=bf16)")
+            raise IRError(
+                "quant: needs a base element, a group and a scale", hint="quant(i4, group=128, scale=bf16)"
+            )
         zero = self.types.plain(given["zero"]) if "zero" in given else None
         group = int(ast.literal_eval(given["group"]))
         return Quant(name, self.types.plain(call.args[0]), group, self.types.plain(given["scale"]), zero)
@@ -152,7 +164,9 @@ class _FuncReader:
 
     def _define(self, v: Value) -> None:
         if v.name in self.env:
-            raise IRError(f"{v.name} is defined twice", hint="every value has one name; only a loop carries one on")
+            raise IRError(
+                f"{v.name} is defined twice", hint="every value has one name; only a loop carries one on"
+            )
         self.env[v.name] = v
 
     def _check_returns(self, said: ast.expr) -> None:
@@ -181,7 +195,15 @@ class _FuncReader:
             case _:
                 raise IRError(f"not a statement of the IR: {ast.unparse(stmt)[:60]}")
 
-    def _assign(self, targets: list[ast.expr], call: ast.Call, stmt: ast.stmt, into: list[Stmt], carried: set[str], said: ast.expr | None) -> None:
+    def _assign(
+        self,
+        targets: list[ast.expr],
+        call: ast.Call,
+        stmt: ast.stmt,
+        into: list[Stmt],
+        carried: set[str],
+        said: ast.expr | None,
+    ) -> None:
         comment = self.reader.lines[(stmt.end_lineno or stmt.lineno) - 1].partition("  # ")[2]
         if self._callee(call) in self.reader.m.funcs:
             s: Node | Call = self._call(targets, call, comment)
@@ -218,7 +240,11 @@ class _FuncReader:
         for target, r in zip(targets, node.results, strict=True):
             r.name = _name(target)
         types, node.loc = _split_comment(comment) if len(targets) > 1 else ([], comment)
-        places = [self.types.placed(said)] if said is not None else [self.types.placed(ast.parse(t, mode="eval").body) for t in types]
+        places = (
+            [self.types.placed(said)]
+            if said is not None
+            else [self.types.placed(ast.parse(t, mode="eval").body) for t in types]
+        )
         for r, (t, buffer) in zip(node.results, places, strict=False):
             if t != r.type:
                 raise IRError(f"{r.name} says {t}, but {name} makes {r.type}")
@@ -231,10 +257,15 @@ class _FuncReader:
         slots = [self._slot(a) for a in call.args if isinstance(a, ast.Subscript)]
         args = [self._value(a) for a in call.args if not isinstance(a, ast.Subscript)]
         if len(targets) != len(callee.returns):
-            raise IRError(f"{callee.name} returns {len(callee.returns)} values, {len(targets)} names are given")
+            raise IRError(
+                f"{callee.name} returns {len(callee.returns)} values, {len(targets)} names are given"
+            )
         renewed = [self._slot(t) for t in targets if isinstance(t, ast.Subscript)]
         if renewed != slots:
-            raise IRError(f"{callee.name} reads {[str(s) for s in slots]}, but renews {[str(s) for s in renewed]}", hint="same slots, same order, last")
+            raise IRError(
+                f"{callee.name} reads {[str(s) for s in slots]}, but renews {[str(s) for s in renewed]}",
+                hint="same slots, same order, last",
+            )
         names = [str(self._slot(t)) if isinstance(t, ast.Subscript) else _name(t) for t in targets]
         results = [Value(n, r.type) for n, r in zip(names, callee.returns, strict=True)]
         return Call(callee.name, index, args, slots, results, comment)
@@ -244,7 +275,10 @@ class _FuncReader:
             case ast.For(target=ast.Name(id=var), iter=ast.Call(func=ast.Name(id="range"), args=bounds)):
                 r = range(*[int(ast.literal_eval(b)) for b in bounds])
             case _:
-                raise IRError(f"not a loop of the IR: for {ast.unparse(stmt.target)} in {ast.unparse(stmt.iter)}", hint="for i in range(...)")
+                raise IRError(
+                    f"not a loop of the IR: for {ast.unparse(stmt.target)} in {ast.unparse(stmt.iter)}",
+                    hint="for i in range(...)",
+                )
         assigned = [t for s in stmt.body if isinstance(s, (ast.Assign, ast.AnnAssign)) for t in _targets(s)]
         names = [n for n in dict.fromkeys(assigned) if n in self.env]
         inits = [self.env[n] for n in names]
@@ -286,7 +320,11 @@ def _split_comment(text: str) -> tuple[list[str], str]:
 
 def _targets(s: ast.Assign | ast.AnnAssign) -> list[str]:
     targets = s.targets[0] if isinstance(s, ast.Assign) else s.target
-    return [t.id for t in (targets.elts if isinstance(targets, ast.Tuple) else [targets]) if isinstance(t, ast.Name)]
+    return [
+        t.id
+        for t in (targets.elts if isinstance(targets, ast.Tuple) else [targets])
+        if isinstance(t, ast.Name)
+    ]
 
 
 def _name(e: ast.expr) -> str:
@@ -305,4 +343,3 @@ def _index(e: ast.expr) -> Index:
             return Index(var, n)
         case _:
             raise IRError(f"not a layer index: {ast.unparse(e)}", hint="a number, or i + number")
-

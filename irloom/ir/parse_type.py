@@ -37,7 +37,9 @@ class TypeReader:
             raise IRError(f"not a type: {ast.unparse(e)}", hint="an element and dims: f32[T, 640]")
         elem, partial = e.value, None
         match elem:
-            case ast.Subscript(value=ast.Name(id="partial"), slice=ast.Tuple(elts=[ast.Name(id=axis), inner])):
+            case ast.Subscript(
+                value=ast.Name(id="partial"), slice=ast.Tuple(elts=[ast.Name(id=axis), inner])
+            ):
                 elem, partial = inner, axis
             case _:
                 pass
@@ -66,7 +68,11 @@ class TypeReader:
             case _:
                 name = ast.unparse(e)
                 near = get_close_matches(name, [*ELEMS, *self.quants, *_OPAQUE], 1)
-                hint = f"did you mean {near[0]!r}?" if near else "declare it in the header: i4g128 = quant(i4, group=128, scale=bf16)"
+                hint = (
+                    f"did you mean {near[0]!r}?"
+                    if near
+                    else "declare it in the header: i4g128 = quant(i4, group=128, scale=bf16)"
+                )
                 raise IRError(f"unknown element {name!r}", hint=hint)
 
     def plain(self, e: ast.expr) -> Elem:

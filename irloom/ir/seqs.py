@@ -1,13 +1,14 @@
 """Reference values of the opaque types: how packed tokens belong to sequences, and caches in pages.
 
-Tokens of all sequences in a step are packed back to back, with no padding. A sequence may bring a whole prompt, a
-chunk of one, or one token: ``attention`` and ``paged_attention`` treat them alike.
+Tokens of all sequences in a step are packed back to back, with no padding. A sequence may bring a whole
+prompt, a chunk of one, or one token: ``attention`` and ``paged_attention`` treat them alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -16,8 +17,11 @@ from .errors import IRError
 
 @dataclass(frozen=True)
 class Seqs:
-    """``positions`` i32[T]; ``starts`` i32[S + 1], where each sequence's tokens begin; ``context`` i32[S], tokens in
-    the cache when the step is done (this step's included); ``tables`` per cache window i32[S, pages], page ids.
+    """How packed tokens belong to sequences.
+
+    ``positions`` i32[T]; ``starts`` i32[S + 1], where each sequence's tokens begin; ``context`` i32[S],
+    tokens in the cache when the step is done (this step's included); ``tables`` per cache window
+    i32[S, pages], page ids.
 
     >>> Seqs.of([3, 2]).positions.tolist(), Seqs.of([3, 1], past=[0, 7]).positions.tolist()
     ([0, 1, 2, 0, 1], [0, 1, 2, 7])
@@ -37,9 +41,12 @@ class Seqs:
         """Sequences that bring ``lengths`` new tokens after ``past`` cached ones."""
         before = list(past) if past is not None else [0] * len(lengths)
         if not lengths or min(lengths) < 1 or len(before) != len(lengths):
-            raise IRError(f"seqs: lengths {list(lengths)} after {before}", hint="each sequence brings at least one token")
+            raise IRError(
+                f"seqs: lengths {list(lengths)} after {before}",
+                hint="each sequence brings at least one token",
+            )
         positions = torch.cat([torch.arange(b, b + n) for n, b in zip(lengths, before, strict=True)])
-        starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
+        starts = torch.tensor([0, *accumulate(lengths)])
         context = torch.tensor([b + n for n, b in zip(lengths, before, strict=True)])
         return Seqs(positions.int(), starts.int(), context.int(), tables or {})
 
@@ -55,8 +62,8 @@ class Seqs:
 
     def spans(self) -> list[tuple[int, int]]:
         """The range of tokens of each sequence."""
-        at: list[int] = self.starts.tolist()
-        return list(zip(at[:-1], at[1:], strict=True))
+        at = [int(x) for x in self.starts]
+        return list(pairwise(at))
 
     def slots(self, window: int | None, page: int) -> torch.Tensor:
         """For each token i64[T], its place in the cache: page id * page + offset in the page."""
@@ -68,7 +75,9 @@ class Seqs:
     def table(self, window: int | None) -> torch.Tensor:
         """The page table i32[S, pages] of the caches with this window."""
         if window not in self.tables:
-            raise IRError(f"seqs: no page table for caches of window {window}", hint=f"there are {list(self.tables)}")
+            raise IRError(
+                f"seqs: no page table for caches of window {window}", hint=f"there are {list(self.tables)}"
+            )
         return self.tables[window]
 
     def to(self, device: torch.device | str) -> Seqs:
@@ -86,7 +95,9 @@ class PagedCache:
     window: int | None = None
 
     @staticmethod
-    def empty(pages: int, page: int, heads: int, dim: int, dtype: torch.dtype, window: int | None = None) -> PagedCache:
+    def empty(
+        pages: int, page: int, heads: int, dim: int, dtype: torch.dtype, window: int | None = None
+    ) -> PagedCache:
         """A cache of zeros."""
         zeros = torch.zeros(pages, page, heads, dim, dtype=dtype)
         return PagedCache(zeros, zeros.clone(), window)
@@ -105,7 +116,7 @@ class PagedCache:
         return PagedCache(keys, values, self.window)
 
     def read(self, seqs: Seqs, s: int, since: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [n, kv heads, head dim] of sequence ``s`` at positions ``since`` to the end of its context."""
+        """Keys and values [n, kv heads, head dim] of sequence ``s`` from position ``since`` on."""
         at = torch.arange(since, int(seqs.context[s]), device=self.k.device)
         rows = seqs.table(self.window)[s, at // self.page].long() * self.page + at % self.page
         return self.k.view(-1, *self.k.shape[2:])[rows], self.v.view(-1, *self.v.shape[2:])[rows]

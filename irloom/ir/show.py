@@ -102,7 +102,9 @@ def show_node(n: Node) -> str:
     if len(n.results) == 1:
         return _comment(f"{show_typed(n.results[0])} = {call}", n.loc)
     types = "-> " + ", ".join(_place(r) for r in n.results)
-    return _comment(f"{', '.join(r.name for r in n.results)} = {call}", "  ".join([types, n.loc] if n.loc else [types]))
+    return _comment(
+        f"{', '.join(r.name for r in n.results)} = {call}", "  ".join([types, n.loc] if n.loc else [types])
+    )
 
 
 def _is_default(n: Node, key: str, value: Attr) -> bool:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import cast
 
 from .dims import Dim, divide, product
@@ -75,7 +75,7 @@ class Signature:
         return _factors(self.ins) - _factors(self.outs) - indexed
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_signature(text: str) -> Signature:
     """Read a signature.
 
@@ -117,7 +117,9 @@ class Binding:
     signature: Signature
     size: dict[str, Dim] = field(default_factory=dict[str, Dim])
     axis: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
-    lead: dict[str, tuple[tuple[Dim, ...], Axes]] = field(default_factory=dict[str, tuple[tuple[Dim, ...], Axes]])
+    lead: dict[str, tuple[tuple[Dim, ...], Axes]] = field(
+        default_factory=dict[str, tuple[tuple[Dim, ...], Axes]]
+    )
     owner: dict[str, str] = field(default_factory=dict[str, str])
     products: list[tuple[str, Type, Axis, Dim]] = field(default_factory=list[tuple[str, Type, Axis, Dim]])
     partial: str | None = None
@@ -148,8 +150,10 @@ class Binding:
         return product([*self.size.values(), *leads])
 
 
-def bind(op: str, sig: Signature, names: Sequence[str], operands: Sequence[Operand], attrs: Mapping[str, object]) -> Binding:
-    """Match operand types against a signature; ``IRError`` names the op, the operand and the dim that do not fit."""
+def bind(
+    op: str, sig: Signature, names: Sequence[str], operands: Sequence[Operand], attrs: Mapping[str, object]
+) -> Binding:
+    """Match operand types against a signature; ``IRError`` names the op, operand and dim that do not fit."""
     known = _factors(sig.ins) | _factors(sig.outs)
     sizes = {k: v for k, v in attrs.items() if k in known and isinstance(v, int)}
     b = Binding(op, sig, size=cast("dict[str, Dim]", dict(sizes)))
@@ -160,7 +164,9 @@ def bind(op: str, sig: Signature, names: Sequence[str], operands: Sequence[Opera
         elif isinstance(t, Type):
             _bind_operand(b, name, term, t)
         elif term.axes is None or not all(a.broadcast for a in term.axes):
-            raise IRError(f"{op}: operand `{name}` is the number {t}, not a tensor", hint=f"signature: {sig.text}")
+            raise IRError(
+                f"{op}: operand `{name}` is the number {t}, not a tensor", hint=f"signature: {sig.text}"
+            )
         else:
             b.lead.setdefault(term.axes[0].factors[0], ((), ()))
     for name, t, a, d in b.products:
@@ -227,11 +233,16 @@ def _bind_lead(b: Binding, name: str, t: Type, a: Axis, dims: tuple[Dim, ...], a
         b.lead[f] = _broadcast(b.op, name, t, seen, (dims, axes))
     elif seen != (dims, axes):
         was = Type(t.elem, *seen)
-        raise IRError(f"{b.op}: leading dims of `{name}` ({t}) differ from those of {was}", hint=f"signature: {b.signature.text}")
+        raise IRError(
+            f"{b.op}: leading dims of `{name}` ({t}) differ from those of {was}",
+            hint=f"signature: {b.signature.text}",
+        )
     b.owner.setdefault(f, name)
 
 
-def _broadcast(op: str, name: str, t: Type, x: tuple[tuple[Dim, ...], Axes], y: tuple[tuple[Dim, ...], Axes]) -> tuple[tuple[Dim, ...], Axes]:
+def _broadcast(
+    op: str, name: str, t: Type, x: tuple[tuple[Dim, ...], Axes], y: tuple[tuple[Dim, ...], Axes]
+) -> tuple[tuple[Dim, ...], Axes]:
     rank = max(len(x[0]), len(y[0]))
     rows: list[tuple[Dim, str | None]] = []
     for i in range(-rank, 0):
@@ -240,7 +251,10 @@ def _broadcast(op: str, name: str, t: Type, x: tuple[tuple[Dim, ...], Axes], y: 
         if p[0] != q[0] and p[0] != 1 and q[0] != 1:
             raise IRError(f"{op}: operand `{name}` is {t}, and {q[0]} does not broadcast against {p[0]}")
         if p[0] == q[0] and p[1] != q[1]:
-            raise IRError(f"{op}: operand `{name}` is {t}, but another splits that dim over `{p[1]}`", hint="reshard one of them")
+            raise IRError(
+                f"{op}: operand `{name}` is {t}, but another splits that dim over `{p[1]}`",
+                hint="reshard one of them",
+            )
         rows.append(q if p[0] == 1 else p)
     return tuple(d for d, _ in rows), tuple(a for _, a in rows)
 
@@ -254,10 +268,13 @@ def _bind_product(b: Binding, name: str, t: Type, a: Axis, d: Dim) -> None:
             raise IRError(f"{b.op}: dim `{written}` of `{name}` ({t}) is {d}, but its factors make {known}")
         return
     if len(unknown) > 1:
-        raise IRError(f"{b.op}: dim `{written}` of `{name}` ({t}) leaves `{unknown[0]}` and `{unknown[1]}` open")
+        raise IRError(
+            f"{b.op}: dim `{written}` of `{name}` ({t}) leaves `{unknown[0]}` and `{unknown[1]}` open"
+        )
     try:
         b.size[unknown[0]] = divide(d, known)
     except IRError:
         raise IRError(
-            f"{b.op}: dim `{written}` of `{name}` ({t}) is {d}, which {known} does not divide", hint=f"signature: {b.signature.text}"
+            f"{b.op}: dim `{written}` of `{name}` ({t}) is {d}, which {known} does not divide",
+            hint=f"signature: {b.signature.text}",
         ) from None

@@ -11,7 +11,7 @@ from .errors import IRError
 
 @dataclass(frozen=True)
 class Type:
-    """``elem[dims]``. ``axes[i]`` is the mesh axis that splits dim ``i``; ``partial`` the axis a sum is split over.
+    """``elem[dims]``; ``axes[i]`` is the mesh axis that splits dim ``i``, ``partial`` that of an open sum.
 
     >>> from .elem import ELEMS
     >>> Type(ELEMS["bf16"], (8, 4096), (None, "tp"))
@@ -30,7 +30,9 @@ class Type:
             object.__setattr__(self, "axes", (None,) * len(self.dims))
         used = [a for a in self.axes if a]
         if len(set(used)) != len(used):
-            raise IRError(f"{self}: mesh axis `{used[0]}` splits two dims", hint="an axis may split one dim of a type")
+            raise IRError(
+                f"{self}: mesh axis `{used[0]}` splits two dims", hint="an axis may split one dim of a type"
+            )
 
     @property
     def rank(self) -> int:
@@ -58,7 +60,9 @@ class Type:
         return replace(self, elem=elem)
 
     def __str__(self) -> str:
-        dims = ", ".join(f"{d}@{a}" if a else str(d) for d, a in zip(self.dims, self.axes, strict=True)) or "()"
+        dims = (
+            ", ".join(f"{d}@{a}" if a else str(d) for d, a in zip(self.dims, self.axes, strict=True)) or "()"
+        )
         return f"{f'partial[{self.partial}, {self.elem}]' if self.partial else self.elem}[{dims}]"
 
     __repr__ = __str__

@@ -26,7 +26,7 @@ def rule(fn: Rule) -> Rule:
 
 
 def verify(m: Module) -> None:
-    """Raise ``IRError`` for the first broken rule; the message ends with the rule, the function and the statement."""
+    """Raise ``IRError`` for the first broken rule; it ends with the rule and the function."""
     if "main" not in m.funcs and len(m.funcs) != 1:
         raise IRError("the module has no function `main`", hint=f"it has {', '.join(m.funcs)}")
     for f in m.funcs.values():
@@ -79,8 +79,13 @@ def one_name_each(m: Module, f: Func) -> None:
         if isinstance(s, Loop):
             for four in zip(s.inits, s.params, s.yields, s.results, strict=True):
                 if len({v.name for v in four}) > 1:
-                    raise IRError(f"the loop over {s.var} carries {four[0].name} on as {four[3].name}", hint="one name for all four")
-            carried.update(v for inner in s.body for v in inner.results if v.name in {p.name for p in s.params})
+                    raise IRError(
+                        f"the loop over {s.var} carries {four[0].name} on as {four[3].name}",
+                        hint="one name for all four",
+                    )
+            carried.update(
+                v for inner in s.body for v in inner.results if v.name in {p.name for p in s.params}
+            )
             carried.update((*s.params, *s.results))
     slots = {v for s in f.body for v in _slot_results(s)}
     count = Counter(v.name for v in _values(f) if v not in carried and v not in slots)
@@ -115,16 +120,23 @@ def types_follow(m: Module, f: Func) -> None:
 
 @rule
 def declared(m: Module, f: Func) -> None:
-    """Dims, mesh axes, quantized elements, buffers and constants that types name are declared in the header."""
+    """Dims, mesh axes, quantized elements and buffers that types name are declared in the header."""
     for v in _values(f):
         for d in v.type.dims:
             if missing := sorted(symbols(d) - set(m.dims)):
-                raise IRError(f"{show_typed(v)}: dim {missing[0]} is not declared", hint=f"{missing[0]}: dim[1, 65536]")
+                raise IRError(
+                    f"{show_typed(v)}: dim {missing[0]} is not declared", hint=f"{missing[0]}: dim[1, 65536]"
+                )
         axes = {a for a in (*v.type.axes, v.type.partial) if a}
         if m.mesh and (lost := sorted(axes - set(m.mesh))):
-            raise IRError(f"{show_typed(v)}: mesh axis `{lost[0]}` is not declared", hint=f"mesh({lost[0]}=2)")
+            raise IRError(
+                f"{show_typed(v)}: mesh axis `{lost[0]}` is not declared", hint=f"mesh({lost[0]}=2)"
+            )
         if isinstance(v.type.elem, Quant) and m.quants.get(v.type.elem.name) != v.type.elem:
-            raise IRError(f"{show_typed(v)}: element {v.type.elem} is not declared", hint=f"{v.type.elem} = {v.type.elem.declaration()}")
+            raise IRError(
+                f"{show_typed(v)}: element {v.type.elem} is not declared",
+                hint=f"{v.type.elem} = {v.type.elem.declaration()}",
+            )
         if v.buffer and v.buffer not in m.buffers:
             raise IRError(f"{show_typed(v)}: buffer {v.buffer} is not declared")
 
@@ -135,7 +147,9 @@ def weights_last(m: Module, f: Func) -> None:
     bound = False
     for p in f.params:
         if bound and p.weight is None:
-            raise IRError(f"parameter {p.name} comes after a weight", hint="data first, then caches, then weights")
+            raise IRError(
+                f"parameter {p.name} comes after a weight", hint="data first, then caches, then weights"
+            )
         bound = bound or p.weight is not None
         if p.weight is not None and isinstance(p.type.elem, (Opaque, Paged)):
             raise IRError(f"{show_typed(p)} cannot be a weight")
@@ -143,11 +157,13 @@ def weights_last(m: Module, f: Func) -> None:
 
 @rule
 def quantized_weights(m: Module, f: Func) -> None:
-    """A quantized value is a weight, and its groups divide its last dim: so its scales exist and are known."""
+    """A quantized value is a weight, and its groups divide its last dim: so its scales are known."""
     for v in _values(f):
         if isinstance(v.type.elem, Quant):
             if not isinstance(v, Param) or v.weight is None:
-                raise IRError(f"{show_typed(v)} is quantized, but is no weight", hint="ops compute on plain elements")
+                raise IRError(
+                    f"{show_typed(v)} is quantized, but is no weight", hint="ops compute on plain elements"
+                )
             v.type.elem.scale_dims(v.type.dims)
 
 
@@ -156,7 +172,10 @@ def partial_sums_finished(m: Module, f: Func) -> None:
     """No function returns a sum that is still split (ops refuse one by their signatures)."""
     for r in f.returns:
         if r.type.partial:
-            raise IRError(f"{show_typed(r)} is returned unfinished", hint=f"all_reduce(axis={r.type.partial!r}) it first")
+            raise IRError(
+                f"{show_typed(r)} is returned unfinished",
+                hint=f"all_reduce(axis={r.type.partial!r}) it first",
+            )
 
 
 @rule
@@ -173,7 +192,9 @@ def calls_fit(m: Module, f: Func) -> None:
         if [*given, *caches] != want:
             raise IRError(f"{c.callee} takes {want}, but is given {[*given, *caches]}")
         if [r.type for r in c.results] != [r.type for r in callee.returns]:
-            raise IRError(f"{c.callee} returns {[r.type for r in callee.returns]}, not {[r.type for r in c.results]}")
+            raise IRError(
+                f"{c.callee} returns {[r.type for r in callee.returns]}, not {[r.type for r in c.results]}"
+            )
         if c.index is None and any("{i}" in str(p.weight) for p in callee.weights):
             raise IRError(f"{c.callee} binds weights per layer, but is called without an index")
 
@@ -203,7 +224,10 @@ def _cache_chain(f: Func, p: Value, readers: dict[Value, list[Stmt]]) -> None:
     if len(appends) != 1:
         raise IRError(f"cache {p.name} is appended {len(appends)} times", hint="once per step")
     if others := [s for s in first if s is not appends[0]]:
-        raise IRError(f"cache {p.name} is read by {others[0].results[0].name} as it was before this step", hint=f"read {appends[0].result.name}")
+        raise IRError(
+            f"cache {p.name} is read by {others[0].results[0].name} as it was before this step",
+            hint=f"read {appends[0].result.name}",
+        )
     if appends[0].result not in f.returns:
         raise IRError(f"cache {appends[0].result.name} is not returned", hint="the next step needs it")
     if len([r for r in f.returns if r is appends[0].result]) > 1:
@@ -236,7 +260,8 @@ def buffers_hold(m: Module, f: Func) -> None:
 def no_aliases(m: Module, f: Func) -> None:
     """Two values that live at the same time are not in one buffer, unless one is a view of the other.
 
-    A value may take the buffer of an operand that its own op reads last. What a call writes must not be in use.
+    A value may take the buffer of an operand that its own op reads last. What a call writes must not be in
+    use.
     """
     root, span = storage(f), lifetimes(f)
     holder: dict[str, Value] = {}
@@ -244,7 +269,9 @@ def no_aliases(m: Module, f: Func) -> None:
         for name in called_buffers(m, s):
             old = holder.get(name)
             if old is not None and span[old][1] >= at:
-                raise IRError(f"{s.results[0].name} is computed in {name}, where {old.name} lives, which is read later")
+                raise IRError(
+                    f"{s.results[0].name} is computed in {name}, where {old.name} lives, which is read later"
+                )
         for r in s.results:
             if r.buffer is None or root[r] is not r:
                 continue

@@ -11,7 +11,14 @@ from irloom.ir.errors import EngineMismatch
 
 
 def manifest() -> Manifest:
-    return Manifest("cpu", "m", ["canonicalize"], {"irloom": "1"}, {"features": []}, rebuild=["irloom", "compile", "a model", "-o", "e"])
+    return Manifest(
+        "cpu",
+        "m",
+        ["canonicalize"],
+        {"irloom": "1"},
+        {"features": []},
+        rebuild=["irloom", "compile", "a model", "-o", "e"],
+    )
 
 
 @pytest.fixture
@@ -81,10 +88,15 @@ def test_the_exact_difference_is_told(engine):
         EngineReader(engine).require({"irloom": "1"}, {"irloom": "2"})
 
 
-def test_an_error_while_writing_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), EngineWriter(tmp_path / "engine", manifest()) as out:
+def stopped_build(place):
+    with EngineWriter(place, manifest()) as out:
         out.write_text("module.irloom", "")
         raise RuntimeError
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError):
+        stopped_build(tmp_path / "engine")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,7 +1,8 @@
 """The op set. One function per op; ``OPS`` holds them by name.
 
-Tensor ops (``elementwise``, ``shape``, ``reduce``, ``matmul``, ``index``) are the closed set that a traced model
-decomposes to. Model ops (``norm``, ``attention``) are what ``raise`` finds in it, fused ops what passes make of those.
+Tensor ops (``elementwise``, ``shape``, ``reduce``, ``matmul``, ``index``) are the closed set that a traced
+model decomposes to. Model ops (``norm``, ``attention``) are what ``raise`` finds in it, fused ops what passes
+make of those.
 """
 
 from .attention import attention, kv_append, paged_attention, positions, rope
@@ -51,4 +52,75 @@ from .norm import layer_norm, rms_norm
 from .reduce import amax, amin, argmax, cumsum, mean, softmax, sum_, topk
 from .shape import arange, concat, expand, full, pad, permute, reshape, slice_, split
 
-__all__ = [name for name in dir() if not name.startswith("__")]
+__all__ = [
+    "abs_",
+    "add",
+    "add_layer_norm",
+    "add_rms_norm",
+    "all_reduce",
+    "amax",
+    "amin",
+    "arange",
+    "argmax",
+    "attention",
+    "cast",
+    "concat",
+    "cos",
+    "cumsum",
+    "div",
+    "embedding",
+    "eq",
+    "erf",
+    "exp",
+    "expand",
+    "floor_div",
+    "full",
+    "gather",
+    "ge",
+    "gelu",
+    "gelu_mul",
+    "gt",
+    "kv_append",
+    "last_rows",
+    "layer_norm",
+    "le",
+    "linear",
+    "log",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "lt",
+    "matmul",
+    "maximum",
+    "mean",
+    "minimum",
+    "mod",
+    "mul",
+    "ne",
+    "neg",
+    "pad",
+    "paged_attention",
+    "permute",
+    "positions",
+    "pow_",
+    "reciprocal",
+    "relu",
+    "reshape",
+    "rms_norm",
+    "rope",
+    "rsqrt",
+    "sigmoid",
+    "silu",
+    "silu_mul",
+    "sin",
+    "slice_",
+    "softcap",
+    "softmax",
+    "split",
+    "sqrt",
+    "sub",
+    "sum_",
+    "tanh",
+    "topk",
+    "where",
+]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..dims import Dim, product, sym
 from ..elem import ELEMS, AnyElem, Paged
 from ..errors import IRError
 from ..op import Attrs, op
+from ..seqs import PagedCache, Seqs
 from ..signature import Operand
 from ..types import Type
 
 
 @op("t %s -> t")
-def positions(seqs):
+def positions(seqs: Seqs) -> Tensor:
     """Each token's position in its sequence, counted from 0."""
     return seqs.positions
 
@@ -25,18 +28,27 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
     return ELEMS["i32"]
 
 
-def default_frequencies(theta: float, rotary: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Turns per token of each feature pair, f32[rotary / 2]; bit for bit what models compute for ``theta``."""
+def default_frequencies(theta: float, rotary: int, device: torch.device | str = "cpu") -> Tensor:
+    """Radians per token of each feature pair, f32[rotary / 2], bit for bit as models compute them."""
     return 1.0 / theta ** (torch.arange(0, rotary, 2, dtype=torch.int64, device=device).float() / rotary)
 
 
 @op("t h !d, t, f? -> t h !d")
-def rope(x, positions, inv_freq=None, *, theta=10000.0, rotary=None, interleaved=False, scale=1.0):
+def rope(
+    x: Tensor,
+    positions: Tensor,
+    inv_freq: Tensor | None = None,
+    *,
+    theta: float = 10000.0,
+    rotary: int | None = None,
+    interleaved: bool = False,
+    scale: float = 1.0,
+) -> Tensor:
     """Rotate feature pairs by each token's position (Su et al., 2021).
 
-    Feature ``i`` pairs with ``i + rotary / 2``, or with its neighbour when ``interleaved``; features past ``rotary`` (all
-    when absent) stay. Pair ``i`` turns by ``position * inv_freq[i]``, by default ``theta ** (-2 * i / rotary)``. Cosine
-    and sine are multiplied by ``scale`` (attention scaling of YaRN and LongRoPE).
+    Feature ``i`` pairs with ``i + rotary / 2``, or with its neighbour when ``interleaved``; features past
+    ``rotary`` (all when absent) stay. Pair ``i`` turns by ``position * inv_freq[i]``, by default ``theta **
+    (-2 * i / rotary)``. Cosine and sine are multiplied by ``scale`` (attention scaling of YaRN and LongRoPE).
     """
     n = x.shape[-1] if rotary is None else rotary
     if inv_freq is None:
@@ -63,53 +75,86 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> None:
         raise IRError(f"rope: {n} rotary features of {x}", hint="an even number, at most the head dim")
     freq = operands[2] if len(operands) > 2 else None
     if isinstance(freq, Type) and isinstance(n, int) and freq.dims != (n // 2,):
-        raise IRError(f"rope: operand `inv_freq` is {freq}, but {n} rotary features have {n // 2} frequencies")
+        raise IRError(
+            f"rope: operand `inv_freq` is {freq}, but {n} rotary features have {n // 2} frequencies"
+        )
 
 
-def _attend(q, k, v, first, since, sinks, scale, window, softcap):
-    """q [t, H, D] at positions ``first``.., k, v [n, KV, D] at positions ``since``..; f32 softmax."""
+@dataclass(frozen=True)
+class _Scores:
+    """How scores become weights: what the attention ops take as attributes, and the sinks."""
+
+    sinks: Tensor | None
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: _Scores) -> Tensor:
+    """Of ``q`` [t, H, D] at positions ``first``.., to ``k``, ``v`` [n, KV, D] at ``since``..; f32 softmax."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = torch.einsum("thd,shd->hts", q.float(), k.float()) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = torch.einsum("thd,shd->hts", q.float(), k.float()) * how.scale
+    if how.softcap is not None:
+        scores = how.softcap * torch.tanh(scores / how.softcap)
     at = torch.arange(first, first + len(q), device=q.device)[:, None]
     key = torch.arange(since, since + len(k), device=q.device)[None]
-    seen = key <= at if window is None else (key <= at) & (key > at - window)
+    seen = key <= at if how.window is None else (key <= at) & (key > at - how.window)
     scores = scores.masked_fill(~seen, float("-inf"))
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.float()[:, None, None].expand(-1, len(q), 1)], -1)
+    if how.sinks is not None:
+        scores = torch.cat([scores, how.sinks.float()[:, None, None].expand(-1, len(q), 1)], -1)
     p = torch.softmax(scores, -1)[..., : len(k)]
     return torch.einsum("hts,shd->thd", p, v.float()).to(q.dtype)
 
 
 @op("t (kv g) !d, t kv !d, t kv !e, t %s, (kv g)? -> t (kv g) !e")
-def attention(q, k, v, seqs, sinks=None, *, scale, window=None, softcap=None):
-    """Causal attention of each token over its own sequence's tokens in this step; ``g`` query heads share a KV head.
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seqs: Seqs,
+    sinks: Tensor | None = None,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal attention of each token over its own sequence's tokens in this step.
 
-    A token sees the last ``window`` tokens, itself included (all when absent). ``softcap`` squeezes the scores into
-    (-softcap, softcap). ``sinks`` adds one score per head that takes weight and gives nothing. No cache: this is what
-    a model means; ``kv-cache`` turns it into ``kv_append`` and ``paged_attention``.
+    ``g`` query heads share a KV head. A token sees the last ``window`` tokens, itself included (all when
+    absent). ``softcap`` squeezes the scores into (-softcap, softcap). ``sinks`` adds one score per head that
+    takes weight and gives nothing. No cache: this is what a model means; ``kv-cache`` turns it into
+    ``kv_append`` and ``paged_attention``.
     """
-    parts = [_attend(q[a:b], k[a:b], v[a:b], 0, 0, sinks, scale, window, softcap) for a, b in seqs.spans()]
-    return torch.cat(parts)
+    how = _Scores(sinks, scale, window, softcap)
+    return torch.cat([_attend(q[a:b], k[a:b], v[a:b], 0, 0, how) for a, b in seqs.spans()])
 
 
 @op("p kv !d, t kv !d, t kv !d, t %s -> p kv !d")
-def kv_append(cache, k, v, seqs):
+def kv_append(cache: PagedCache, k: Tensor, v: Tensor, seqs: Seqs) -> PagedCache:
     """The cache that also holds this step's keys and values, at the places the page table gives."""
     return cache.append(k, v, seqs)
 
 
 @op("t (kv g) !d, p kv !d, t %s, (kv g)? -> t (kv g) !d")
-def paged_attention(q, cache, seqs, sinks=None, *, scale, window=None, softcap=None):
+def paged_attention(
+    q: Tensor,
+    cache: PagedCache,
+    seqs: Seqs,
+    sinks: Tensor | None = None,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """``attention`` of each token over its whole sequence, read from the pages of a cache."""
-    parts = []
+    parts: list[Tensor] = []
+    how = _Scores(sinks, scale, window, softcap)
     for s, (a, b) in enumerate(seqs.spans()):
         first = int(seqs.context[s]) - (b - a)
         since = 0 if window is None else max(0, first - window + 1)
         k, v = cache.read(seqs, s, since)
-        parts.append(_attend(q[a:b], k, v, first, since, sinks, scale, window, softcap))
+        parts.append(_attend(q[a:b], k, v, first, since, how))
     return torch.cat(parts)
 
 
@@ -117,7 +162,9 @@ def paged_attention(q, cache, seqs, sinks=None, *, scale, window=None, softcap=N
 def _(operands: Sequence[Operand], attrs: Attrs) -> None:
     cache, window = operands[1], attrs["window"]
     if not isinstance(cache, Type) or not isinstance(cache.elem, Paged):
-        raise IRError(f"paged_attention: operand `cache` is {cache}, not a cache", hint="paged[elem, page][P, kv, d]")
+        raise IRError(
+            f"paged_attention: operand `cache` is {cache}, not a cache", hint="paged[elem, page][P, kv, d]"
+        )
     kept = cache.elem.window
     if kept is not None and (not isinstance(window, int) or window > kept):
         raise IRError(f"paged_attention: window {window} reads past the {kept} tokens that {cache} keeps")

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..elem import ELEMS, AnyElem, Elem
 from ..op import Attrs, Op, op
 from ..signature import Literal, Operand
 from ..types import Type
 
+Number = float | Tensor
 _RANK = ("bool", "u8", "i8", "i16", "i32", "i64", "f8e4m3", "f8e5m2", "bf16", "f16", "f32", "f64")
 
 
@@ -40,217 +42,217 @@ def _floating(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
 
 
 @op("+~b, +~b -> +~b", commutative=True)
-def add(a, b):
+def add(a: Number, b: Number) -> Number:
     """``a + b``. Two partial sums over one axis add up to a partial sum."""
     return a + b
 
 
 @op("+~b, +~b -> +~b")
-def sub(a, b):
+def sub(a: Number, b: Number) -> Number:
     """``a - b``."""
     return a - b
 
 
 @op("~b, ~b -> ~b", commutative=True)
-def mul(a, b):
+def mul(a: Number, b: Number) -> Number:
     """``a * b``."""
     return a * b
 
 
 @op("~b, ~b -> ~b")
-def div(a, b):
+def div(a: Number, b: Number) -> Number:
     """``a / b``."""
     return a / b
 
 
 @op("~b, ~b -> ~b")
-def pow_(a, b):
+def pow_(a: Number, b: Number) -> Number:
     """``a ** b``."""
     return a**b
 
 
 @op("~b, ~b -> ~b", commutative=True)
-def maximum(a, b):
+def maximum(a: Number, b: Number) -> Number:
     """The larger of the two, entry by entry."""
     return torch.maximum(torch.as_tensor(a), torch.as_tensor(b))
 
 
 @op("~b, ~b -> ~b", commutative=True)
-def minimum(a, b):
+def minimum(a: Number, b: Number) -> Number:
     """The smaller of the two, entry by entry."""
     return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
 
 
 @op("~b, ~b -> ~b")
-def floor_div(a, b):
+def floor_div(a: Number, b: Number) -> Number:
     """``a // b``, rounded down."""
     return a // b
 
 
 @op("~b, ~b -> ~b")
-def mod(a, b):
+def mod(a: Number, b: Number) -> Number:
     """``a % b`` with the sign of ``b``."""
     return a % b
 
 
 @op("~b, ~b -> ~b", commutative=True)
-def eq(a, b):
+def eq(a: Number, b: Number) -> Number:
     """``a == b``."""
     return a == b
 
 
 @op("~b, ~b -> ~b", commutative=True)
-def ne(a, b):
+def ne(a: Number, b: Number) -> Number:
     """``a != b``."""
     return a != b
 
 
 @op("~b, ~b -> ~b")
-def lt(a, b):
+def lt(a: Number, b: Number) -> Number:
     """``a < b``."""
     return a < b
 
 
 @op("~b, ~b -> ~b")
-def le(a, b):
+def le(a: Number, b: Number) -> Number:
     """``a <= b``."""
     return a <= b
 
 
 @op("~b, ~b -> ~b")
-def gt(a, b):
+def gt(a: Number, b: Number) -> Number:
     """``a > b``."""
     return a > b
 
 
 @op("~b, ~b -> ~b")
-def ge(a, b):
+def ge(a: Number, b: Number) -> Number:
     """``a >= b``."""
     return a >= b
 
 
 @op("~b, ~b -> ~b", commutative=True)
-def logical_and(a, b):
+def logical_and(a: Tensor, b: Tensor) -> Tensor:
     """``a and b`` on booleans."""
     return torch.logical_and(a, b)
 
 
 @op("~b, ~b -> ~b", commutative=True)
-def logical_or(a, b):
+def logical_or(a: Tensor, b: Tensor) -> Tensor:
     """``a or b`` on booleans."""
     return torch.logical_or(a, b)
 
 
 @op("~b, ~b, ~b -> ~b")
-def where(condition, a, b):
+def where(condition: Tensor, a: Number, b: Number) -> Tensor:
     """``a`` where ``condition`` holds, else ``b``."""
     return torch.where(condition, a, b)
 
 
 @op("~b -> ~b")
-def logical_not(x):
+def logical_not(x: Tensor) -> Tensor:
     """``not x`` on booleans."""
     return torch.logical_not(x)
 
 
 @op("+~b -> +~b")
-def neg(x):
+def neg(x: Tensor) -> Tensor:
     """``-x``."""
     return -x
 
 
 @op("~b -> ~b")
-def abs_(x):
+def abs_(x: Tensor) -> Tensor:
     """The absolute value."""
     return x.abs()
 
 
 @op("~b -> ~b")
-def exp(x):
+def exp(x: Tensor) -> Tensor:
     """``e ** x``."""
     return x.exp()
 
 
 @op("~b -> ~b")
-def log(x):
+def log(x: Tensor) -> Tensor:
     """The natural logarithm."""
     return x.log()
 
 
 @op("~b -> ~b")
-def sqrt(x):
+def sqrt(x: Tensor) -> Tensor:
     """The square root."""
     return x.sqrt()
 
 
 @op("~b -> ~b")
-def rsqrt(x):
+def rsqrt(x: Tensor) -> Tensor:
     """``1 / sqrt(x)``."""
     return x.rsqrt()
 
 
 @op("~b -> ~b")
-def reciprocal(x):
+def reciprocal(x: Tensor) -> Tensor:
     """``1 / x``."""
     return x.reciprocal()
 
 
 @op("~b -> ~b")
-def sin(x):
+def sin(x: Tensor) -> Tensor:
     """The sine of radians."""
     return x.sin()
 
 
 @op("~b -> ~b")
-def cos(x):
+def cos(x: Tensor) -> Tensor:
     """The cosine of radians."""
     return x.cos()
 
 
 @op("~b -> ~b")
-def tanh(x):
+def tanh(x: Tensor) -> Tensor:
     """The hyperbolic tangent."""
     return x.tanh()
 
 
 @op("~b -> ~b")
-def erf(x):
+def erf(x: Tensor) -> Tensor:
     """The error function."""
     return x.erf()
 
 
 @op("~b -> ~b")
-def sigmoid(x):
+def sigmoid(x: Tensor) -> Tensor:
     """``1 / (1 + e ** -x)``."""
     return x.sigmoid()
 
 
 @op("~b -> ~b")
-def relu(x):
+def relu(x: Tensor) -> Tensor:
     """``max(x, 0)``."""
     return x.relu()
 
 
 @op("~b -> ~b")
-def silu(x):
+def silu(x: Tensor) -> Tensor:
     """``x * sigmoid(x)``."""
     return F.silu(x)
 
 
 @op("~b -> ~b")
-def gelu(x, *, tanh=False):
+def gelu(x: Tensor, *, tanh: bool = False) -> Tensor:
     """``x * Phi(x)``; with ``tanh`` the approximation by ``tanh`` (Hendrycks and Gimpel, 2016)."""
     return F.gelu(x, approximate="tanh" if tanh else "none")
 
 
 @op("~b -> ~b")
-def softcap(x, *, cap):
+def softcap(x: Tensor, *, cap: float) -> Tensor:
     """``cap * tanh(x / cap)``: squeezes ``x`` into (-cap, cap)."""
     return cap * torch.tanh(x / cap)
 
 
 @op("~b -> ~b")
-def cast(x, *, to):
+def cast(x: Tensor, *, to: Elem) -> Tensor:
     """``x`` in another element."""
     return x.to(to.torch)
 
@@ -274,5 +276,3 @@ where.dtype(lambda operands, attrs: promoted(operands[1:], attrs))
 def transcendental(of: Op) -> bool:
     """Whether an entry of the op costs a function call rather than an arithmetic instruction."""
     return of in (exp, log, sin, cos, tanh, erf, sigmoid, silu, gelu, softcap, pow_)
-
-

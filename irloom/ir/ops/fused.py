@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..op import op
 
 
 @op("*b d, *b d -> *b d")
-def silu_mul(gate, up):
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """``silu(gate) * up``: the tail of a gated MLP as one kernel."""
     return F.silu(gate) * up
 
 
 @op("*b d, *b d -> *b d")
-def gelu_mul(gate, up, *, tanh=False):
+def gelu_mul(gate: Tensor, up: Tensor, *, tanh: bool = False) -> Tensor:
     """``gelu(gate) * up``; ``tanh`` as in ``gelu``."""
     return F.gelu(gate, approximate="tanh" if tanh else "none") * up
 
 
 @op("*b !d, *b !d, !d -> *b !d, *b !d")
-def add_rms_norm(x, y, weight, *, eps=1e-5):
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, *, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """``s = x + y`` and ``rms_norm(s, weight)``: the step from one block of a residual stream to the next."""
     s = x + y
     h = s.float()
@@ -29,7 +30,9 @@ def add_rms_norm(x, y, weight, *, eps=1e-5):
 
 
 @op("*b !d, *b !d, !d, !d? -> *b !d, *b !d")
-def add_layer_norm(x, y, weight, bias=None, *, eps=1e-5):
+def add_layer_norm(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
     """``s = x + y`` and ``layer_norm(s, weight, bias)``."""
     s = x + y
     f = [None if w is None else w.float() for w in (weight, bias)]

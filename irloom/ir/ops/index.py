@@ -6,18 +6,20 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..dims import Dim, product
 from ..elem import AnyElem, Elem, Quant
 from ..errors import IRError
 from ..op import Attrs, op
+from ..seqs import Seqs
 from ..signature import Operand
 from ..types import Type
 
 
 @op("*b, %v d -> *b d")
-def embedding(ids, table, *, elem=None):
-    """Row ``ids[i]`` of ``table`` for each token, in ``elem`` (a quantized table has no element of its own to give)."""
+def embedding(ids: Tensor, table: Tensor, *, elem: Elem | None = None) -> Tensor:
+    """Row ``ids[i]`` of ``table`` for each token, in ``elem`` (which a quantized table cannot give)."""
     rows = F.embedding(ids, table)
     return rows if elem is None else rows.to(elem.torch)
 
@@ -45,12 +47,12 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
 
 
 @op("*b %v, *b n -> *b n")
-def gather(x, index):
+def gather(x: Tensor, index: Tensor) -> Tensor:
     """``x[..., index[..., j]]``: pick entries along the last dim."""
     return torch.gather(x, -1, index.long())
 
 
 @op("%t *b, %t s -> s *b")
-def last_rows(x, seqs):
+def last_rows(x: Tensor, seqs: Seqs) -> Tensor:
     """The last row of each sequence: what the next token is sampled from."""
     return x[seqs.starts[1:].long() - 1]

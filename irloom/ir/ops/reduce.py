@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ..elem import ELEMS, AnyElem
 from ..errors import IRError
@@ -14,25 +15,25 @@ from ..types import Type
 
 
 @op("_ -> _")
-def sum_(x, *, dim=-1, keep=True):
+def sum_(x: Tensor, *, dim: int = -1, keep: bool = True) -> Tensor:
     """The sum along ``dim``; ``keep`` leaves it as a dim of size 1."""
     return x.sum(dim, keepdim=keep)
 
 
 @op("_ -> _")
-def mean(x, *, dim=-1, keep=True):
+def mean(x: Tensor, *, dim: int = -1, keep: bool = True) -> Tensor:
     """The mean along ``dim``."""
     return x.mean(dim, keepdim=keep)
 
 
 @op("_ -> _")
-def amax(x, *, dim=-1, keep=True):
+def amax(x: Tensor, *, dim: int = -1, keep: bool = True) -> Tensor:
     """The largest entry along ``dim``."""
     return x.amax(dim, keepdim=keep)
 
 
 @op("_ -> _")
-def amin(x, *, dim=-1, keep=True):
+def amin(x: Tensor, *, dim: int = -1, keep: bool = True) -> Tensor:
     """The smallest entry along ``dim``."""
     return x.amin(dim, keepdim=keep)
 
@@ -43,7 +44,9 @@ def _place(operands: Sequence[Operand], attrs: Attrs, name: str) -> tuple[Type, 
         raise IRError(f"{name}: dim {dim} of {x} does not exist")
     d = dim % x.rank
     if x.axes[d]:
-        raise IRError(f"{name}: dim {d} of {x} is split over `{x.axes[d]}`", hint="all_gather it before this op")
+        raise IRError(
+            f"{name}: dim {d} of {x} is split over `{x.axes[d]}`", hint="all_gather it before this op"
+        )
     return x, d
 
 
@@ -66,13 +69,13 @@ for _op in (sum_, mean, amax, amin):
 
 
 @op("*b !d -> *b !d")
-def softmax(x, *, dim=-1):
+def softmax(x: Tensor, *, dim: int = -1) -> Tensor:
     """``exp(x) / sum(exp(x))`` along the last dim."""
     return torch.softmax(x, dim)
 
 
 @op("*b !d -> *b !d")
-def cumsum(x, *, dim=-1):
+def cumsum(x: Tensor, *, dim: int = -1) -> Tensor:
     """The running sum along the last dim."""
     return x.cumsum(dim)
 
@@ -82,7 +85,7 @@ for _op in (softmax, cumsum):
 
 
 @op("*b !d -> *b")
-def argmax(x):
+def argmax(x: Tensor) -> Tensor:
     """The index of the largest entry along the last dim; the first of equals."""
     return x.argmax(-1).int()
 
@@ -93,7 +96,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
 
 
 @op("*b !d -> *b k, *b k")
-def topk(x, *, k):
+def topk(x: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
     """The ``k`` largest entries along the last dim, largest first, and their indices."""
     values, indices = torch.topk(x, k)
     return values, indices.int()

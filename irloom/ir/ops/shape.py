@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..dims import Dim, product
 from ..elem import Elem
@@ -28,7 +29,7 @@ def _dim(t: Type, dim: Any, name: str) -> int:
 
 
 @op("_ -> _")
-def reshape(x, *, dims):
+def reshape(x: Tensor, *, dims: tuple[int, ...]) -> Tensor:
     """The same entries in row-major order with other ``dims``, which may be symbolic."""
     return x.reshape(dims)
 
@@ -64,7 +65,7 @@ def _axes_after_reshape(x: Type, new: tuple[Dim, ...]) -> tuple[str | None, ...]
 
 
 @op("_ -> _")
-def permute(x, *, dims):
+def permute(x: Tensor, *, dims: tuple[int, ...]) -> Tensor:
     """Reorder dims: dim ``i`` of the result is dim ``dims[i]`` of ``x``."""
     return x.permute(dims)
 
@@ -79,7 +80,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
 
 
 @op("_ -> _")
-def expand(x, *, dims):
+def expand(x: Tensor, *, dims: tuple[int, ...]) -> Tensor:
     """Repeat dims of size 1 (and missing leading dims) up to ``dims``."""
     return x.expand(dims)
 
@@ -96,7 +97,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
 
 
 @op("_ -> _")
-def slice_(x, *, dim, start=0, stop=None, step=1):
+def slice_(x: Tensor, *, dim: int, start: int = 0, stop: int | None = None, step: int = 1) -> Tensor:
     """Entries ``start`` to ``stop`` (to the end when absent) of one dim, every ``step``-th."""
     stop = x.shape[dim] if stop is None else stop
     return x[(slice(None),) * (dim % x.ndim) + (slice(start, stop, step),)]
@@ -120,7 +121,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
 
 
 @op("_ -> _")
-def concat(*xs, dim):
+def concat(*xs: Tensor, dim: int) -> Tensor:
     """Join tensors along one dim."""
     return torch.cat(xs, dim)
 
@@ -140,9 +141,9 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
 
 
 @op("_ -> _")
-def split(x, *, dim, sizes):
+def split(x: Tensor, *, dim: int, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Cut one dim into parts of ``sizes``; as many results as sizes."""
-    return torch.split(x, sizes, dim)
+    return torch.split(x, list(sizes), dim)
 
 
 @split.shape
@@ -157,7 +158,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> tuple[Type, ...]:
 
 
 @op("_ -> _")
-def pad(x, *, dim, before=0, after=0, value=0.0):
+def pad(x: Tensor, *, dim: int, before: int = 0, after: int = 0, value: float = 0.0) -> Tensor:
     """Extend one dim by ``before`` and ``after`` entries of ``value``."""
     widths = [0, 0] * (x.ndim - 1 - dim % x.ndim) + [before, after]
     return torch.nn.functional.pad(x, widths, value=value)
@@ -172,7 +173,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
 
 
 @op("-> _")
-def arange(*, stop, start=0, step=1, elem):
+def arange(*, stop: int, start: int = 0, step: int = 1, elem: Elem) -> Tensor:
     """``start, start + step, ...`` below ``stop``, which may be symbolic."""
     return torch.arange(start, stop, step, dtype=elem.torch)
 
@@ -187,7 +188,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
 
 
 @op("-> _")
-def full(*, dims, value, elem):
+def full(*, dims: tuple[int, ...], value: float, elem: Elem) -> Tensor:
     """A tensor of ``dims`` filled with ``value``."""
     return torch.full(dims, value, dtype=elem.torch)
 
@@ -198,4 +199,3 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
     assert isinstance(elem, Elem) and isinstance(dims, tuple)
     every: tuple[Any, ...] = dims
     return Type(elem, every)
-
