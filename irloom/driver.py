@@ -1,17 +1,18 @@
-"""From a model to an engine: trace, run the pipeline, build, open. What the public API and every command call."""
+"""From a model to an engine: trace, run the pipeline, build, open. What the API and all commands call."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from . import __version__
 from .backends.artifact import EngineReader, EngineWriter, Manifest, is_engine
@@ -41,7 +42,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 def trace(model: Any, dtype: str | None = None, layers: int | None = None) -> Module:
     """The program of a model: a path, a hub id, a config object of the library, or an ``nn.Module``.
 
-    ``dtype`` is the element of weights and activations, by default the checkpoint's. ``layers`` keeps the first ones only.
+    ``dtype`` is the element of weights and activations, by default the stored one; ``layers`` keeps the first.
     """
     elem = ELEMS[dtype] if dtype else None
     if isinstance(model, (str, Path)):
@@ -53,9 +54,13 @@ def trace(model: Any, dtype: str | None = None, layers: int | None = None) -> Mo
 
 
 def rewritten(
-    model: str | Path, target: str = "cpu", pipeline: str | None = None, after: str | None = None, layers: int | None = None
+    model: str | Path,
+    target: str = "cpu",
+    pipeline: str | None = None,
+    after: str | None = None,
+    layers: int | None = None,
 ) -> Module:
-    """The model's program after the target's pipeline, or after a part of it (``after="trace"`` runs none)."""
+    """The program after the target's pipeline, or after a part of it (``after="trace"`` runs none)."""
     path = find(str(model))
     if is_engine(path):
         return parse(EngineReader(path).read_text("module.irloom"))
@@ -67,7 +72,10 @@ def rewritten(
     if after is not None:
         names = [s.partition("(")[0] for s in steps]
         if after not in names:
-            raise PipelineError(f"the pipeline has no pass {after!r}", hint=f"it has {', '.join(dict.fromkeys(names))}, and trace")
+            raise PipelineError(
+                f"the pipeline has no pass {after!r}",
+                hint=f"it has {', '.join(dict.fromkeys(names))}, and trace",
+            )
         steps = steps[: len(names) - names[::-1].index(after)]
     return run_pipeline(m, steps)[0] if steps else m
 
@@ -85,9 +93,14 @@ def targets() -> dict[str, str | None]:
 
 
 def compile(
-    model: str | Path, target: str = "cpu", pipeline: str | None = None, *, out: str | Path, progress: Report | None = None
+    model: str | Path,
+    target: str = "cpu",
+    pipeline: str | None = None,
+    *,
+    out: str | Path,
+    progress: Report | None = None,
 ) -> Path:
-    """Build an engine directory; the path of it. What was there before is replaced when the new one is whole."""
+    """Build an engine directory and give its path; an engine there is replaced when the new one is whole."""
     report, out, path = progress or quiet, Path(out), find(str(model))
     made, front = backend(target), frontend_of(path)
     options = TraceOptions(dtype=ELEMS[made.dtype])
@@ -104,7 +117,17 @@ def compile(
         pipeline=steps,
         versions={"irloom": __version__, **{p: version(p) for p in ("torch", "transformers", "tokenizers")}},
         machine={"features": list(cpu_features())},
-        rebuild=["irloom", "compile", str(path), "-o", str(out), "--target", target, "--pipeline", ", ".join(steps)],
+        rebuild=[
+            "irloom",
+            "compile",
+            str(path),
+            "-o",
+            str(out),
+            "--target",
+            target,
+            "--pipeline",
+            ", ".join(steps),
+        ],
         settings={"max_context": facts.max_context, "eos": list(facts.eos), "int8_activations": True},
     )
     report("tokenizer", 0, 1)
@@ -132,13 +155,18 @@ def _copy_tokenizer(front: Frontend, path: Path, writer: EngineWriter) -> None:
 
 def _summary(record: Record) -> list[dict[str, Any]]:
     return [
-        {"pass": s.name, "seconds": round(s.seconds, 4), "changes": s.changes.places, "near_misses": s.changes.near_misses}
+        {
+            "pass": s.name,
+            "seconds": round(s.seconds, 4),
+            "changes": s.changes.places,
+            "near_misses": s.changes.near_misses,
+        }
         for s in record.steps
     ]
 
 
 def engine_for(model: str | Path, target: str, pipeline: str | None, progress: Report) -> Path:
-    """The engine directory of a model: itself, or one kept in the cache for this model, pipeline and machine."""
+    """The engine of a model: itself, or one kept in the cache for this model, pipeline and machine."""
     path = find(str(model))
     if is_engine(path):
         return path
@@ -153,7 +181,7 @@ def engine_for(model: str | Path, target: str, pipeline: str | None, progress: R
 
 
 def _code() -> str:
-    """irloom's own code: an engine of another state of it is not used again."""
+    """A digest of irloom's own code: an engine of another state of it is not used again."""
     digest = hashlib.sha256()
     root = Path(__file__).parent
     for file in sorted(p for kind in ("*.py", "*.cpp", "*.h") for p in root.rglob(kind)):
@@ -164,9 +192,9 @@ def _code() -> str:
 class LLM:
     """A model that answers, embedded in this process.
 
-    ``model`` is a path, a hub id or an engine directory; anything but an engine is compiled first and kept in the cache.
-    The rest are run-time settings, see ``backends.core.Limits``: ``max_tokens``, ``max_seqs``, ``max_context``,
-    ``memory`` (bytes), ``threads``.
+    ``model`` is a path, a hub id or an engine directory; anything but an engine is compiled first and kept in
+    the cache. The rest are run-time settings, see ``backends.core.Limits``: ``max_tokens``, ``max_seqs``,
+    ``max_context``, ``memory`` (bytes), ``threads``.
     """
 
     def __init__(
@@ -190,11 +218,16 @@ class LLM:
         self.loop = Loop(self.engine, self.tokenizer, reader.manifest.settings["eos"])
         report("open", 1, 1)
 
-    def generate(self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None) -> list[Output]:
-        """Answer all prompts together; outputs in their order. A prompt is text, ``{"prompt_token_ids": [...]}`` or messages."""
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Output]:
+        """Answer all prompts together; outputs in their order.
+
+        A prompt is text, ``{"prompt_token_ids": [...]}``, a list of ids, or the messages of a chat.
+        """
         return self.loop.generate([self.encode(p) for p in prompts], params)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str]:
         """The answer's text as it comes; leaving the iteration cancels the request and frees its pages."""
         deltas = self.loop.stream(self.encode(prompt), params)
         try:
@@ -211,16 +244,19 @@ class LLM:
             return prompt
         if isinstance(prompt, Mapping):
             if set(prompt) != {"prompt_token_ids"}:
-                raise RequestError(f"prompt: {sorted(prompt)} is not understood", hint='text, or {"prompt_token_ids": [...]}')
+                raise RequestError(
+                    f"prompt: {sorted(prompt)} is not understood", hint='text, or {"prompt_token_ids": [...]}'
+                )
             return list(prompt["prompt_token_ids"])
         if prompt and isinstance(prompt[0], Mapping):
             return self._chat(prompt)
-        return [int(i) for i in prompt]  # type: ignore[arg-type]
+        return [operator.index(cast("int", i)) for i in prompt]
 
     def _need_tokenizer(self) -> None:
         if self.tokenizer is None:
+            why = self.manifest.settings.get("tokenizer", "none was found")
             raise RequestError(
-                f"prompt: the engine has no tokenizer ({self.manifest.settings.get('tokenizer', 'none was found')})",
+                f"prompt: the engine has no tokenizer ({why})",
                 hint='give token ids: {"prompt_token_ids": [...]}',
             )
 
@@ -230,7 +266,10 @@ class LLM:
         self._need_tokenizer()
         tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         if not tokenizer.chat_template:
-            raise RequestError(f"{self.manifest.model} has no chat template: it continues text", hint="give a prompt instead of a chat")
+            raise RequestError(
+                f"{self.manifest.model} has no chat template: it continues text",
+                hint="give a prompt instead of a chat",
+            )
         return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
 
@@ -244,7 +283,7 @@ def _tokenizer(reader: EngineReader) -> Any:
 
 @dataclass(frozen=True)
 class Figures:
-    """What ``measure`` found: medians; seconds, tokens per second, and a share of the measured read bandwidth."""
+    """What ``measure`` found, medians: seconds, tokens per second, a share of the measured read bandwidth."""
 
     first_token_s: float
     decode_per_s: float
@@ -256,7 +295,7 @@ class Figures:
 def measure(
     llm: LLM, requests: int, prompt_tokens: int, new_tokens: int, repeats: int, progress: Report | None = None
 ) -> Figures:
-    """One request alone, then ``requests`` together, on prompts of random tokens; medians of ``repeats`` runs after one more."""
+    """One request alone, then ``requests`` together, on random tokens; medians of ``repeats`` runs."""
     import random
 
     draw, report = random.Random(0), progress or quiet
@@ -280,4 +319,10 @@ def measure(
     read = getattr(llm.engine, "bytes_read", None)
     share = alone * read / read_bandwidth() if read else None
     outputs = requests * new_tokens
-    return Figures(statistics.median(first[1:]), alone, share, (outputs + requests * prompt_tokens) / wall, outputs / wall)
+    return Figures(
+        statistics.median(first[1:]),
+        alone,
+        share,
+        (outputs + requests * prompt_tokens) / wall,
+        outputs / wall,
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,7 @@ class Loop:
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0
-    ) -> Iterator[Delta]:
+    ) -> Generator[Delta]:
         """Serve one prompt and yield its text as it comes; leaving the iteration cancels the request.
 
         Several streams may be read by turns: a step taken for one serves all.
@@ -171,7 +171,7 @@ class Loop:
         self._live[request.id] = Answer(request, self.vocabulary, inbox)
         self.scheduler.add(request)
 
-    def _serve(self, requests: list[Request]) -> Iterator[Delta]:
+    def _serve(self, requests: list[Request]) -> Generator[Delta]:
         """Queue the requests and yield their deltas; whatever ends the iteration early cancels them."""
         inbox: deque[Delta] = deque()
         entered: list[Request] = []

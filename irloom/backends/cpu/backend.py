@@ -1,7 +1,7 @@
 """The CPU target: build packs weights for the kernels, open maps them and lowers the module again.
 
-An engine for the CPU holds no code: ``lowered.py`` is there to be read. The program is made from ``module.irloom`` when
-the engine opens, and kernels come from this package, compiled once a machine.
+An engine for the CPU brings no code of its own: ``lowered.py`` runs only if it is what this irloom makes of
+``module.irloom``, and kernels come from this package, compiled once a machine.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Limits, Report
 from irloom.backends.cpu.elementwise import source
 from irloom.backends.cpu.engine import CpuEngine
-from irloom.backends.cpu.lower import Program, lower
+from irloom.backends.cpu.lower import lower
+from irloom.backends.cpu.memory import Cache
 from irloom.backends.cpu.native import Kernels, load_kernels
-from irloom.backends.cpu.runner import Cache, Runner
+from irloom.backends.cpu.program import Program
+from irloom.backends.cpu.runner import Runner
 from irloom.backends.cpu.step import Step, zeros
 from irloom.backends.cpu.weights import read_weights, size, write_weights
 from irloom.backends.machine import cores, cpu_features
@@ -73,7 +75,9 @@ class CpuBackend:
         """Map the weights, make caches and buffers, bind the program."""
         lacking = sorted(set(engine.manifest.machine.get("features", [])) - set(cpu_features()))
         if lacking:
-            raise engine.refuse(f"the engine does not fit: built for a CPU with {', '.join(lacking)}, which this one lacks")
+            raise engine.refuse(
+                f"the engine does not fit: built for a CPU with {', '.join(lacking)}, which this one lacks"
+            )
         m = parse(engine.read_text("module.irloom"))
         program = lower(m)
         if program.text != engine.read_text("lowered.py"):
@@ -85,8 +89,17 @@ class CpuBackend:
         step = Step(made, limits.max_tokens, limits.max_seqs, max_context)
         kernels = library(quiet)
         kernels.set_threads(limits.threads or cores())
-        weights = read_weights(engine.file("weights.safetensors"), program, bool(settings.get("int8_activations", True)))
-        runner = Runner(program.text, kernels.raw, step, extra(kernels, program), weights, _caches(m, made, step))
+        weights = read_weights(
+            engine.file("weights.safetensors"), program, bool(settings.get("int8_activations", True))
+        )
+        runner = Runner(
+            engine.file("lowered.py"),
+            kernels.raw,
+            step,
+            extra(kernels, program),
+            weights,
+            _caches(m, made, step),
+        )
         (logits, *_) = m.main.returns
         vocab = logits.type.dims[1]
         assert isinstance(vocab, int)
@@ -109,7 +122,10 @@ def _caches(m: Module, made: tuple[Pool, ...], step: Step) -> dict[str, Cache | 
 
 def _cache(t: Type, pages: dict[int | None, int], step: Step) -> Cache:
     assert isinstance(t.elem, Paged)
-    dims, dtype = (pages[t.elem.window], t.elem.page, *(d for d in t.dims[1:] if isinstance(d, int))), t.elem.elem.torch
+    dims, dtype = (
+        (pages[t.elem.window], t.elem.page, *(d for d in t.dims[1:] if isinstance(d, int))),
+        t.elem.elem.torch,
+    )
     k, v = (zeros(math.prod(dims) * dtype.itemsize, dtype)[: math.prod(dims)].view(dims) for _ in range(2))
     return Cache(PagedCache(k, v, t.elem.window), step.pools[t.elem.window])
 
@@ -128,11 +144,12 @@ def library(report: Report) -> Kernels:
     report("kernels", 0, 1)
     made = load_kernels()
     if made is None:
-        raise EngineMismatch("target cpu needs a C++ compiler, and none was found", hint="install g++ or clang++, or use --target reference")
+        raise EngineMismatch(
+            "target cpu needs a C++ compiler, and none was found",
+            hint="install g++ or clang++, or use --target reference",
+        )
     report("kernels", 1, 1)
     return made
 
 
 BACKEND = CpuBackend()
-
-

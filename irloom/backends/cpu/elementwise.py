@@ -1,7 +1,7 @@
-"""Elementwise chains: nodes that nothing else reads become one generated C++ loop, compiled when the engine is built.
+"""Elementwise chains: nodes that nothing else reads become one generated C++ loop, compiled at the build.
 
-A chain runs where its first node stands, so everything it reads must be there by then; what it makes is put where no
-value lives that is still read until the chain's last node was due.
+A chain runs where its first node stands, so everything it reads must be there by then; what it makes is put
+where no value lives that is still read until the chain's last node was due.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from irloom.backends.cpu.lower import LOWERINGS, Lowering, lowers
+from irloom.backends.cpu.lower import Lowering
+from irloom.backends.cpu.program import LOWERINGS, lowers
 from irloom.ir.errors import IRError
 from irloom.ir.graph import Arg, Node, Param, Value
 from irloom.ir.op import OPS
@@ -44,7 +45,10 @@ FORMULAS: dict[str, Formula] = {
     "abs": _call("abs"),
     "gelu": lambda n, a: f"{'gelu_tanh' if n.attrs['tanh'] else 'gelu_erf'}({a[0]})",
     "softcap": lambda n, a: f"({_number(n.attrs['cap'])} * tanh({a[0]} / {_number(n.attrs['cap'])}))",
-    **{name: _call(name) for name in ("exp", "log", "sqrt", "rsqrt", "tanh", "erf", "sigmoid", "relu", "silu", "sin", "cos")},
+    **{
+        name: _call(name)
+        for name in ("exp", "log", "sqrt", "rsqrt", "tanh", "erf", "sigmoid", "relu", "silu", "sin", "cos")
+    },
 }
 """The C++ of each op, over the vector math of ``vec.h``."""
 
@@ -83,7 +87,9 @@ def elementwise(f: Lowering, n: Node) -> bool:
         chain.nodes.append(after)
     f.place_early(last.result, n)
     name = kernel(f, chain, text)
-    given = [f.weight(a, "vector") if isinstance(a, Param) and a.weight else f.ref(a) for a, _ in chain.leaves]
+    given = [
+        f.weight(a, "vector") if isinstance(a, Param) and a.weight else f.ref(a) for a, _ in chain.leaves
+    ]
     f.call(name, last.result, *given, loc=last.loc)
     f.done.update(id(node) for node in chain.nodes)
     return True
@@ -95,7 +101,12 @@ def _follower(f: Lowering, n: Node) -> Node | None:
     if len(readers) != 1 or n.result in f.func.returns or n.result in f.places:
         return None
     (s,) = readers
-    usable = isinstance(s, Node) and s.op.name in FORMULAS and s.result.type == n.result.type and id(s) not in f.done
+    usable = (
+        isinstance(s, Node)
+        and s.op.name in FORMULAS
+        and s.result.type == n.result.type
+        and id(s) not in f.done
+    )
     return s if usable and isinstance(s, Node) else None
 
 
@@ -140,12 +151,20 @@ def kernel(f: Lowering, chain: Chain, text: str) -> str:
 
 
 def _source(name: str, text: str, kinds: list[str]) -> str:
-    read = {"rows": "load{part}(x[{i}] + t * ld[{i}] + n{count})", "column": "splat(x[{i}][t * ld[{i}]])", "vector": "load{part}(x[{i}] + n{count})"}
+    read = {
+        "rows": "load{part}(x[{i}] + t * ld[{i}] + n{count})",
+        "column": "splat(x[{i}][t * ld[{i}]])",
+        "vector": "load{part}(x[{i}] + n{count})",
+    }
 
     def inputs(part: str, count: str) -> str:
-        return "".join(f"      const vf x{i} = {read[kind].format(i=i, part=part, count=count)};\n" for i, kind in enumerate(kinds))
+        return "".join(
+            f"      const vf x{i} = {read[kind].format(i=i, part=part, count=count)};\n"
+            for i, kind in enumerate(kinds)
+        )
 
-    return f"""extern "C" void {name}(const float* const* x, const int64_t* ld, float* y, int64_t ldy, int64_t T, int64_t N) {{
+    return f"""extern "C" void {name}(
+    const float* const* x, const int64_t* ld, float* y, int64_t ldy, int64_t T, int64_t N) {{
   parallel_range(T, 1 + 8192 / (N + 1), [&](int64_t t0, int64_t t1) {{
     for (int64_t t = t0; t < t1; t++) {{
       int64_t n = 0;
@@ -167,10 +186,17 @@ def source(kernels: dict[str, str]) -> str:
     return head + "\n".join(kernels[name] for name in sorted(kernels))
 
 
-def bind(library: ctypes.CDLL, name: str, count: int) -> Callable[[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_int64], int, int, int, int], None]:
+def bind(
+    library: ctypes.CDLL, name: str, count: int
+) -> Callable[[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_int64], int, int, int, int], None]:
     """One generated kernel of ``count`` inputs."""
     function = library[name]
-    function.argtypes = [ctypes.c_void_p * count, ctypes.c_int64 * count, ctypes.c_void_p, *[ctypes.c_int64] * 3]
+    function.argtypes = [
+        ctypes.c_void_p * count,
+        ctypes.c_int64 * count,
+        ctypes.c_void_p,
+        *[ctypes.c_int64] * 3,
+    ]
     function.restype = None
     return function
 

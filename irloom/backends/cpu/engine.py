@@ -16,13 +16,21 @@ from irloom.runtime.sampler import sample
 class CpuEngine:
     """Runs steps of a lowered program. Not for use from two threads at once."""
 
-    def __init__(self, runner: Runner, step: Step, vocab: int, pools: tuple[Pool, ...], max_context: int, bytes_read: int) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        step: Step,
+        vocab: int,
+        pools: tuple[Pool, ...],
+        max_context: int,
+        bytes_read: int,
+    ) -> None:
         self.runner, self._step = runner, step
         self.vocab, self.pools, self.max_context, self.bytes_read = vocab, pools, max_context, bytes_read
         self.max_tokens, self.max_seqs = step.tokens_now.most, step.seqs_now.most
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Store the batch's keys and values; the logits [S, vocab] of each sequence's last token, valid until the next step."""
+        """Store keys and values; the logits [S, vocab] of last tokens, valid until the next step."""
         self._step.load(batch)
         with torch.inference_mode():
             return self.runner.run()

@@ -13,8 +13,8 @@ from irloom.ir.graph import Value
 class Place:
     """A tensor in memory: ``dims`` entries from ``offset``, rows (dim 0) ``stride`` entries apart.
 
-    Within a row the entries are contiguous. ``buffer`` names memory that the program owns, or an array of the step
-    (``tokens``, ``positions``).
+    Within a row the entries are contiguous. ``buffer`` names memory that the program owns, or an array of
+    the step (``tokens``, ``positions``).
     """
 
     buffer: str

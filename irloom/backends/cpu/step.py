@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 from irloom.ir.plan import Pool
 from irloom.ir.seqs import Seqs
 from irloom.runtime.core import Batch
-
 
 ALIGN = 64
 
@@ -23,37 +23,34 @@ class Count:
 
 
 class Rows:
-    """A tensor in memory, as programs name it: address, entries between rows, and how many rows there are now."""
+    """A tensor in memory, as programs name it: address, entries between rows, how many rows there are now."""
 
-    __slots__ = ("base", "count", "dims", "offset", "ptr", "stride")
+    __slots__ = ("base", "count", "dims", "last", "offset", "ptr", "stride", "width")
 
-    def __init__(self, base: torch.Tensor, dims: tuple[Count | int, ...], offset: int, stride: int) -> None:
-        self.base, self.dims, self.offset, self.stride = base, dims, offset, stride
+    def __init__(
+        self, base: torch.Tensor, dims: tuple[Count | int, ...], offset: int = 0, stride: int | None = None
+    ) -> None:
+        self.base, self.dims, self.offset = base, dims, offset
         self.ptr = base.data_ptr() + offset * base.element_size()
-        first = dims[0] if dims else 1
+        first, inner = dims[0] if dims else 1, [d for d in dims[1:] if isinstance(d, int)]
         self.count = first if isinstance(first, Count) else Count("", first)
-
-    @property
-    def width(self) -> int:
-        """Entries of a row."""
-        n = 1
-        for d in self.dims[1:]:
-            n *= d if isinstance(d, int) else d.now
-        return n
+        self.width = math.prod(inner)
+        self.last = inner[-1] if inner else 1
+        self.stride = self.width if stride is None else stride
 
     def tensor(self) -> torch.Tensor:
         """A view of the rows of this step."""
         sizes = [d if isinstance(d, int) else d.now for d in self.dims]
-        strides: list[int] = [1] * len(sizes)
+        strides = [1] * len(sizes)
         for i in range(len(sizes) - 2, -1, -1):
             strides[i] = strides[i + 1] * sizes[i + 1]
-        if len(sizes):
+        if strides:
             strides[0] = self.stride
         return self.base.as_strided(sizes, strides, self.base.storage_offset() + self.offset)
 
 
 def zeros(nbytes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Zeroed memory that the system hands out page by page as it is first written: unused pages cost nothing."""
+    """Zeroed memory that the system hands out page by page as it is written: unused pages cost nothing."""
     room = -(-nbytes // ALIGN) * ALIGN + ALIGN
     raw = torch.from_numpy(np.zeros(room, dtype=np.uint8))
     start = -raw.data_ptr() % ALIGN
@@ -61,12 +58,13 @@ def zeros(nbytes: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 class PoolArrays:
-    """One pool's part of a step: the page table i32[S, pages], and for each token its place i64[T] in the caches."""
+    """One pool's part of a step: page table i32[S, pages], and each token's place i64[T] in the caches."""
 
     def __init__(self, pool: Pool, max_tokens: int, max_seqs: int, max_pages: int) -> None:
         self.pool, self.max_pages = pool, max_pages
         self.table = np.full((max_seqs, max_pages), -1, dtype=np.int32)
         self.slots = np.zeros(max_tokens, dtype=np.int64)
+        self.table_ptr, self.slots_ptr = self.table.ctypes.data, self.slots.ctypes.data
 
 
 class Step:
@@ -79,6 +77,8 @@ class Step:
         self.starts = np.zeros(max_seqs + 1, dtype=np.int32)
         self.context = np.zeros(max_seqs, dtype=np.int32)
         self.last = np.zeros(max_seqs, dtype=np.int32)
+        self.starts_ptr, self.context_ptr = self.starts.ctypes.data, self.context.ctypes.data
+        self.last_ptr = self.last.ctypes.data
         self.pools = {p.window: PoolArrays(p, max_tokens, max_seqs, -(-max_context // p.page)) for p in pools}
         self.order = [p.window for p in pools]
 
@@ -100,7 +100,3 @@ class Step:
         tables = {w: torch.from_numpy(a.table[:s]) for w, a in self.pools.items()}
         starts, context = torch.from_numpy(self.starts[: s + 1]), torch.from_numpy(self.context[:s])
         return Seqs(torch.from_numpy(self.positions[:t]), starts, context, tables)
-
-    def array(self, name: str) -> torch.Tensor:
-        """``tokens`` or ``positions`` as a tensor over the same memory."""
-        return torch.from_numpy({"tokens": self.tokens, "positions": self.positions}[name])

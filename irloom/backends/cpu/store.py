@@ -1,6 +1,6 @@
 """An engine's weights: one safetensors file of packed bytes, mapped when the engine opens and never copied.
 
-Every entry is a multiple of 64 bytes, and the data starts at one, so that packed panels lie as kernels read them best.
+Every entry is a multiple of 64 bytes and the data starts at one: packed panels lie as kernels read them best.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ALIGN = 64
 
 @dataclass(frozen=True)
 class Entry:
-    """What is stored under a name: how many bytes it has, and how to see them (a layout, or an element and dims)."""
+    """What is stored under a name: how many bytes, and how to see them (a layout, or element and dims)."""
 
     bytes: int
     facts: Mapping[str, Any]
@@ -31,7 +31,9 @@ class Writer:
 
     def __init__(self, path: Path, entries: Mapping[str, Entry]) -> None:
         self.entries, self.todo = entries, iter(entries)
-        header: dict[str, Any] = {"__metadata__": {name: json.dumps(dict(e.facts)) for name, e in entries.items() if e.facts}}
+        header: dict[str, Any] = {
+            "__metadata__": {name: json.dumps(dict(e.facts)) for name, e in entries.items() if e.facts}
+        }
         at = 0
         for name, e in entries.items():
             size = _up(e.bytes)
@@ -46,14 +48,18 @@ class Writer:
         """The next entry's bytes."""
         expected = next(self.todo)
         raw = data.contiguous().reshape(-1).view(torch.uint8)
-        assert name == expected and raw.numel() == self.entries[name].bytes, f"{name}: {raw.numel()} bytes, {expected} is due"
-        self.file.write(memoryview(raw.numpy()))
+        assert name == expected and raw.numel() == self.entries[name].bytes, (
+            f"{name}: {raw.numel()} bytes, {expected} is due"
+        )
+        self.file.write(raw.numpy().data)
         self.file.write(b"\0" * (_up(raw.numel()) - raw.numel()))
 
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.file.close()
         left = next(self.todo, None)
         assert kind is not None or left is None, f"{left} was not written"

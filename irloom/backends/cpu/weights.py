@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from irloom.backends.cpu.lower import Bound, Program
 from irloom.backends.cpu.pack import Layout, Packed, pack, pack_quantized
+from irloom.backends.cpu.program import Bound, Program
 from irloom.backends.cpu.store import Entry, Reader, Writer
 from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.elem import Elem, Quant
@@ -47,7 +47,9 @@ def read_weights(path: Path, program: Program, int8_activations: bool) -> dict[s
     return out
 
 
-def _entries(program: Program, m: Module, checkpoint: Checkpoint) -> Iterator[tuple[str, Entry, Bound, Param, int | None]]:
+def _entries(
+    program: Program, m: Module, checkpoint: Checkpoint
+) -> Iterator[tuple[str, Entry, Bound, Param, int | None]]:
     for bound in program.weights.values():
         for layer in bound.layers or (None,):
             yield _name(bound.name, layer), _entry(bound, m, checkpoint, layer), bound, bound.param, layer
@@ -64,17 +66,20 @@ def _entry(bound: Bound, m: Module, checkpoint: Checkpoint, layer: int | None) -
 
 
 def layout_of(p: Param, m: Module, checkpoint: Checkpoint, layer: int | None) -> Layout:
-    """How a weight is packed. Half floats of the checkpoint stay as they are: widening them in a register is exact."""
+    """How a weight is packed. Half floats stay as they are: widening them in a register is exact."""
     elem = p.type.elem
     n, k = _dims(p)
     if isinstance(elem, Quant):
         if elem.base.name not in ("i4", "i8") or elem.scale.name not in FLOATS:
-            raise IRError(f"cpu: no kernel for weight {p.name} of {elem.declaration()}", hint="int8 or int4, with a float scale")
-        return Layout(n, k, elem.base.name, elem.group or k, elem.scale.name, elem.zero is not None)  # pyright: ignore
+            raise IRError(
+                f"cpu: no kernel for weight {p.name} of {elem.declaration()}",
+                hint="int8 or int4, with a float scale",
+            )
+        return Layout(n, k, elem.base.name, elem.group or k, elem.scale.name, elem.zero is not None)
     assert p.weight is not None
     stored = weight_type(p.weight, checkpoint, layer, m.consts).elem
     kind = stored.name if isinstance(stored, Elem) and stored.name in FLOATS else "f32"
-    return Layout(n, k, kind)  # pyright: ignore
+    return Layout(n, k, kind)
 
 
 def _read(p: Param, checkpoint: Checkpoint, layer: int | None, m: Module) -> torch.Tensor | QuantizedTensor:
@@ -89,9 +94,15 @@ def _packed(value: torch.Tensor | QuantizedTensor, entry: Entry) -> torch.Tensor
     if isinstance(value, QuantizedTensor):
         bits: Any = 4 if entry.facts["kind"] == "i4" else 8
         signed = value.quant.base.kind == "int"
-        packed = pack_quantized(value.values, value.scales, value.zeros, bits=bits, group=entry.facts["group"], signed=signed)
+        packed = pack_quantized(
+            value.values, value.scales, value.zeros, bits=bits, group=entry.facts["group"], signed=signed
+        )
     else:
-        packed = pack(value.to({"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[entry.facts["kind"]]))
+        packed = pack(
+            value.to(
+                {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[entry.facts["kind"]]
+            )
+        )
     return packed.data
 
 

@@ -1,6 +1,6 @@
 """The reference target: an engine that interprets its module, op by op, in torch. Slow, and right everywhere.
 
-It needs no compiler, computes what every other target is compared with, and runs whatever pipeline a module came from.
+It needs no compiler, and computes what every other target is compared with.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class ReferenceBackend:
             report("weights", done, len(named))
             assert p.weight is not None
             value = materialize(p.weight, checkpoint, layer, m.consts)
-            tensors[name] = (value.dequantize() if isinstance(value, QuantizedTensor) else value).contiguous().clone()
+            tensors[name] = (
+                (value.dequantize() if isinstance(value, QuantizedTensor) else value).contiguous().clone()
+            )
         save_file(tensors, out.file(WEIGHTS))
         report("weights", len(named), len(named))
 
@@ -95,9 +97,9 @@ class ReferenceEngine:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Store the batch's keys and values; the logits [S, vocab] of each sequence's last token."""
-        arrays = (batch.positions, batch.starts, batch.context)
         tables = {p.window: torch.from_numpy(t) for p, t in zip(self.pools, batch.tables, strict=True)}
-        seqs = Seqs(*(torch.from_numpy(a) for a in arrays), tables)
+        positions, starts = torch.from_numpy(batch.positions), torch.from_numpy(batch.starts)
+        seqs = Seqs(positions, starts, torch.from_numpy(batch.context), tables)
         given = [self.caches[p.name] for p in self.inputs]
         with torch.inference_mode():
             logits, *renewed = self.interpreter(torch.from_numpy(batch.tokens), seqs, *given)

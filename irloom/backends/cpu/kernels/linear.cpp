@@ -109,7 +109,7 @@ struct IntegerSlabs {
   const Tiles& tiles;
   int64_t t0, t1;
   // Many tiles share one widening of the nibbles.
-  const bool nibbles = c.w.kind == KIND_I4 && t1 - t0 <= 2, widen = c.w.kind == KIND_I4 && !nibbles;
+  const bool nibbles = c.w.kind == KIND_I4 && t1 - t0 <= 8, widen = c.w.kind == KIND_I4 && !nibbles;
   const int64_t blocks = c.w.depth / 32, step = widen ? 32 : tiles.count == 1 ? blocks : 64;
   uint8_t* values = widen ? values_scratch.get<uint8_t>(step * 512 * INTEGER_PANELS) : nullptr;
   float* sums = tile_scratch.get<float>((tiles.row(t1) - tiles.row(t0)) * INTEGER_PANELS * 16);

@@ -38,7 +38,7 @@ template <int MR, int NP, bool SMALL, bool NIBBLES> void tile(const IntegerTile&
     }
     for (int p = 0; p < NP; p++) {
       const F16 scale = group_scales(w, j.panel + p * w.panel, group);
-      const F16 zero = w.has_zeros ? group_zeros(w, j.panel + p * w.panel, group) : zero16();
+      const F16 zero = w.has_zeros ? group_zeros(w, j.panel + p * w.panel, group) - splat16(Dot<SMALL>::lifted) : zero16();
       for (int r = 0; r < MR; r++) {
         F16 d = to_float(dot[r][p].end(w.has_zeros ? 0 : sums[r]));
         if (w.has_zeros) d = fma(zero, splat16(-(float)sums[r]), d);
@@ -83,11 +83,28 @@ IntegerTileFn integer_tile(int64_t mr, int64_t np, int64_t kind, bool nibbles) {
 
 void widen_nibbles(const uint8_t* from, uint8_t* to, int64_t n) {
   for (int64_t i = 0; i < n; i++, from += 64, to += 128) {
-    const B64 x = load_bytes(from), lo = low_nibbles(x), hi = high_nibbles(x);
-    memcpy(to, &lo, 64);
-    memcpy(to + 64, &hi, 64);
+    const B64 x = load_bytes(from);
+    store_bytes(to, low_nibbles(x));
+    store_bytes(to + 64, high_nibbles(x));
   }
 }
+
+namespace {
+
+// 32 integers of -128..127 to bytes.
+IRL_INLINE void narrow(const vi* from, int8_t* to) {
+#if IRL_W == 16
+  for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i*)to + i, _mm512_cvtepi32_epi8((__m512i)from[i]));
+#elif IRL_W == 8
+  const __m256i a = _mm256_packs_epi32((__m256i)from[0], (__m256i)from[1]), b = _mm256_packs_epi32((__m256i)from[2], (__m256i)from[3]);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256((__m256i*)to, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order));
+#else
+  for (int i = 0; i < 32; i++) to[i] = (int8_t)from[i / W][i % W];
+#endif
+}
+
+}  // namespace
 
 // Symmetric, scale = largest / 127, ties to even. A NaN or an infinity in a block makes its scale NaN, and so shows.
 void quantize_row(const float* x, int64_t K, int64_t mr, int32_t less, int8_t* values, float* scales, int32_t* sums) {
@@ -101,14 +118,11 @@ void quantize_row(const float* x, int64_t K, int64_t mr, int32_t less, int8_t* v
     const float most = max_of(max(abs(lo), abs(hi))), poison = sum((lo - lo) + (hi - hi));
     const float inverse = most > 0 ? 127.0f / most : 0.0f;
     *scales = most / 127.0f + poison;
+    vi r[32 / W];
+    for (int i = 0; i < 32 / W; i++) r[i] = bits<vi>(fma(load(v + i * W), splat(inverse), magic)) - bits<vi>(magic);
     int8_t q[32];
+    narrow(r, q);
     int32_t total = 0;
-    for (int i = 0; i < 32; i += W) {
-      vi r = bits<vi>(fma(load(v + i), splat(inverse), magic)) - bits<vi>(magic);
-      typedef int8_t vb __attribute__((vector_size(W)));
-      vb narrow = __builtin_convertvector(r, vb);
-      memcpy(q + i, &narrow, W);
-    }
     for (int i = 0; i < 32; i++) total += q[i];
     *sums = total * less;
     for (int s = 0; s < 8; s++) memcpy(values + s * mr * 4, q + s * 4, 4);

@@ -41,7 +41,7 @@ template <int MR, int NP, int KIND> void integers(const Weight& w, const uint8_t
       vi x[NP][V];
       for (int p = 0; p < NP; p++) {
         const uint8_t* from = panel + p * w.panel + k / per * 64;
-        memcpy(x[p], from, 64);
+        for (int i = 0; i < V; i++) memcpy(&x[p][i], from + i * sizeof(vi), sizeof(vi));
         __builtin_prefetch(from + AHEAD, 0, 2);
       }
       const int64_t count = w.K - k < per ? w.K - k : per;

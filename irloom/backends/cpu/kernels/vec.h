@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 #define IRL_W 16
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define IRL_W 8
@@ -52,9 +52,9 @@ IRL_INLINE float fma(float a, float b, float c) {
   return a * b + c;
 #endif
 }
-// NaN in `a` comes through both.
-IRL_INLINE vf max(vf a, vf b) { return b > a ? b : a; }
-IRL_INLINE vf min(vf a, vf b) { return b < a ? b : a; }
+// A NaN in either comes through; the second test folds away where `b` is a constant.
+IRL_INLINE vf max(vf a, vf b) { return (b > a) | (b != b) ? b : a; }
+IRL_INLINE vf min(vf a, vf b) { return (b < a) | (b != b) ? b : a; }
 IRL_INLINE vf abs(vf a) { return bits<vf>(bits<vi>(a) & 0x7fffffff); }
 IRL_INLINE vf sqrt(vf a) {
 #if IRL_W == 16
@@ -172,9 +172,15 @@ IRL_INLINE float max_of(F16 a) {
 enum Elem { ELEM_F32 = 0, ELEM_BF16 = 1, ELEM_F16 = 2 };
 
 IRL_INLINE vf from_bf16(const uint16_t* p) {
+#if IRL_W == 16
+  return (vf)_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+#elif IRL_W == 8
+  return (vf)_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+#else
   vh h;
   memcpy(&h, p, sizeof h);
   return bits<vf>(__builtin_convertvector(h, vu) << 16);
+#endif
 }
 IRL_INLINE vf from_f16(const uint16_t* p) {
 #if IRL_W == 16
@@ -188,6 +194,15 @@ IRL_INLINE vf from_f16(const uint16_t* p) {
   vf scaled = bits<vf>(mag) * 5.192296858534828e+33f;  // 2^112 moves the exponent bias; subnormals come out right
   vu special = (vu)((x & 0x7c00) == 0x7c00);
   return bits<vf>(((special & (mag | 0x7f800000)) | (~special & bits<vu>(scaled))) | sign);
+#endif
+}
+IRL_INLINE vf from_u8(const uint8_t* p) {
+#if IRL_W == 16
+  return (vf)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif IRL_W == 8
+  return (vf)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+  return (vf){(float)p[0], (float)p[1], (float)p[2], (float)p[3]};
 #endif
 }
 IRL_INLINE uint16_t to_bf16(float x) {

@@ -35,14 +35,9 @@ IRL_INLINE F16 group_scales(const Weight& w, const uint8_t* panel, int64_t g) {
   return load16_as((int)w.scale_elem, panel + w.scales, g * 16);
 }
 IRL_INLINE F16 group_zeros(const Weight& w, const uint8_t* panel, int64_t g) {
-  typedef uint8_t vb __attribute__((vector_size(W)));
   if (!w.has_zeros) return splat16(w.kind == KIND_I8 ? 128.0f : 8.0f);
   F16 r;
-  for (int i = 0; i < V; i++) {
-    vb b;
-    memcpy(&b, panel + w.zeros + g * 16 + i * W, sizeof b);
-    r.v[i] = __builtin_convertvector(b, vf);
-  }
+  for (int i = 0; i < V; i++) r.v[i] = from_u8(panel + w.zeros + g * 16 + i * W);
   return r;
 }
 

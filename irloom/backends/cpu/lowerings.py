@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from irloom.backends.cpu.lower import Lowering, lowers
+from irloom.backends.cpu.lower import Lowering
 from irloom.backends.cpu.place import Place, by_rows
+from irloom.backends.cpu.program import lowers
 from irloom.ir.elem import Paged
 from irloom.ir.graph import Node, Param, Value
 
@@ -29,7 +30,12 @@ def positions(f: Lowering, n: Node) -> bool:
 def reshape(f: Lowering, n: Node) -> bool:
     """The same memory under other dims."""
     x = n.args[0]
-    return isinstance(x, Value) and not f.is_weight(x) and by_rows(n.result.type.dims) and f.alias(n.result, f.places[x].reshaped(n.result.type.dims))
+    return (
+        isinstance(x, Value)
+        and not f.is_weight(x)
+        and by_rows(n.result.type.dims)
+        and f.alias(n.result, f.places[x].reshaped(n.result.type.dims))
+    )
 
 
 @lowers("split")
@@ -51,10 +57,17 @@ def split(f: Lowering, n: Node) -> bool:
 def slice_(f: Lowering, n: Node) -> bool:
     """Columns of the same memory."""
     x, start = _value(n, 0), n.attrs["start"]
-    if f.is_weight(x) or not by_rows(x.type.dims) or n.attrs["dim"] not in (1, 1 - x.type.rank) or n.attrs["step"] != 1:
+    if (
+        f.is_weight(x)
+        or not by_rows(x.type.dims)
+        or n.attrs["dim"] not in (1, 1 - x.type.rank)
+        or n.attrs["step"] != 1
+    ):
         return False
     inner = f.places[x].width // int(str(x.type.dims[1]))
-    return isinstance(start, int) and f.alias(n.result, f.places[x].columns(start * inner, n.result.type.dims))
+    return isinstance(start, int) and f.alias(
+        n.result, f.places[x].columns(start * inner, n.result.type.dims)
+    )
 
 
 @lowers("embedding")
@@ -125,14 +138,20 @@ def rms_norm(f: Lowering, n: Node) -> bool:
 def _residual(f: Lowering, total: Node, added: Value) -> Value | None:
     """The other operand of a sum, where it is there already and lies without gaps."""
     other = next((a for a in total.args if a is not added), None)
-    there = isinstance(other, Value) and other.type == added.type and other in f.places and f.places[other].whole
+    there = (
+        isinstance(other, Value) and other.type == added.type and other in f.places and f.places[other].whole
+    )
     return other if there and isinstance(other, Value) else None
 
 
 @lowers("add_rms_norm")
 def add_rms_norm(f: Lowering, n: Node) -> bool:
     """The residual sum and its norm in one pass."""
-    if not f.f32(*n.args[:2]) or not f.is_weight(n.args[2]) or not all(f.places[_value(n, k)].whole for k in (0, 1)):
+    if (
+        not f.f32(*n.args[:2])
+        or not f.is_weight(n.args[2])
+        or not all(f.places[_value(n, k)].whole for k in (0, 1))
+    ):
         return False
     _add_rms_norm(f, n, _value(n, 1), "None", 0.0)
     return True
@@ -140,13 +159,26 @@ def add_rms_norm(f: Lowering, n: Node) -> bool:
 
 def _sums(f: Lowering, n: Node) -> bool:
     x = n.args[0]
-    return f.is_weight(n.args[2]) and isinstance(x, Value) and x in f.places and f.f32(x) and f.places[x].whole
+    return (
+        f.is_weight(n.args[2]) and isinstance(x, Value) and x in f.places and f.f32(x) and f.places[x].whole
+    )
 
 
 def _add_rms_norm(f: Lowering, n: Node, added: Value, inner: str, inner_eps: object) -> None:
     total, normed = (_made(f, r) for r in n.results)
     weight = f.weight(n.args[2], "vector")
-    f.call("add_rms_norm", n.args[0], added, total, weight, normed, eps=n.attrs["eps"], inner=inner, inner_eps=inner_eps, loc=n.loc)
+    f.call(
+        "add_rms_norm",
+        n.args[0],
+        added,
+        total,
+        weight,
+        normed,
+        eps=n.attrs["eps"],
+        inner=inner,
+        inner_eps=inner_eps,
+        loc=n.loc,
+    )
 
 
 @lowers("layer_norm")
@@ -168,7 +200,11 @@ def rope(f: Lowering, n: Node) -> bool:
 
 def _rope(f: Lowering, n: Node, x: Value, norm: str, eps: object) -> bool:
     where, freq = _value(n, 1), _arg(n, 2)
-    if not f.f32(x) or not f.shared.is_positions(f.func, where) or not (freq is None or isinstance(freq, Param)):
+    if (
+        not f.f32(x)
+        or not f.shared.is_positions(f.func, where)
+        or not (freq is None or isinstance(freq, Param))
+    ):
         return False
     rotary = x.type.dims[-1] if n.attrs["rotary"] is None else n.attrs["rotary"]
     inverse = f.table_weight(freq) if isinstance(freq, Param) else repr(n.attrs["theta"])
@@ -176,7 +212,16 @@ def _rope(f: Lowering, n: Node, x: Value, norm: str, eps: object) -> bool:
         return False
     table = f.shared.rope_table(f"turns({inverse}, {rotary}, scale={n.attrs['scale']!r})")
     f.done.add(id(n))
-    f.call("rope", x, table, _made(f, n.result), norm=norm, eps=eps, interleaved=n.attrs["interleaved"], loc=n.loc)
+    f.call(
+        "rope",
+        x,
+        table,
+        _made(f, n.result),
+        norm=norm,
+        eps=eps,
+        interleaved=n.attrs["interleaved"],
+        loc=n.loc,
+    )
     return True
 
 
@@ -194,7 +239,11 @@ def kv_append(f: Lowering, n: Node) -> bool:
 def paged_attention(f: Lowering, n: Node) -> bool:
     """Attention over the pages of a cache."""
     q, cache, sinks = _value(n, 0), _value(n, 1), _arg(n, 3)
-    if not f.f32(q) or not isinstance(cache.type.elem, Paged) or not (sinks is None or isinstance(sinks, Param)):
+    if (
+        not f.f32(q)
+        or not isinstance(cache.type.elem, Paged)
+        or not (sinks is None or isinstance(sinks, Param))
+    ):
         return False
     given = f.weight(sinks, "vector") if isinstance(sinks, Param) else "None"
     attrs = {k: n.attrs[k] for k in ("scale", "window", "softcap")}

@@ -1,0 +1,182 @@
+"""What a program's names call: one method per kernel, which takes rows and weights, passes addresses on."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from irloom.backends.cpu.elementwise import bind
+from irloom.backends.cpu.memory import Cache, Size, Turns
+from irloom.backends.cpu.native import ACTIVATIONS, Raw
+from irloom.backends.cpu.pack import Packed
+from irloom.backends.cpu.step import Rows, Step
+from irloom.ir.elem import ELEMS
+from irloom.ir.op import OPS
+from irloom.ir.seqs import PagedCache
+
+Vector = torch.Tensor | None
+
+
+class Calls:
+    """The kernels as programs call them. ``T`` and ``S`` of a call are those of the step at hand."""
+
+    def __init__(self, raw: Raw, step: Step) -> None:
+        self._raw, self._step = raw, step
+        self._tokens, self._seqs = step.tokens_now, step.seqs_now
+        self._starts, self._context, self._last = step.starts_ptr, step.context_ptr, step.last_ptr
+
+    def embedding(self, table: Packed, ids: Rows, y: Rows, *, scale: float) -> None:
+        """Rows of a packed weight, times ``scale``."""
+        self._raw.embedding(table.address, ids.ptr, y.ptr, y.stride, self._tokens.now, scale)
+
+    def linear(self, x: Rows, w: Packed, y: Rows, *, residual: Rows | None) -> None:
+        """``y = x @ w.T + bias + residual``."""
+        r, ldr = (0, 0) if residual is None else (residual.ptr, residual.stride)
+        self._raw.linear(w.address, x.ptr, x.stride, y.ptr, y.stride, r, ldr, x.count.now)
+
+    def rms_norm(self, x: Rows, w: Vector, y: Rows, *, eps: float) -> None:
+        """Each row, or each head of each row, to unit root-mean-square."""
+        n = x.last
+        for at in range(0, x.width, n):
+            row, to = x.ptr + 4 * at, y.ptr + 4 * at
+            self._raw.rms_norm(row, x.stride, _at(w), to, y.stride, x.count.now, n, eps)
+
+    def add_rms_norm(
+        self,
+        x: Rows,
+        a: Rows,
+        r: Rows,
+        w: Vector,
+        y: Rows | None,
+        *,
+        eps: float,
+        inner: Vector,
+        inner_eps: float,
+    ) -> None:
+        """``r = x + a``, or ``x + rms_norm(a, inner)``; then ``y = rms_norm(r, w)`` unless ``y`` is None."""
+        out = 0 if y is None else y.ptr
+        self._raw.add_rms_norm(
+            x.ptr, a.ptr, _at(inner), r.ptr, _at(w), out, x.count.now, x.width, eps, inner_eps
+        )
+
+    def layer_norm(self, x: Rows, w: Vector, b: Vector, y: Rows, *, eps: float) -> None:
+        """Each row, or each head of each row, to zero mean and unit variance."""
+        n = x.last
+        for at in range(0, x.width, n):
+            row, to = x.ptr + 4 * at, y.ptr + 4 * at
+            self._raw.layer_norm(row, x.stride, _at(w), _at(b), to, y.stride, x.count.now, n, eps)
+
+    def rope(self, x: Rows, table: Turns, y: Rows, *, norm: Vector, eps: float, interleaved: bool) -> None:
+        """Each head turned by the table, after ``rms_norm`` with ``norm`` where that is given."""
+        _, heads, dim = x.dims
+        self._raw.rope(
+            x.ptr, x.stride, _at(norm), table.cos_ptr, table.sin_ptr, y.ptr, y.stride,
+            self._tokens.now, heads, dim, 2 * table.half, interleaved, eps,
+        )  # fmt: skip
+
+    def kv_append(self, cache: Cache, k: Rows, v: Rows) -> None:
+        """Keys and values to their pages."""
+        self._raw.kv_append(
+            k.ptr, k.stride, v.ptr, v.stride, cache.k_ptr, cache.v_ptr, cache.elem, cache.arrays.slots_ptr,
+            self._tokens.now, cache.heads, cache.dim, cache.dim,
+        )  # fmt: skip
+
+    def paged_attention(
+        self,
+        q: Rows,
+        cache: Cache,
+        y: Rows,
+        *,
+        sinks: Vector,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> None:
+        """Attention of every token over the pages of its sequence."""
+        pool = cache.arrays
+        self._raw.paged_attention(
+            q.ptr, q.stride, cache.k_ptr, cache.v_ptr, cache.elem, cache.page, cache.heads,
+            self._starts, self._context, pool.table_ptr, self._seqs.now, pool.max_pages, q.dims[1], cache.dim,
+            cache.dim, window or 0, _at(sinks), y.ptr, y.stride, scale, softcap or 0.0,
+        )  # fmt: skip
+
+    def act_mul(self, act: str, gate: Rows, up: Rows, y: Rows) -> None:
+        """``y = act(gate) * up``."""
+        self._raw.act_mul(
+            ACTIVATIONS.index(act), gate.ptr, gate.stride, up.ptr, up.stride, y.ptr, y.stride,
+            gate.count.now, gate.width,
+        )  # fmt: skip
+
+    def last_rows(self, x: Rows, y: Rows) -> None:
+        """The last row of each sequence."""
+        self._raw.gather_rows(x.ptr, x.stride, self._last, y.ptr, y.stride, self._seqs.now, x.width)
+
+    def copy(self, x: Rows, y: Rows) -> None:
+        """The same entries elsewhere."""
+        if x.base.element_size() == 4:
+            self._raw.copy(x.ptr, x.stride, y.ptr, y.stride, x.count.now, x.width)
+        else:
+            y.tensor().copy_(x.tensor())
+
+    def reference(self, op: str, outs: list[Rows], *args: Any, **attrs: Any) -> None:
+        """An op's body in torch, on views of the rows."""
+        given = [_tensor(a) for a in args]
+        made = OPS[op].reference(*given, **{k: _plain(v) for k, v in attrs.items()})
+        for out, value in zip(outs, made if isinstance(made, tuple | list) else (made,), strict=True):
+            out.tensor().copy_(value)
+
+    def names(self) -> dict[str, Any]:
+        """Everything that a program may name beside its own memory."""
+        calls = {
+            name: getattr(self, name) for name in vars(Calls) if not name.startswith("_") and name != "names"
+        }
+        elems = {name: e for name, e in ELEMS.items() if name != "bool"}
+        return {**calls, **elems, "seqs": self._step, "inf": float("inf")}
+
+
+def generated(extra: ctypes.CDLL | None, text: str) -> dict[str, Callable[..., None]]:
+    """The calls of kernels that were generated for this program."""
+    names = set(re.findall(r"\bfused_[0-9a-f]{8}\b", text))
+    assert extra is not None or not names, "generated kernels were not compiled"
+    return {name: _generated(extra, name) for name in names if extra is not None}
+
+
+def _generated(extra: ctypes.CDLL, name: str) -> Callable[..., None]:
+    bound: dict[int, Callable[..., None]] = {}
+
+    def call(y: Rows, *inputs: Rows | torch.Tensor) -> None:
+        n = len(inputs)
+        function = bound.get(n)
+        if function is None:
+            function = bound[n] = bind(extra, name, n)
+        pointers = (ctypes.c_void_p * n)(*(x.ptr if isinstance(x, Rows) else x.data_ptr() for x in inputs))
+        strides = (ctypes.c_int64 * n)(*(x.stride if isinstance(x, Rows) else 0 for x in inputs))
+        function(pointers, strides, y.ptr, y.stride, y.count.now, y.width)
+
+    return call
+
+
+def _at(x: torch.Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _tensor(a: Any) -> Any:
+    match a:
+        case Rows():
+            return a.tensor()
+        case Step():
+            return a.seqs()
+        case Cache():
+            return PagedCache(a.k, a.v, a.window)
+        case _:
+            return a
+
+
+def _plain(v: Any) -> Any:
+    if isinstance(v, tuple):
+        return tuple(_plain(x) for x in v)
+    return v.count.now if isinstance(v, Size) else v
