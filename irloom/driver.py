@@ -42,7 +42,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 def trace(model: Any, dtype: str | None = None, layers: int | None = None) -> Module:
     """The program of a model: a path, a hub id, a config object of the library, or an ``nn.Module``.
 
-    ``dtype`` is the element of weights and activations, by default the stored one; ``layers`` keeps the first.
+    ``dtype`` is the element of weights and activations (default: as stored); ``layers`` keeps the first.
     """
     elem = ELEMS[dtype] if dtype else None
     if isinstance(model, (str, Path)):
