@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from .dims import Dim, Sym, evaluate
+import torch
+
+from .dims import Dim, Sym, evaluate, symbols
 from .elem import Elem, Paged
 from .errors import IRError
 from .graph import Arg, Call, Func, Loop, Module, Node, Param, Stmt, Value
@@ -19,8 +21,6 @@ from .types import Type
 from .weights import materialize
 
 if TYPE_CHECKING:
-    import torch
-
     from .checkpoint import Checkpoint
 
 Frame = dict[Value, Any]
@@ -70,7 +70,8 @@ class Interpreter:
     ) -> None:
         match s:
             case Node():
-                out = apply_node(s, [self._arg(a, frame) for a in s.args], env)
+                with torch.device(self.device):  # for what an op makes from nothing
+                    out = apply_node(s, [self._arg(a, frame) for a in s.args], env)
                 frame.update(zip(s.results, out, strict=True))
                 if self.observe:
                     self.observe(s, out, layer)
@@ -140,6 +141,7 @@ def bind_symbols(f: Func, inputs: Sequence[Any]) -> dict[str, int]:
     if len(inputs) != len(f.data):
         raise IRError(f"{f.name} takes {', '.join(p.name for p in f.data)}; {len(inputs)} inputs are given")
     env: dict[str, int] = {}
+    sized: list[tuple[Param, Dim, int]] = []
     for p, x in zip(f.data, inputs, strict=True):
         sizes = sizes_of(x)
         if sizes is None:
@@ -148,6 +150,10 @@ def bind_symbols(f: Func, inputs: Sequence[Any]) -> dict[str, int]:
             raise IRError(f"{f.name}: input `{p.name}` has {len(sizes)} dims, its type is {p.type}")
         for d, n in zip(p.type.dims, sizes, strict=True):
             _unify(f, p, d, n, env)
+            sized.append((p, d, n))
+    for p, d, n in sized:
+        if symbols(d) <= set(env) and evaluate(d, env) != n:
+            raise IRError(f"{f.name}: input `{p.name}` has size {n} where its type {p.type} says {d}")
     return env
 
 
@@ -158,8 +164,6 @@ def _unify(f: Func, p: Param, d: Dim, n: int, env: dict[str, int]) -> None:
             raise IRError(
                 f"{f.name}: input `{p.name}` ({p.type}) makes {name} {n}, but another made it {env[name]}"
             )
-    elif isinstance(d, int) and d != n:
-        raise IRError(f"{f.name}: input `{p.name}` has size {n} where its type {p.type} says {d}")
 
 
 def sizes_of(x: Any) -> tuple[int, ...] | None:

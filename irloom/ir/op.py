@@ -131,10 +131,13 @@ class Op:
         return bind(self.name, self.signature, self.operands, given, attrs)
 
     def count_flops(self, operands: Sequence[Operand], attrs: Attrs) -> Dim:
-        """Floating-point operations: two per multiply-add where the signature sums, else one per entry."""
+        """Floating-point operations: two per multiply-add where the signature sums, else one per entry.
+
+        Ops that move entries, by attributes or by index, have none.
+        """
         if hook := self.hooks.get("flops"):
             return hook(operands, attrs)
-        if "shape" in self.hooks:
+        if "shape" in self.hooks or self.signature.indexed:
             return 0
         return self.bind(operands, attrs).volume() * (2 if self.signature.summed else 1)
 

@@ -14,7 +14,7 @@ from .elem import Quant
 from .errors import IRError
 from .graph import Arg, Builder, Call, Func, Index, Loop, Module, Node, Param, Slot, Stmt, Value
 from .op import OPS
-from .parse_type import TypeReader, literal_attr
+from .parse_type import TypeReader, integer, literal_attr
 from .types import Type
 from .weight_expr import parse_weight
 
@@ -87,20 +87,19 @@ class _Reader:
             case ast.AnnAssign(
                 target=ast.Name(id=name), annotation=ast.Subscript(value=ast.Name(id="dim"), slice=bounds)
             ):
-                low, high = ast.literal_eval(bounds)
-                self.m.dims[name] = (int(low), int(high))
+                self.m.dims[name] = _range(name, bounds)
             case ast.AnnAssign(
                 target=ast.Name(id=name), annotation=ast.Subscript(value=ast.Name(id="buffer"), slice=size)
             ):
                 self.m.buffers[name] = self.types.dim(size)
             case ast.Expr(value=ast.Call(func=ast.Name(id="mesh"), keywords=axes)):
-                self.m.mesh = {str(k.arg): int(ast.literal_eval(k.value)) for k in axes}
+                self.m.mesh = {str(k.arg): integer(k.value) for k in axes}
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id="quant")) as call):
                 self.m.quants[name] = self._quant(name, call)
             case ast.Assign(
                 targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id="const"), args=[t, data])
             ):
-                self.m.consts[name] = _const(self.types.type(t), ast.literal_eval(data))
+                self.m.consts[name] = _const(name, self.types.type(t), data)
             case _:
                 raise IRError(f"not a declaration or a function: {ast.unparse(stmt)[:60]}")
 
@@ -113,7 +112,7 @@ class _Reader:
                 "quant: needs a base element, a group and a scale", hint="quant(i4, group=128, scale=bf16)"
             )
         zero = self.types.plain(given["zero"]) if "zero" in given else None
-        group = int(ast.literal_eval(given["group"]))
+        group = integer(given["group"])
         return Quant(name, self.types.plain(call.args[0]), group, self.types.plain(given["scale"]), zero)
 
 
@@ -122,11 +121,26 @@ def _types(f: Func) -> list[Type]:
     return [v.type for v in values]
 
 
-def _const(t: Type, data: str) -> Any:
+def _range(name: str, e: ast.expr) -> tuple[int, int]:
+    if not isinstance(e, ast.Tuple) or len(e.elts) != 2:
+        raise IRError(f"{name}: dim[{ast.unparse(e)}] is no range", hint="both ends: dim[1, 8192]")
+    low, high = (integer(x) for x in e.elts)
+    if not 1 <= low <= high:
+        raise IRError(f"{name}: no dim is in dim[{low}, {high}]", hint="1 <= the first <= the last")
+    return low, high
+
+
+def _const(name: str, t: Type, data: ast.expr) -> Any:
     import torch
 
-    raw = torch.frombuffer(bytearray(base64.b64decode(data)), dtype=t.plain.torch)
-    return raw.reshape(cast("tuple[int, ...]", t.dims))
+    try:
+        raw = bytearray(base64.b64decode(ast.literal_eval(data), validate=True))
+    except (ValueError, TypeError):
+        raise IRError(f"const {name}: its bytes are not base64") from None
+    if len(raw) != t.nbytes:
+        raise IRError(f"const {name}: {t} is {t.nbytes} bytes, {len(raw)} are given")
+    flat = torch.frombuffer(raw, dtype=t.plain.torch) if raw else torch.empty(0, dtype=t.plain.torch)
+    return flat.reshape(cast("tuple[int, ...]", t.dims))
 
 
 class _FuncReader:
@@ -138,11 +152,16 @@ class _FuncReader:
         self.env: Env = {}
 
     def read(self) -> Func:
-        args, n = self.tree.args.args, len(self.tree.args.defaults)
+        given = self.tree.args
+        if given.posonlyargs or given.kwonlyargs or given.vararg or given.kwarg:
+            raise IRError(f"function {self.f.name}: a parameter is `name: type`, or with `= weight(...)`")
+        args, n = given.args, len(given.defaults)
         defaults = [*[None] * (len(args) - n), *self.tree.args.defaults]
         for a, weight in zip(args, defaults, strict=True):
             self._at(a.lineno, self._param, a, weight)
         self._block(self.tree.body, self.f.body)
+        if not self.f.returns:
+            raise IRError(f"function {self.f.name} returns nothing", hint="end it with `return` and values")
         said = self.tree.returns
         if said is not None:
             self._at(said.lineno, self._check_returns, said)
@@ -180,6 +199,8 @@ class _FuncReader:
             self._at(stmt.lineno, self._statement, stmt, into, carried or set())
 
     def _statement(self, stmt: ast.stmt, into: list[Stmt], carried: set[str]) -> None:
+        if self.f.returns or (into is not self.f.body and isinstance(stmt, (ast.Return, ast.For))):
+            raise IRError("`return` is the last statement of a function, and loops do not nest")
         match stmt:
             case ast.Return(value=value) if value is not None:
                 names = value.elts if isinstance(value, ast.Tuple) else [value]
@@ -206,7 +227,7 @@ class _FuncReader:
     ) -> None:
         comment = self.reader.lines[(stmt.end_lineno or stmt.lineno) - 1].partition("  # ")[2]
         if self._callee(call) in self.reader.m.funcs:
-            s: Node | Call = self._call(targets, call, comment)
+            s: Node | Call = self._call(targets, call, comment, said)
         else:
             s = self._node(targets, call, comment, said)
         into.append(s)
@@ -251,8 +272,13 @@ class _FuncReader:
             r.buffer = buffer
         return node
 
-    def _call(self, targets: list[ast.expr], call: ast.Call, comment: str) -> Call:
+    def _call(self, targets: list[ast.expr], call: ast.Call, comment: str, said: ast.expr | None) -> Call:
         callee = self.reader.m.funcs[self._callee(call)]
+        if call.keywords or said is not None:
+            raise IRError(
+                f"{callee.name} is called with more than operands: {ast.unparse(call)}",
+                hint="x, y = function[i](a, b): no keywords, no types",
+            )
         index = _index(call.func.slice) if isinstance(call.func, ast.Subscript) else None
         slots = [self._slot(a) for a in call.args if isinstance(a, ast.Subscript)]
         args = [self._value(a) for a in call.args if not isinstance(a, ast.Subscript)]
@@ -273,7 +299,7 @@ class _FuncReader:
     def _loop(self, stmt: ast.For) -> Loop:
         match stmt:
             case ast.For(target=ast.Name(id=var), iter=ast.Call(func=ast.Name(id="range"), args=bounds)):
-                r = range(*[int(ast.literal_eval(b)) for b in bounds])
+                r = _bounds(bounds)
             case _:
                 raise IRError(
                     f"not a loop of the IR: for {ast.unparse(stmt.target)} in {ast.unparse(stmt.iter)}",
@@ -305,15 +331,25 @@ class _FuncReader:
         return cast("Arg", literal_attr(e))
 
     def _slot(self, e: ast.expr) -> Slot:
-        assert isinstance(e, ast.Subscript)
+        assert isinstance(e, ast.Subscript), "who calls this has looked"
         return Slot(self._value(e.value), _index(e.slice))
+
+
+def _bounds(given: list[ast.expr]) -> range:
+    numbers = [integer(b) for b in given]
+    if not 1 <= len(numbers) <= 3 or (len(numbers) == 3 and numbers[2] == 0):
+        raise IRError(f"not the bounds of a loop: {', '.join(map(str, numbers))}", hint="for i in range(18)")
+    return range(*numbers)
 
 
 def _split_comment(text: str) -> tuple[list[str], str]:
     if not text.startswith("-> "):
         return [], text
     types, _, loc = text[3:].partition("  ")
-    tree = ast.parse(f"({types},)", mode="eval").body
+    try:
+        tree = ast.parse(f"({types},)", mode="eval").body
+    except SyntaxError:
+        raise IRError(f"not types of results: {types}", hint="# -> f32[T], i32[T]") from None
     assert isinstance(tree, ast.Tuple)
     return [ast.unparse(e) for e in tree.elts], loc
 

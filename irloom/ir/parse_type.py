@@ -63,8 +63,8 @@ class TypeReader:
             case ast.Name(id=name) if name in _OPAQUE:
                 return _OPAQUE[name]
             case ast.Subscript(value=ast.Name(id="paged"), slice=ast.Tuple(elts=[inner, page, *window])):
-                last = int(ast.literal_eval(window[0])) if window else None
-                return Paged(self.plain(inner), int(ast.literal_eval(page)), last)
+                last = integer(window[0]) if window else None
+                return Paged(self.plain(inner), integer(page), last)
             case _:
                 name = ast.unparse(e)
                 near = get_close_matches(name, [*ELEMS, *self.quants, *_OPAQUE], 1)
@@ -99,6 +99,17 @@ class TypeReader:
                 return self.dim(a) * self.dim(b)
             case _:
                 raise IRError(f"not a dim: {ast.unparse(e)}")
+
+
+def integer(e: ast.expr) -> int:
+    """A plain integer."""
+    match e:
+        case ast.Constant(value=int() as n) if not isinstance(n, bool):
+            return n
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as n)) if not isinstance(n, bool):
+            return -n
+        case _:
+            raise IRError(f"not an integer: {ast.unparse(e)}")
 
 
 def literal_attr(e: ast.expr) -> Attr:

@@ -68,7 +68,7 @@ class Seqs:
     def slots(self, window: int | None, page: int) -> torch.Tensor:
         """For each token i64[T], its place in the cache: page id * page + offset in the page."""
         table = self.table(window)
-        owner = torch.repeat_interleave(torch.arange(self.count), self.starts.diff())
+        owner = torch.repeat_interleave(self.starts.diff())
         at = self.positions.long()
         return table[owner, at // page].long() * page + at % page
 

@@ -71,8 +71,12 @@ class Signature:
     @property
     def summed(self) -> frozenset[str]:
         """Factors that the op sums over."""
-        indexed = {f for t in self.ins for a in t.axes or () if a.indexed for f in a.factors}
-        return _factors(self.ins) - _factors(self.outs) - indexed
+        return _factors(self.ins) - _factors(self.outs) - self.indexed
+
+    @property
+    def indexed(self) -> frozenset[str]:
+        """Factors that the op picks entries of."""
+        return frozenset(f for t in self.ins for a in t.axes or () if a.indexed for f in a.factors)
 
 
 @cache
@@ -122,7 +126,12 @@ class Binding:
     )
     owner: dict[str, str] = field(default_factory=dict[str, str])
     products: list[tuple[str, Type, Axis, Dim]] = field(default_factory=list[tuple[str, Type, Axis, Dim]])
-    partial: str | None = None
+    partials: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
+
+    @property
+    def partial(self) -> str | None:
+        """The axis over which the operands that may be partial sums are split, which is the same for all."""
+        return next(iter(self.partials.values()), None)
 
     def result(self, term: Term, elem: AnyElem) -> Type:
         """The type of a result with this element."""
@@ -168,6 +177,8 @@ def bind(
                 f"{op}: operand `{name}` is the number {t}, not a tensor", hint=f"signature: {sig.text}"
             )
         else:
+            if term.partial:
+                _bind_partial(b, name, t, None)
             b.lead.setdefault(term.axes[0].factors[0], ((), ()))
     for name, t, a, d in b.products:
         _bind_product(b, name, t, a, d)
@@ -181,9 +192,7 @@ def _bind_operand(b: Binding, name: str, term: Term, t: Type) -> None:
             hint=f"all_reduce(axis={t.partial!r}) it first",
         )
     if term.partial:
-        if b.partial is not None and b.partial != t.partial:
-            raise IRError(f"{b.op}: operand `{name}` is {t}, but another is a partial sum over `{b.partial}`")
-        b.partial = t.partial
+        _bind_partial(b, name, t, t.partial)
     if term.axes is None:
         return
     fixed = sum(not a.variadic for a in term.axes)
@@ -198,6 +207,18 @@ def _bind_operand(b: Binding, name: str, term: Term, t: Type) -> None:
         else:
             _bind_dim(b, name, t, a, t.dims[at], t.axes[at])
             at += 1
+
+
+def _bind_partial(b: Binding, name: str, t: Operand, partial: str | None) -> None:
+    """Operands are split over one axis or none is: what is whole would be added once per rank."""
+    for other, was in b.partials.items():
+        if was != partial:
+            open_, whole = (other, f"`{name}` is {t}") if was else (name, f"`{other}` is not")
+            raise IRError(
+                f"{b.op}: operand `{open_}` is a sum still split over `{was or partial}`, but {whole}",
+                hint=f"all_reduce(axis={was or partial!r}) it first",
+            )
+    b.partials[name] = partial
 
 
 def _bind_dim(b: Binding, name: str, t: Type, a: Axis, d: Dim, axis: str | None) -> None:

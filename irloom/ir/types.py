@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .dims import Dim
+from .dims import Dim, Sym
 from .elem import AnyElem, Elem
 from .errors import IRError
 
@@ -60,9 +60,14 @@ class Type:
         return replace(self, elem=elem)
 
     def __str__(self) -> str:
-        dims = (
-            ", ".join(f"{d}@{a}" if a else str(d) for d, a in zip(self.dims, self.axes, strict=True)) or "()"
-        )
+        dims = ", ".join(_split(d, a) for d, a in zip(self.dims, self.axes, strict=True)) or "()"
         return f"{f'partial[{self.partial}, {self.elem}]' if self.partial else self.elem}[{dims}]"
 
     __repr__ = __str__
+
+
+def _split(d: Dim, axis: str | None) -> str:
+    """``@`` binds closer than ``+``."""
+    if axis is None:
+        return str(d)
+    return f"({d})@{axis}" if isinstance(d, Sym) and len(d.terms) > 1 else f"{d}@{axis}"

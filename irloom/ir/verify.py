@@ -9,7 +9,7 @@ from .buffers import called_buffers, lifetimes, storage
 from .dims import covers, symbols
 from .elem import CACHES, Opaque, Paged, Quant
 from .errors import IRError
-from .graph import Call, Func, Loop, Module, Node, Param, Stmt, Value
+from .graph import Call, Func, Index, Loop, Module, Node, Param, Stmt, Value
 from .show import show_node, show_typed
 
 Rule = Callable[[Module, Func], None]
@@ -106,7 +106,7 @@ def _slot_results(s: Stmt) -> list[Value]:
 @rule
 def types_follow(m: Module, f: Func) -> None:
     """Every node's types are what its op infers from its operands."""
-    for s in f.body:
+    for s in _inside(f.body):
         if not isinstance(s, Node):
             continue
         try:
@@ -182,7 +182,9 @@ def partial_sums_finished(m: Module, f: Func) -> None:
 def calls_fit(m: Module, f: Func) -> None:
     """A call gives what its callee takes, and its callee stands before it."""
     order = list(m.funcs)
-    for c in _calls(f.body):
+    for c in _inside(f.body):
+        if not isinstance(c, Call):
+            continue
         callee = m.funcs.get(c.callee)
         if callee is None or order.index(c.callee) >= order.index(f.name):
             raise IRError(f"{f.name} calls {c.callee}, which is not defined before it")
@@ -199,12 +201,32 @@ def calls_fit(m: Module, f: Func) -> None:
             raise IRError(f"{c.callee} binds weights per layer, but is called without an index")
 
 
-def _calls(body: list[Stmt]) -> Iterator[Call]:
+def _inside(body: list[Stmt]) -> Iterator[Stmt]:
     for s in body:
-        if isinstance(s, Call):
+        if isinstance(s, Loop):
+            yield from s.body
+        else:
             yield s
-        elif isinstance(s, Loop):
-            yield from _calls(s.body)
+
+
+@rule
+def loops_are_flat(m: Module, f: Func) -> None:
+    """Loops are over calls and nodes, not over loops; an index counts by the loop it stands in."""
+    for s in f.body:
+        for inner in s.body if isinstance(s, Loop) else [s]:
+            if isinstance(inner, Loop):
+                raise IRError(f"the loop over {inner.var} stands in another loop", hint="loops do not nest")
+            if isinstance(inner, Call):
+                for index in (inner.index, *(x.index for x in inner.slots)):
+                    _check_index(inner, index, s.var if isinstance(s, Loop) else None)
+
+
+def _check_index(c: Call, index: Index | None, var: str | None) -> None:
+    if index is not None and index.var not in (None, var):
+        raise IRError(
+            f"{c.callee} is called at index {index}, but {index.var} is not the variable of its loop",
+            hint=f"the loop is over {var}" if var else "the call is in no loop",
+        )
 
 
 @rule
@@ -237,11 +259,14 @@ def _cache_chain(f: Func, p: Value, readers: dict[Value, list[Stmt]]) -> None:
 def _stack(m: Module, f: Func, p: Value) -> None:
     if f.name != "main":
         raise IRError(f"{show_typed(p)}: only main holds a stack of caches")
+    (count,) = p.type.dims
+    if not isinstance(count, int):
+        raise IRError(f"{show_typed(p)}: how many caches there are is a number, not {count}")
     seen = Counter(i for _, _, at in m.calls() for i in at)
-    for i in range(p.type.dims[0] if isinstance(p.type.dims[0], int) else 0):
+    for i in range(count):
         if seen[i] != 1:
             raise IRError(f"cache {p.name}[{i}] is renewed {seen[i]} times", hint="once per step")
-    if extra := sorted(i for i in seen if not 0 <= i < int(str(p.type.dims[0]))):
+    if extra := sorted(i for i in seen if not 0 <= i < count):
         raise IRError(f"cache {p.name}[{extra[0]}] is outside {p.type}")
     if p not in f.returns:
         raise IRError(f"{p.name} is not returned", hint="the next step needs it")

@@ -33,7 +33,7 @@ def default_frequencies(theta: float, rotary: int, device: torch.device | str = 
     return 1.0 / theta ** (torch.arange(0, rotary, 2, dtype=torch.int64, device=device).float() / rotary)
 
 
-@op("t h !d, t, f? -> t h !d")
+@op("t h !d, t, !f? -> t h !d")
 def rope(
     x: Tensor,
     positions: Tensor,
@@ -78,6 +78,14 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> None:
         raise IRError(
             f"rope: operand `inv_freq` is {freq}, but {n} rotary features have {n // 2} frequencies"
         )
+
+
+@rope.flops
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    """Two products and a sum per entry."""
+    x = operands[0]
+    assert isinstance(x, Type)
+    return product(x.dims) * 3
 
 
 @dataclass(frozen=True)
@@ -201,8 +209,3 @@ def _stored(cache: Type) -> Dim:
     """Bytes of one token's keys and values."""
     assert isinstance(cache.elem, Paged)
     return cache.elem.elem.nbytes(cache.dims[1:]) * 2
-
-
-@kv_append.flops
-def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
-    return 0

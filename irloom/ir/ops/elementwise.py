@@ -16,19 +16,25 @@ from ..types import Type
 Number = float | Tensor
 _RANK = ("bool", "u8", "i8", "i16", "i32", "i64", "f8e4m3", "f8e5m2", "bf16", "f16", "f32", "f64")
 
+_NUMBERS: dict[type, str] = {bool: "bool", int: "i64", float: "f32"}
+
 
 def promoted(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
-    """The widest element among the tensors; a number only lifts a tensor of integers to its own kind."""
+    """The widest element among the tensors; a number only lifts tensors of a narrower kind to its own."""
     elems = [t.elem for t in operands if isinstance(t, Type)]
+    numbers = [x for x in operands if isinstance(x, Literal)]
+    if not elems:
+        return ELEMS[max((_NUMBERS[type(x)] for x in numbers), key=_RANK.index)]
     plain = [e for e in elems if isinstance(e, Elem)]
     if len(plain) < len(elems):
         return elems[0]
     if {"bf16", "f16"} <= {e.name for e in plain}:
         return ELEMS["f32"]
     widest = max(plain, key=lambda e: _RANK.index(e.name))
-    numbers = [x for x in operands if isinstance(x, Literal)]
     if widest.kind != "float" and any(isinstance(x, float) for x in numbers):
         return ELEMS["f32"]
+    if widest.kind == "bool" and any(type(x) is int for x in numbers):
+        return ELEMS["i64"]
     return widest
 
 

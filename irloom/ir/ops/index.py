@@ -33,11 +33,6 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
     return elem if isinstance(elem, Elem) else table.elem
 
 
-@embedding.flops
-def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
-    return 0
-
-
 @embedding.bytes
 def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
     ids, table = operands[0], operands[1]
@@ -56,3 +51,11 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
 def last_rows(x: Tensor, seqs: Seqs) -> Tensor:
     """The last row of each sequence: what the next token is sampled from."""
     return x[seqs.starts[1:].long() - 1]
+
+
+@last_rows.bytes
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    """The rows that are taken, read and written."""
+    x, seqs = operands[0], operands[1]
+    assert isinstance(x, Type) and isinstance(seqs, Type)
+    return x.elem.nbytes((seqs.dims[1], *x.dims[1:])) * 2

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..elem import ELEMS, AnyElem
+from ..elem import ELEMS, AnyElem, Elem
 from ..errors import IRError
 from ..op import Attrs, Op, op
 from ..signature import Operand
@@ -50,12 +50,18 @@ def _place(operands: Sequence[Operand], attrs: Attrs, name: str) -> tuple[Type, 
     return x, d
 
 
+def _summed(elem: AnyElem) -> AnyElem:
+    """Sums of integers and of truths are counted in i64."""
+    return elem if not isinstance(elem, Elem) or elem.kind == "float" else ELEMS["i64"]
+
+
 def _reduces(of: Op) -> None:
     def shape(operands: Sequence[Operand], attrs: Attrs) -> Type:
         x, d = _place(operands, attrs, of.name)
         kept = (1,) if attrs["keep"] else ()
         axis = (None,) if attrs["keep"] else ()
-        return x.with_dims((*x.dims[:d], *kept, *x.dims[d + 1 :]), (*x.axes[:d], *axis, *x.axes[d + 1 :]))
+        out = x.with_dims((*x.dims[:d], *kept, *x.dims[d + 1 :]), (*x.axes[:d], *axis, *x.axes[d + 1 :]))
+        return out.with_elem(_summed(x.elem)) if of is sum_ else out
 
     of.shape(shape)
 
@@ -82,6 +88,7 @@ def cumsum(x: Tensor, *, dim: int = -1) -> Tensor:
 
 for _op in (softmax, cumsum):
     _along(_op)
+cumsum.dtype(lambda operands, attrs: _summed(operands[0].elem))
 
 
 @op("*b !d -> *b")

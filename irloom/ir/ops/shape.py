@@ -113,10 +113,10 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
     end: Any = full if stop is None else stop
     if x.axes[d]:
         raise IRError(f"slice: dim {d} of {x} is split over `{x.axes[d]}`", hint="all_gather it first")
-    if isinstance(full, int) and not (0 <= start <= end <= full and step > 0):
+    last = end if isinstance(end, int) else start
+    if step < 1 or start < 0 or (isinstance(full, int) and not start <= last <= full):
         raise IRError(f"slice: {start}:{end}:{step} is outside dim {d} of {x}")
-    length = end - start
-    count = -(-length // step) if isinstance(length, int) else length
+    count = -(-(end - start) // step)
     return x.with_dims((*x.dims[:d], count, *x.dims[d + 1 :]), x.axes)
 
 
@@ -134,7 +134,11 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
     d = _dim(xs[0], attrs["dim"], "concat")
     for x in xs[1:]:
         rest = [(a, b) for i, (a, b) in enumerate(zip(xs[0].dims, x.dims, strict=False)) if i != d]
-        if x.rank != xs[0].rank or any(a != b for a, b in rest) or x.elem != xs[0].elem:
+        if (
+            x.rank != xs[0].rank
+            or any(a != b for a, b in rest)
+            or (x.elem, x.axes) != (xs[0].elem, xs[0].axes)
+        ):
             raise IRError(f"concat: {x} does not join {xs[0]} along dim {d}")
     dims = (*xs[0].dims[:d], sum((x.dims[d] for x in xs), 0), *xs[0].dims[d + 1 :])
     return xs[0].with_dims(dims, xs[0].axes)
@@ -169,6 +173,8 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
     x, before, after = _tensor(operands[0], "pad"), attrs["before"], attrs["after"]
     d = _dim(x, attrs["dim"], "pad")
     assert isinstance(before, int) and isinstance(after, int)
+    if x.axes[d]:
+        raise IRError(f"pad: dim {d} of {x} is split over `{x.axes[d]}`", hint="all_gather it first")
     return x.with_dims((*x.dims[:d], x.dims[d] + (before + after), *x.dims[d + 1 :]), x.axes)
 
 
