@@ -25,6 +25,8 @@ TOKENS = 23
 unnoticed."""
 
 PAST = 29
+DATA_DEPENDENT = "what a model does must not depend on the values of its inputs"
+LIBRARY = "the library's own code failed; see whether the model runs in transformers"
 MAX_TOKENS = 1 << 20
 
 
@@ -110,11 +112,16 @@ def _trace_error(error: BaseException, model: nn.Module) -> IrloomError:
     found = next((e for e in chain if isinstance(e, TraceError)), None)
     places = [(e, place) for e in chain if (place := _place(e, model))]
     origin, place = places[-1] if places else (error, "")
+    if found is None and "Constraints violated" in str(error):
+        found = TraceError(
+            "the model computes in a way that holds for one number of tokens only",
+            hint="it branches on, pads or reshapes by a length; such a block needs an op of its own",
+        )
     if found is None:
         first = (str(origin).strip() or type(origin).__name__).splitlines()[0]
         found = TraceError(
             f"{type(origin).__name__} while tracing: {first}",
-            hint="what a model does must not depend on the values of its inputs",
+            hint=DATA_DEPENDENT if "DataDependent" in type(origin).__name__ else LIBRARY,
         )
     return found.at(place) if place and place not in found.places else found
 

@@ -17,6 +17,7 @@ IMPLEMENTATION = "irloom"
 IGNORED = {
     "dropout", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position",
     "position_embeddings", "past_key_values", "return_dict", "logits_to_keep", "deterministic",
+    "output_router_logits", "cache_params",
 }  # fmt: skip
 """Keyword arguments that reach an attention function and do not change what it computes without padding."""
 

@@ -11,7 +11,7 @@ from torch import nn
 from irloom.frontends.hf.capture import capture
 from irloom.frontends.hf.importer import import_graph
 from irloom.frontends.hf.live import LiveCheckpoint
-from irloom.frontends.hf.skeleton import causal_class, causal_config, meta_parameters, skeleton
+from irloom.frontends.hf.skeleton import build, causal_config, meta_parameters, skeleton
 from irloom.frontends.hf.tiny import tiny_config
 from irloom.ir.errors import TraceError
 from irloom.ir.interp import Interpreter
@@ -26,8 +26,12 @@ TOLERANCE = 1e-4
 def check_architecture(config: Any) -> float:
     """The largest difference of logits, relative to the largest logit; ``TraceError`` past the tolerance."""
     small = causal_config(tiny_config(config))
-    model = skeleton(small, torch.float32)
-    module = import_graph(capture(model), model, "tiny")
+    try:
+        model = skeleton(small, torch.float32)
+        module = import_graph(capture(model), model, "tiny")
+    except TraceError as error:
+        error.at("while checking the architecture on a tiny model of its kind")
+        raise
     live = randomized(small)
     ids = torch.randint(
         3, small.get_text_config(decoder=True).vocab_size, (sum(LENGTHS),), generator=_generator(1)
@@ -56,7 +60,7 @@ def randomized(config: Any, seed: int = 0) -> nn.Module:
     Matrices keep the size of activations, norm weights are near their start, biases near 0.
     """
     with meta_parameters():
-        model = causal_class(config)._from_config(config, dtype=torch.float32, attn_implementation="eager")
+        model = build(config, torch.float32)
     generator = _generator(seed)
     tied: dict[int, nn.Parameter] = {}
     for path, param in list(model.named_parameters(remove_duplicate=False)):

@@ -22,10 +22,20 @@ def skeleton(config: Any, dtype: torch.dtype) -> nn.Module:
     """
     config = copy.deepcopy(config)  # the library writes its dtype into it
     with meta_parameters():
-        model = causal_class(config)._from_config(
-            causal_config(config), dtype=dtype, attn_implementation="eager"
-        )
+        model = build(config, dtype)
     return model.eval().requires_grad_(False)
+
+
+def build(config: Any, dtype: torch.dtype) -> Any:
+    """The library's model of a config; what its constructors raise becomes a ``TraceError``."""
+    model = causal_class(config)
+    try:
+        return model._from_config(causal_config(config), dtype=dtype, attn_implementation="eager")
+    except Exception as error:
+        raise TraceError(
+            f"{model.__name__} is not built from its config: {type(error).__name__}: {error}".splitlines()[0],
+            hint="the library itself refuses it; compare config.json with the class",
+        ) from error
 
 
 def causal_class(config: Any) -> Any:

@@ -37,6 +37,19 @@ def tiny_config(config: Any) -> Any:
     Its config class is the same, and whatever a constructor checks is checked again: a failure is a
     ``TraceError``.
     """
+    try:
+        return _tiny(config)
+    except Exception as error:
+        if isinstance(error, TraceError):
+            raise
+        raise TraceError(
+            f"no tiny {type(config).__name__} to check the architecture with:"
+            f" {type(error).__name__}: {' '.join(str(error).split())}",
+            hint="trace without the check: trace_hf(..., check=False)",
+        ) from error
+
+
+def _tiny(config: Any) -> Any:
     text = config.get_text_config(decoder=True)
     kinds = list(getattr(text, "layer_types", None) or [])
     firsts = {kind: i for i, kind in reversed(list(enumerate(kinds)))}
@@ -49,13 +62,7 @@ def tiny_config(config: Any) -> Any:
             _set(fields, name, _small(name, value, text))
         elif name in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
             _set(fields, name, _small_rope(value))
-    try:
-        return type(small).from_dict(small.to_dict())
-    except (ValueError, TypeError, KeyError) as error:
-        raise TraceError(
-            f"no tiny {type(config).__name__} to check the architecture with: {error}",
-            hint="trace without the check: TraceOptions(check=False)",
-        ) from error
+    return type(small).from_dict(small.to_dict())
 
 
 def _small(name: str, value: int, config: Any) -> int:

@@ -18,18 +18,21 @@ if TYPE_CHECKING:
 
 
 def trace_hf(
-    source: str | Path | nn.Module | Any, dtype: Elem | torch.dtype | None = None, layers: int | None = None
+    source: str | Path | nn.Module | Any,
+    dtype: Elem | torch.dtype | None = None,
+    layers: int | None = None,
+    check: bool = True,
 ) -> Module:
     """The program of a directory or hub id, of a config object, or of a library module that is already built.
 
     ``dtype`` is that of weights and activations, by default the checkpoint's; ``layers`` keeps only the first
-    ones. A config's architecture is checked against the library on a tiny model; traces of directories and
-    configs are kept on disk.
+    ones. Unless ``check`` is off, a config's architecture is first compared with the library on a tiny model.
+    Traces of directories and configs are kept on disk.
     """
     from torch import nn
 
     elem = dtype if dtype is None or isinstance(dtype, Elem) else elem_of(dtype)
-    options = TraceOptions(dtype=elem, layers=layers)
+    options = TraceOptions(dtype=elem, layers=layers, check=check)
     if isinstance(source, nn.Module):
         return trace_module(source, options)
     if isinstance(source, str | Path):

@@ -98,6 +98,11 @@ def power(a: Any, b: Any) -> Operand:
     return binary(ops.pow_, a, b)
 
 
+@translates("aten.square.default")
+def square(x: Any) -> Operand:
+    return binary(ops.pow_, x, 2)
+
+
 @translates("aten.gelu.default")
 def gelu(x: Any, approximate: str = "none") -> View:
     return elementwise(ops.gelu, tensor(x), tanh=approximate == "tanh")

@@ -90,6 +90,11 @@ def expand(x: Any, dims: Sequence[Dim], implicit: bool = False) -> View:
     return viewed(ops.expand(x.arranged(wanted), dims=tuple(sizes[d] for d in wanted)), wanted, x.rank)
 
 
+@translates("aten.expand_as.default")
+def expand_as(x: Any, like: Any) -> View:
+    return expand(x, tensor(like).dims)
+
+
 @translates("aten.slice.Tensor")
 def cut(x: Any, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1) -> View:
     x = tensor(x)
@@ -185,6 +190,13 @@ def embedding(table: Any, ids: Any, *_: Any) -> View:
     table, ids = tensor(table), tensor(ids)
     value = ops.embedding(ids.value, table.rowmajor().value)
     return View(value, (*ids.order, value.type.rank - 1))
+
+
+@translates("aten.index.Tensor")
+def index(table: Any, places: Sequence[Any]) -> View:
+    if len(places) != 1 or tensor(table).rank != 2:
+        raise TraceError("indexing by several tensors has no translation", hint="rows of a matrix have one")
+    return embedding(table, places[0])
 
 
 @translates("aten.full.default")
