@@ -29,7 +29,7 @@ def read_config(header: Header) -> Any:
         try:
             fields, _ = PreTrainedConfig.get_config_dict(folder, gguf_file="model.gguf")
             fields["vocab_size"] = _vocabulary(header)
-            config = AutoConfig.for_model(**fields)
+            config = AutoConfig.for_model(**{name: _decimal(value) for name, value in fields.items()})
         except (ValueError, KeyError, NotImplementedError) as error:
             raise CheckpointError(
                 f"{header.path}: transformers makes no config of `{header.architecture}`: {error}",
@@ -38,6 +38,15 @@ def read_config(header: Header) -> Any:
     config.name_or_path = str(header.path)
     _add_rope_scaling(config, header)
     return config
+
+
+def _decimal(value: Any) -> Any:
+    """A number that the file holds in 32 bits as the decimal it was: 1e-06, not 9.999999974752427e-07."""
+    import numpy as np
+
+    if isinstance(value, float) and float(np.float32(value)) == value:
+        return float(str(np.float32(value)))
+    return value
 
 
 def _vocabulary(header: Header) -> int:
