@@ -122,7 +122,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
         made = worker("build_worker.py", "compile", f"{tmp}/model", f"{tmp}/engine", env=env)
     allowed = 1.3 * largest + 1.5 * GB
     sizes = {"checkpoint": total, "largest tensor": largest, "goal": allowed, "peak": made.peak}
-    sizes |= {"peak of own memory": made.anonymous, "peak of mapped files": made.mapped}
+    sizes |= {"peak of own memory": made.own, "peak of mapped files": made.mapped}
     print_table(
         [["build of a synthetic checkpoint", "GB"], *([k, cell(v / GB, "{:.2f}")] for k, v in sizes.items())]
     )

@@ -26,14 +26,14 @@ class ProcessError(Exception):
 class Run:
     """One process: seconds, what its last line of output says, and its peak memory in bytes.
 
-    ``peak`` is what the system accounts to it at most, pages of mapped files included; ``anonymous`` and
+    ``peak`` is what the system accounts to it at most, pages of mapped files included; ``own`` and
     ``mapped`` are the peaks of either kind, seen by looking 50 times a second (0 where there is no /proc).
     """
 
     seconds: float
     said: Any
     peak: int
-    anonymous: int
+    own: int
     mapped: int
 
 
@@ -47,12 +47,10 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> Run:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=log, env={**os.environ, **(env or {})})
-        anonymous = mapped = done = 0
+        own = mapped = done = 0
         try:
             while not done:
-                anonymous, mapped = (
-                    max(p) for p in zip((anonymous, mapped), resident(process.pid), strict=True)
-                )
+                own, mapped = (max(p) for p in zip((own, mapped), resident(process.pid), strict=True))
                 time.sleep(0.02)
                 done, status, used = os.wait4(process.pid, os.WNOHANG)
         except BaseException:
@@ -63,7 +61,7 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> Run:
         said, words = (_lines(f) for f in (out, log))
         if process.returncode:
             raise ProcessError(f"status {process.returncode}: {(words or said or ['nothing was said'])[-1]}")
-        return Run(seconds, _json(said), _bytes(used), anonymous, mapped)
+        return Run(seconds, _json(said), _bytes(used), own, mapped)
 
 
 def resident(pid: int) -> tuple[int, int]:
@@ -77,7 +75,8 @@ def resident(pid: int) -> tuple[int, int]:
         for key, _, rest in (x.partition(":") for x in lines)
         if key.startswith("Rss")
     }
-    return kib.get("RssAnon", 0) << 10, kib.get("RssFile", 0) << 10
+    own = kib.get("RssAnon", 0) + kib.get("RssShmem", 0)  # memory from mmap without a file counts as shared
+    return own << 10, kib.get("RssFile", 0) << 10
 
 
 def wall(command: Sequence[str], repeats: int) -> float:
