@@ -149,23 +149,24 @@ void run_split(const Attention& a, const Item& it, int64_t split, const float* q
     Block b;
     locate(a, it, start, b);
     const int64_t c0 = b.j0 / KEYS * KEYS, c1 = (b.j1 + KEYS - 1) / KEYS * KEYS;
-    for (int64_t r0 = 0; r0 < rows; r0 += ROWS) {
+    for (int64_t r0 = 0, height; r0 < rows; r0 += height) {
+      height = tile_rows(rows - r0);
       const float *qs[ROWS], *ps[ROWS];
       float *accs[ROWS], keep[ROWS];
-      for (int64_t i = 0; i < ROWS; i++) {
+      for (int64_t i = 0; i < height; i++) {
         const int64_t r = r0 + i;
         qs[i] = q + r * Dp;
         ps[i] = scores + i * BLOCK;
         accs[i] = state.acc + r * Dvp;
       }
-      score_tile(qs, b.k + c0, c1 - c0, Dp, scores + c0);
-      for (int64_t i = 0; i < ROWS; i++) {
+      score_tile(height, qs, b.k + c0, c1 - c0, Dp, scores + c0);
+      for (int64_t i = 0; i < height; i++) {
         const int64_t r = r0 + i, last = it.t1 - 1, t = it.t0 + r / G < it.t1 ? it.t0 + r / G : last;
         const int64_t pos = position(a, it.s, t), low = first_key(a, pos);
         const int64_t j0 = low - start > 0 ? low - start : 0, j1 = pos + 1 - start < BLOCK ? pos + 1 - start : BLOCK;
         keep[i] = soften(a, scores + i * BLOCK, j0, j1, state.m[r], state.l[r]);
       }
-      value_tile(accs, keep, ps, b.v, b.j0, b.j1, Dvp);
+      value_tile(height, accs, keep, ps, b.v, b.j0, b.j1, Dvp);
     }
   }
 }
@@ -198,7 +199,10 @@ void write_out(const Attention& a, const Item& it, const State& total) {
   }
 }
 
-int64_t padded_rows(const Attention& a, const Item& it) { return ((it.t1 - it.t0) * a.group() + ROWS - 1) / ROWS * ROWS; }
+int64_t padded_rows(const Attention& a, const Item& it) {
+  const int64_t rows = (it.t1 - it.t0) * a.group(), left = rows % ROWS;
+  return rows - left + (left ? tile_rows(left) : 0);
+}
 int64_t first_split(const Item& it) { return it.lo / SPLIT; }
 int64_t end_split(const Item& it) { return (it.hi + SPLIT - 1) / SPLIT; }
 

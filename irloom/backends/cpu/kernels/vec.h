@@ -152,6 +152,26 @@ IRL_INLINE F16 tanh(F16 a) { F16 r; for (int i = 0; i < V; i++) r.v[i] = tanh(a.
 IRL_INLINE F16 abs(F16 a) { F16 r; for (int i = 0; i < V; i++) r.v[i] = abs(a.v[i]); return r; }
 
 // Lanes i and i+8, then i+4, i+2, i+1: the one order of every horizontal sum.
+#if IRL_W > 4
+IRL_INLINE __m256 eight(F16 a, bool add) {
+#if IRL_W == 16
+  const __m256 lo = _mm512_castps512_ps256((__m512)a.v[0]), hi = _mm512_extractf32x8_ps((__m512)a.v[0], 1);
+#else
+  const __m256 lo = (__m256)a.v[0], hi = (__m256)a.v[1];
+#endif
+  return add ? _mm256_add_ps(lo, hi) : _mm256_max_ps(lo, hi);
+}
+IRL_INLINE float sum(F16 a) {
+  const __m256 e = eight(a, true);
+  const __m128 f = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1)), t = _mm_add_ps(f, _mm_movehl_ps(f, f));
+  return _mm_cvtss_f32(t) + _mm_cvtss_f32(_mm_movehdup_ps(t));
+}
+IRL_INLINE float max_of(F16 a) {
+  const __m256 e = eight(a, false);
+  const __m128 f = _mm_max_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1)), t = _mm_max_ps(f, _mm_movehl_ps(f, f));
+  return _mm_cvtss_f32(_mm_max_ss(t, _mm_movehdup_ps(t)));
+}
+#else
 IRL_INLINE float sum(F16 a) {
   float t[16];
   store16(t, a);
@@ -166,6 +186,7 @@ IRL_INLINE float max_of(F16 a) {
     for (int i = 0; i < h; i++) t[i] = t[i + h] > t[i] ? t[i + h] : t[i];
   return t[0];
 }
+#endif
 
 // ---- element types narrower than f32
 
