@@ -11,6 +11,7 @@ from irloom.backends.cpu.native import ELEMS as CACHE_ELEMS
 from irloom.backends.cpu.native import Raw
 from irloom.backends.cpu.step import Count, PoolArrays, Rows, Step, zeros
 from irloom.ir.elem import ELEMS
+from irloom.ir.ops.attention import default_frequencies
 from irloom.ir.seqs import PagedCache
 
 
@@ -105,6 +106,6 @@ class Memory:
 
     def _turns(self, inverse: torch.Tensor | float, rotary: int, *, scale: float) -> Turns:
         if not isinstance(inverse, torch.Tensor):
-            inverse = inverse ** -(torch.arange(0, rotary, 2, dtype=torch.int64).float() / rotary)
+            inverse = default_frequencies(inverse, rotary)
         self.turns.append(Turns(self._raw, self._step, inverse.float().contiguous(), scale))
         return self.turns[-1]
