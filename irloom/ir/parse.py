@@ -199,8 +199,8 @@ class _FuncReader:
             self._at(stmt.lineno, self._statement, stmt, into, carried or set())
 
     def _statement(self, stmt: ast.stmt, into: list[Stmt], carried: set[str]) -> None:
-        if self.f.returns or (into is not self.f.body and isinstance(stmt, (ast.Return, ast.For))):
-            raise IRError("`return` is the last statement of a function, and loops do not nest")
+        if self.f.returns or (into is not self.f.body and isinstance(stmt, ast.Return)):
+            raise IRError("`return` is the last statement of a function, outside of its loops")
         match stmt:
             case ast.Return(value=value) if value is not None:
                 names = value.elts if isinstance(value, ast.Tuple) else [value]
@@ -328,6 +328,8 @@ class _FuncReader:
     def _arg(self, e: ast.expr) -> Arg:
         if isinstance(e, ast.Name) and e.id not in ("inf", "nan"):
             return self._value(e)
+        if not isinstance(e, (ast.Constant, ast.UnaryOp, ast.Name)):
+            raise IRError(f"not an operand: {ast.unparse(e)}", hint="a value's name, or a number")
         return cast("Arg", literal_attr(e))
 
     def _slot(self, e: ast.expr) -> Slot:

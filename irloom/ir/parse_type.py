@@ -129,4 +129,9 @@ def literal_attr(e: ast.expr) -> Attr:
                 return value
             raise IRError(f"not the value of an attribute: {ast.unparse(e)}")
         case _:
-            return TypeReader({}).dim(e)
+            try:
+                return TypeReader({}).dim(e)
+            except IRError:
+                raise IRError(
+                    f"not the value of an attribute: {ast.unparse(e)}", hint="a number, text, dim, or element"
+                ) from None

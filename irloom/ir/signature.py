@@ -28,7 +28,7 @@ from typing import cast
 from .dims import Dim, divide, product
 from .elem import AnyElem
 from .errors import IRError
-from .types import Type
+from .types import Type, show_split
 
 Literal = int | float | bool
 Axes = tuple[str | None, ...]
@@ -253,12 +253,16 @@ def _bind_lead(b: Binding, name: str, t: Type, a: Axis, dims: tuple[Dim, ...], a
     elif a.broadcast:
         b.lead[f] = _broadcast(b.op, name, t, seen, (dims, axes))
     elif seen != (dims, axes):
-        was = Type(t.elem, *seen)
         raise IRError(
-            f"{b.op}: leading dims of `{name}` ({t}) differ from those of {was}",
+            f"{b.op}: operand `{name}` ({t}) has leading dims {_list(dims, axes)}, "
+            f"but `{b.owner[f]}` has {_list(*seen)}",
             hint=f"signature: {b.signature.text}",
         )
     b.owner.setdefault(f, name)
+
+
+def _list(dims: tuple[Dim, ...], axes: Axes) -> str:
+    return f"[{', '.join(show_split(d, a) for d, a in zip(dims, axes, strict=True))}]"
 
 
 def _broadcast(

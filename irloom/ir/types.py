@@ -60,14 +60,14 @@ class Type:
         return replace(self, elem=elem)
 
     def __str__(self) -> str:
-        dims = ", ".join(_split(d, a) for d, a in zip(self.dims, self.axes, strict=True)) or "()"
+        dims = ", ".join(show_split(d, a) for d, a in zip(self.dims, self.axes, strict=True)) or "()"
         return f"{f'partial[{self.partial}, {self.elem}]' if self.partial else self.elem}[{dims}]"
 
     __repr__ = __str__
 
 
-def _split(d: Dim, axis: str | None) -> str:
-    """``@`` binds closer than ``+``."""
+def show_split(d: Dim, axis: str | None) -> str:
+    """A dim and the axis that splits it; ``@`` binds closer than ``+``."""
     if axis is None:
         return str(d)
     return f"({d})@{axis}" if isinstance(d, Sym) and len(d.terms) > 1 else f"{d}@{axis}"

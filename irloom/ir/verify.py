@@ -52,6 +52,26 @@ def _made(s: Stmt) -> Iterator[Value]:
 
 
 @rule
+def loops_are_flat(m: Module, f: Func) -> None:
+    """Loops are over calls and nodes, not over loops; an index counts by the loop it stands in."""
+    for s in f.body:
+        for inner in s.body if isinstance(s, Loop) else [s]:
+            if isinstance(inner, Loop):
+                raise IRError(f"the loop over {inner.var} stands in another loop", hint="loops do not nest")
+            if isinstance(inner, Call):
+                for index in (inner.index, *(x.index for x in inner.slots)):
+                    _check_index(inner, index, s.var if isinstance(s, Loop) else None)
+
+
+def _check_index(c: Call, index: Index | None, var: str | None) -> None:
+    if index is not None and index.var not in (None, var):
+        raise IRError(
+            f"{c.callee} is called at index {index}, but {index.var} is not the variable of its loop",
+            hint=f"the loop is over {var}" if var else "the call is in no loop",
+        )
+
+
+@rule
 def defined_before_use(m: Module, f: Func) -> None:
     """Every operand is a parameter or the result of an earlier statement."""
     _check_block(f, f.body, set(f.params))
@@ -164,7 +184,10 @@ def quantized_weights(m: Module, f: Func) -> None:
                 raise IRError(
                     f"{show_typed(v)} is quantized, but is no weight", hint="ops compute on plain elements"
                 )
-            v.type.elem.scale_dims(v.type.dims)
+            try:
+                v.type.elem.scale_dims(v.type.dims)
+            except IRError as e:
+                raise e.at(f"   | {show_typed(v)}") from None
 
 
 @rule
@@ -207,26 +230,6 @@ def _inside(body: list[Stmt]) -> Iterator[Stmt]:
             yield from s.body
         else:
             yield s
-
-
-@rule
-def loops_are_flat(m: Module, f: Func) -> None:
-    """Loops are over calls and nodes, not over loops; an index counts by the loop it stands in."""
-    for s in f.body:
-        for inner in s.body if isinstance(s, Loop) else [s]:
-            if isinstance(inner, Loop):
-                raise IRError(f"the loop over {inner.var} stands in another loop", hint="loops do not nest")
-            if isinstance(inner, Call):
-                for index in (inner.index, *(x.index for x in inner.slots)):
-                    _check_index(inner, index, s.var if isinstance(s, Loop) else None)
-
-
-def _check_index(c: Call, index: Index | None, var: str | None) -> None:
-    if index is not None and index.var not in (None, var):
-        raise IRError(
-            f"{c.callee} is called at index {index}, but {index.var} is not the variable of its loop",
-            hint=f"the loop is over {var}" if var else "the call is in no loop",
-        )
 
 
 @rule

@@ -96,6 +96,14 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
     return x.with_dims(new, (None,) * (len(new) - x.rank) + x.axes)
 
 
+def _steps(name: str, length: Dim, step: int) -> Dim:
+    """How many entries ``step`` apart there are in ``length``."""
+    try:
+        return -(-length // step)
+    except IRError:
+        raise IRError(f"{name}: every {step}-th of {length} entries is no dim", hint="step=1") from None
+
+
 @op("_ -> _")
 def slice_(x: Tensor, *, dim: int, start: int = 0, stop: int | None = None, step: int = 1) -> Tensor:
     """Entries ``start`` to ``stop`` (to the end when absent) of one dim, every ``step``-th."""
@@ -116,7 +124,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
     last = end if isinstance(end, int) else start
     if step < 1 or start < 0 or (isinstance(full, int) and not start <= last <= full):
         raise IRError(f"slice: {start}:{end}:{step} is outside dim {d} of {x}")
-    count = -(-(end - start) // step)
+    count = _steps("slice", end - start, step)
     return x.with_dims((*x.dims[:d], count, *x.dims[d + 1 :]), x.axes)
 
 
@@ -190,7 +198,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
     assert isinstance(elem, Elem) and isinstance(start, int) and isinstance(step, int)
     length: Any = stop
     length = length - start
-    return Type(elem, (-(-length // step) if isinstance(length, int) else length // step,))
+    return Type(elem, (_steps("arange", length, step),))
 
 
 @op("-> _")
