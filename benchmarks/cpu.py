@@ -18,6 +18,7 @@ from typing import Any
 
 from contenders import Contender, contenders
 from report import cell, machine, print_table, say, write_json
+from workers.core import WorkerError
 from workload import DECODE, ROWS, Load, Row
 
 DEMO = Path(__file__).resolve().parent.parent / ".demo" / "gemma-3-270m-q4_k_m.gguf"
@@ -70,7 +71,11 @@ def probe(field: list[Contender], args: argparse.Namespace) -> float:
     """Bytes per second that all threads read: the best of two probes; 0 without an irloom to run them."""
     for c in field:
         if c.out is None and c.worker is not None and c.script == "irloom_worker.py":
-            found = c.worker.ask("bandwidth", args.limit, megabytes=args.probe, repeats=12)
+            try:
+                found = c.worker.ask("bandwidth", args.limit, megabytes=args.probe, repeats=12)
+            except WorkerError as error:
+                c.drop(str(error))
+                continue
             ours, torch = found["kernels"] / 1e9, found["torch"] / 1e9
             say(f"  read bandwidth: {ours:.1f} GB/s by the kernels' probe, {torch:.1f} by torch")
             return max(found.values())
@@ -133,8 +138,9 @@ def show(field: list[Contender], load: Load, bandwidth: float, args: argparse.Na
             [c.name, cell(bits(c, field), "{:.2f}"), found[0], percent[0], found[1], found[2], percent[1]]
         )
     print_table([["", *heads], *rows])
-    ours = [c for c in field if c.script == "irloom_worker.py"]
-    peers = [c for c in field if c not in ours]
+    took_part = [c for c in field if c.samples]
+    ours = [c for c in took_part if c.script == "irloom_worker.py"]
+    peers = [c for c in took_part if c not in ours]
     times = [
         [f"{c.name} / {p.name}", *(cell(ratio(c, p, row), "{:.2f}x") for row in ROWS)]
         for c in ours
