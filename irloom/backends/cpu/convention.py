@@ -68,8 +68,7 @@ def leave(f: Lowering) -> None:
 
 def call(f: Lowering, c: Call, indent: str) -> None:
     """Arguments to their places, what is overwritten but still needed aside, then the call itself."""
-    for a, to in _moves(f, c):
-        _move(f, a, to, indent)
+    _bring(f, _moves(f, c), indent)
     _save(f, [c], c, indent)
     index = [str(c.index)] if f.shared.layers(c.callee) else []
     caches = [f.name_of(a) for a in c.args if isinstance(a.type.elem, Paged)]
@@ -89,18 +88,17 @@ def loop(f: Lowering, s: Loop, indent: str) -> None:
         )
     _save(f, calls, s, indent)
     written = _written_by(f, calls)
-    for c in calls:
-        for a, to in _moves(f, c):
-            if a in f.places and to.buffer not in written:
-                _move(f, a, to, indent)
     carried = [_made_place(f, calls, y) for y in s.yields]
-    for init, to in zip(s.inits, carried, strict=True):
-        if f.places[init].buffer in {p.buffer for p in carried} and f.places[init] != to:
-            _keep(f, init, indent)
-    for p, init, to in zip(s.params, s.inits, carried, strict=True):
-        f.places[p] = to
-        _move(f, init, to, indent)
-    f.holds = {b: v for b, v in f.holds.items() if b not in written}
+    entry = list(zip(s.inits, carried, strict=True))
+    moves = [move for c in calls for move in _moves(f, c)]
+    for a, to in dict.fromkeys(moves):
+        alike = all(b is a for b, there in moves if there.buffer == to.buffer)
+        if a in f.places and alike and to.buffer not in written:
+            entry.append((a, to))
+    _bring(f, entry, indent)
+    f.places.update(zip(s.params, carried, strict=True))
+    kept = {to.buffer for _, to in entry} - written
+    f.holds = {b: v for b, v in f.holds.items() if b in kept}
     f.holds.update((to.buffer, p) for p, to in zip(s.params, carried, strict=True))
     f.lines.append(f"{indent}for {s.var} in range({s.start}, {s.stop}, {s.step}):")
     for c in calls:
@@ -117,13 +115,19 @@ def _moves(f: Lowering, c: Call) -> list[tuple[Value, Place]]:
     return [(a, Place.of(argument(k, p), p)) for k, (p, a) in rows if not f.shared.is_positions(callee, p)]
 
 
-def _move(f: Lowering, a: Value, to: Place, indent: str) -> None:
-    """Bring an argument to where its callee reads it, unless it is there."""
-    if f.places[a] == to or f.holds.get(to.buffer) is a:
-        return
-    f.own(to.buffer, a)
-    f.lines.append(f"{indent}copy({f.name_of(a)}, {f.name_place(to)})")
-    f.holds[to.buffer] = a
+def _bring(f: Lowering, moves: list[tuple[Value, Place]], indent: str) -> None:
+    """Bring values to places, all at once: none is overwritten before it has been read."""
+    pending = [(a, to) for a, to in moves if f.places[a] != to and f.holds.get(to.buffer) is not a]
+    while pending:
+        sources = [f.places[a].buffer for a, _ in pending]
+        free = next((i for i, (_, to) in enumerate(pending) if to.buffer not in sources), None)
+        if free is None:
+            _keep(f, pending[0][0], indent)
+            continue
+        a, to = pending.pop(free)
+        f.own(to.buffer, a)
+        f.lines.append(f"{indent}copy({f.name_of(a)}, {f.name_place(to)})")
+        f.holds[to.buffer] = a
 
 
 def _save(f: Lowering, calls: list[Call], at: Call | Loop, indent: str) -> None:

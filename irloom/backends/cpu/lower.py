@@ -58,7 +58,8 @@ def lower(m: Module) -> Program:
 
     assert lowerings and elementwise, "imported for their lowerings"
     program, shared = Program(), Shared(m)
-    functions = [Lowering(program, shared, f).text() for f in m.funcs.values()]
+    called = {"main", *(c.callee for c, _, _ in m.calls())}
+    functions = [Lowering(program, shared, f).text() for f in m.funcs.values() if f.name in called]
     buffers = [f'{name} = buffer("{elem}", {size})' for name, (elem, size) in program.buffers.items()]
     tables = [f"{name} = {made}" for made, name in shared.tables.items()]
     program.text = "\n\n\n".join(["\n".join([f"# {m.model} for cpu", *buffers, *tables]), *functions]) + "\n"

@@ -92,7 +92,7 @@ def build(sources: dict[str, str], march: str = "native", folder: Path | None = 
             return f"{source}.o"
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            objects = list(pool.map(compile_one, sources))
+            objects = list(pool.map(compile_one, sorted(sources, key=lambda name: -len(sources[name]))))
         whole = Path(work) / "whole.so"
         _run([str(cxx.path), "-shared", "-pthread", "-Wl,-Bsymbolic", *objects, "-o", str(whole)])
         whole.replace(target)

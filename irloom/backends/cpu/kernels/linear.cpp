@@ -183,7 +183,7 @@ void linear(const Call& c) {
   if (low_bit(w) && w.int8_activations) {
     const Tiles tiles(c.T, INTEGER_ROWS);
     const Activations a = pack_integer(c, tiles);
-    over_grid(w, tiles, c.T == 1 ? 1 : INTEGER_PANELS, 32 << 10, [&](int64_t t0, int64_t t1) { return IntegerSlabs{c, a, tiles, t0, t1}; });
+    over_grid(w, tiles, INTEGER_PANELS, 32 << 10, [&](int64_t t0, int64_t t1) { return IntegerSlabs{c, a, tiles, t0, t1}; });
   } else {
     const Tiles tiles(c.T, FLOAT_ROWS);
     const float* packed = pack_float(c, tiles);

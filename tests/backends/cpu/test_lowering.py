@@ -1,0 +1,227 @@
+"""Lowered programs against the interpreter: written ones for what is tricky, random ones for what nobody thought of."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from irloom.backends.cpu.backend import extra, library, quiet
+from irloom.backends.cpu.lower import lower
+from irloom.backends.cpu.runner import Runner
+from irloom.backends.cpu.step import Step
+from irloom.backends.cpu.weights import read_weights, write_weights
+from irloom.ir.checkpoint import RandomCheckpoint
+from irloom.ir.graph import Module
+from irloom.ir.interp import Interpreter
+from irloom.ir.parse import parse
+from irloom.ir.seqs import Seqs
+from irloom.passes import run_pipeline
+from irloom.runtime.core import Batch
+
+DIMS = {
+    "embed": (50, 16),
+    "ln": (16,),
+    "w": (16, 16),
+    "up": (64, 16),
+    "down": (16, 32),
+    "bias": (16,),
+    "k": (8,),
+}
+CHECKPOINT = RandomCheckpoint(0, {**DIMS, **{f"l.{i}.{n}": d for i in range(6) for n, d in DIMS.items()}})
+LENGTHS = [3, 1, 5]
+
+
+def compare(m: Module, *, fallbacks: set[str] | None = None) -> str:
+    """Run ``m`` both ways on the same tokens, and give the program's text."""
+    ids = torch.randint(0, 50, (sum(LENGTHS),), dtype=torch.int32, generator=torch.Generator().manual_seed(1))
+    seqs = Seqs.of(LENGTHS)
+    wanted = Interpreter(m, CHECKPOINT)(ids, seqs)[0]
+    program, kernels, step = lower(m), library(quiet), Step((), 16, 4, 64)
+    if fallbacks is not None:
+        assert set(program.fallbacks) == fallbacks
+    arrays = (seqs.positions.numpy(), seqs.starts.numpy(), seqs.context.numpy())
+    step.load(Batch(ids.numpy(), *arrays, (), (None,) * len(LENGTHS)))
+    with TemporaryDirectory() as folder:
+        text, weights = Path(folder) / "lowered.py", Path(folder) / "weights.safetensors"
+        text.write_text(program.text)
+        write_weights(weights, program, m, CHECKPOINT, quiet)
+        bound = read_weights(weights, program, int8_activations=False)
+        told = Runner(text, kernels.raw, step, extra(kernels, program), bound, {}).run().clone()
+        again = Runner(text, kernels.raw, step, extra(kernels, program), bound, {})
+        again.run()
+    torch.testing.assert_close(told, wanted.float(), atol=2e-5, rtol=2e-5)
+    assert torch.equal(again.run(), told), "a second step finds everything as the first did"
+    return program.text
+
+
+MAIN = """
+def main(ids: i32[T], seqs: seqs[T, S], embed: f32[50, 16] = weight("embed"), w: f32[16, 16] = weight("w")):
+    x = embedding(ids, embed)
+"""
+LAYER = """
+def layer(x: f32[T, 16], y: f32[T, 16], w: f32[16, 16] = weight("l.{i}.w")):
+    a = linear(x, w)
+    b = add(a, y)
+    c = silu(b)
+"""
+
+
+def test_a_chain_of_elementwise_ops_is_one_kernel():
+    text = compare(
+        parse(MAIN + "    a = mul(x, 2.0)\n    b = tanh(a)\n    c = add(b, x)\n    y = exp(c)\n    return y"),
+        fallbacks=set(),
+    )
+    assert text.count("fused_") == 1
+
+
+def test_a_value_with_two_readers_is_stored_once():
+    compare(
+        parse(MAIN + "    a = exp(x)\n    b = neg(a)\n    c = mul(a, b)\n    y = linear(c, w)\n    return y"),
+        fallbacks=set(),
+    )
+
+
+def test_a_column_and_a_row_broadcast_in_a_chain():
+    more = "    r = mean(x)\n    c = sub(x, r)\n    y = mul(c, ln)\n    return y"
+    main = MAIN.replace('w: f32[16, 16] = weight("w")', 'ln: f32[16] = weight("ln")')
+    compare(parse(main + more), fallbacks={"mean"})
+
+
+def test_a_residual_goes_along_with_its_linear():
+    text = compare(parse(MAIN + "    a = linear(x, w)\n    y = add(a, x)\n    return y"), fallbacks=set())
+    assert "residual=x" in text
+
+
+def test_the_pieces_of_a_split_are_read_in_place():
+    main = MAIN.replace(
+        'w: f32[16, 16] = weight("w")', 'up: f32[64, 16] = weight("up"), down: f32[16, 32] = weight("down")'
+    )
+    more = "    u = linear(x, up)\n    g, h = split(u, dim=1, sizes=(32, 32))\n    s = silu_mul(g, h)\n    y = linear(s, down)\n    return y"
+    text = compare(parse(main + more), fallbacks=set())
+    assert "stride=64" in text
+
+
+def test_pieces_within_heads_are_copies():
+    more = """
+    q = reshape(x, dims=(T, 2, 8))
+    a, b = split(q, dim=2, sizes=(4, 4))
+    c = concat(b, a, dim=2)
+    y = reshape(c, dims=(T, 16))
+    return y"""
+    compare(parse(MAIN + more), fallbacks={"split", "concat"})
+
+
+def test_heads_are_normalized_one_by_one():
+    main = MAIN.replace('w: f32[16, 16] = weight("w")', 'k: f32[8] = weight("k")')
+    more = "    q = reshape(x, dims=(T, 2, 8))\n    n = rms_norm(q, k)\n    l = layer_norm(n, k)\n    y = reshape(l, dims=(T, 16))\n    return y"
+    compare(parse(main + more), fallbacks=set())
+
+
+@pytest.mark.parametrize("name", ["rope", "copy", "T1", "embedding", "linear", "rows", "layer"])
+def test_a_value_may_be_called_like_a_kernel(name):
+    compare(
+        parse(MAIN + f"    {name} = exp(x)\n    y = linear({name}, w)\n    z = add(y, {name})\n    return z")
+    )
+
+
+def test_rotation_by_default_and_by_given_frequencies():
+    more = """
+    p = positions(seqs)
+    q = reshape(x, dims=(T, 2, 8))
+    a = rope(q, p, theta=500.0)
+    b = rope(a, p, rotary=4, interleaved=True, scale=1.5)
+    y = reshape(b, dims=(T, 16))
+    return y"""
+    compare(parse(MAIN + more), fallbacks=set())
+
+
+def test_what_a_call_overwrites_is_kept_for_later_readers():
+    more = """
+    a = layer[0](x, x)
+    b = layer[1](a, x)
+    y = sub(a, b)
+    return y"""
+    compare(parse(LAYER + "    return c\n" + MAIN + more))
+
+
+def test_two_carried_values_may_change_places():
+    layer = LAYER + "    d = mul(y, 0.5)\n    return d, c\n"
+    more = "    y = neg(x)\n    for i in range(5):\n        x, y = layer[i](x, y)\n    z = sub(x, y)\n    return z"
+    compare(parse(layer + MAIN + more))
+
+
+def test_an_argument_may_be_returned_as_it_is():
+    layer = LAYER + "    return y, c\n"
+    more = "    y = neg(x)\n    for i in range(3):\n        x, y = layer[i](x, y)\n    z = sub(x, y)\n    return z"
+    compare(parse(layer + MAIN + more))
+
+
+def test_a_loop_reads_the_same_value_in_every_pass():
+    layer = (
+        LAYER.replace("(x: f32[T, 16], y: f32[T, 16],", "(y: f32[T, 16], x: f32[T, 16],") + "    return c\n"
+    )
+    more = (
+        "    e = exp(x)\n    for i in range(6):\n        x = layer[i](e, x)\n    z = sub(x, e)\n    return z"
+    )
+    compare(parse(layer + MAIN + more))
+
+
+def test_the_initial_value_of_a_loop_may_be_read_after_it():
+    layer = LAYER + "    return c\n"
+    more = "    h = mul(x, 1.5)\n    first = neg(h)\n    for i in range(4):\n        h = layer[i](h, first)\n    z = sub(h, x)\n    return z"
+    compare(parse(layer + MAIN + more))
+
+
+def body(draw, values, rows, count, call):
+    """Random statements over values f32[T, 16]; new names are added to ``values``."""
+    for i in range(count):
+        a, b = draw(st.sampled_from(values)), draw(st.sampled_from(values))
+        rows.append(
+            draw(
+                st.sampled_from(
+                    [
+                        f"v{i} = silu({a})",
+                        f"v{i} = add({a}, {b})",
+                        f"v{i} = mul({a}, 0.5)",
+                        f"v{i} = linear({a}, w)",
+                        f"t{i} = linear({a}, w)\n    v{i} = add({b}, t{i})",
+                        f"v{i} = rms_norm({a}, ln)",
+                        f"n{i} = rms_norm({a}, ln)\n    v{i} = add({b}, n{i})",
+                        f"v{i}, s{i} = add_rms_norm({a}, {b}, ln)\n    u{i} = neg(s{i})",
+                        f"p{i}, q{i} = split({a}, dim=1, sizes=(8, 8))\n    v{i} = concat(q{i}, p{i}, dim=1)",
+                        f"c{i} = reshape({a}, dims=(T, 2, 8))\n    d{i} = tanh(c{i})\n    v{i} = reshape(d{i}, dims=(T, 16))",
+                        f"c{i} = slice({a}, dim=1, start=4, stop=12)\n    d{i} = silu_mul(c{i}, c{i})\n    v{i} = concat(d{i}, c{i}, dim=1)",
+                        *([f"v{i} = {call}[{draw(st.integers(0, 5))}]({a}, {b})"] if call else []),
+                    ]
+                )
+            )
+        )
+        values.append(f"v{i}")
+
+
+@st.composite
+def programs(draw):
+    weights = 'w: f32[16, 16] = weight("{at}w"), ln: f32[16] = weight("{at}ln")'
+    inner, values = [], ["x", "y"]
+    body(draw, values, inner, draw(st.integers(1, 8)), None)
+    a, b = draw(st.sampled_from(values)), draw(st.sampled_from(values))
+    one = f"def one(x: f32[T, 16], y: f32[T, 16], {weights.replace('{at}', 'l.{i}.')}):\n"
+    two = one.replace("def one", "def two") + "".join(f"    {r}\n" for r in inner) + f"    return {a}, {b}\n"
+    one += "".join(f"    {r}\n" for r in inner) + f"    return {a}\n"
+    rows, values = ["x = embedding(ids, embed)"], ["x"]
+    body(draw, values, rows, draw(st.integers(1, 10)), "one")
+    h, g = draw(st.sampled_from(values)), draw(st.sampled_from(values))
+    rows += [f"h = mul({h}, 1.0)", f"g = add({g}, 0.0)", "for i in range(3):\n        h, g = two[i](h, g)"]
+    rows += [f"e = add(h, {draw(st.sampled_from(values))})", "y = sub(e, g)", "return y"]
+    head = 'def main(ids: i32[T], seqs: seqs[T, S], embed: f32[50, 16] = weight("embed"), '
+    return f"{one}\n{two}\n{head}{weights.replace('{at}', '')}):\n" + "".join(f"    {r}\n" for r in rows)
+
+
+@settings(deadline=None, max_examples=60)
+@given(programs(), st.booleans())
+def test_random_programs(text, planned):
+    m = parse(text)
+    compare(run_pipeline(m, "plan-memory")[0] if planned else m)
