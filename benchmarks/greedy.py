@@ -1,9 +1,9 @@
-"""Greedy answers of irloom beside those of transformers eager, in f32 on the same GGUF: are they the same tokens?
+"""Greedy answers of irloom beside those of transformers eager, f32 on one GGUF: are they the same tokens?
 
     python benchmarks/greedy.py                # 32 prompts of mixed length sent together, 64 tokens each
 
-The prompts are pieces of this project's license, of 1 to 300 tokens. Where two answers part, the difference of the
-two best scores at that token is printed: a tie within rounding is told from a mistake.
+The prompts are pieces of this project's license, of 1 to 300 tokens. Where two answers part, the difference
+of the two best scores at that token is printed: a tie within rounding is told from a mistake.
 """
 
 from __future__ import annotations

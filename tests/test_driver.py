@@ -194,6 +194,31 @@ def test_a_prompt_that_cannot_be_served_is_a_request_error(engine, prompt, messa
     assert llm.loop.pages.in_use == 0
 
 
+def with_manifest(engine, folder, change) -> Path:
+    """A copy of an engine whose manifest was written with other facts."""
+    copy = shutil.copytree(engine, folder / "engine")
+    facts = json.loads((copy / "manifest.json").read_text())
+    change(facts)
+    text = json.dumps(facts).encode()
+    (copy / "manifest.json").write_bytes(text)
+    (copy / "manifest.sha256").write_text(hashlib.sha256(text).hexdigest() + "\n")
+    return copy
+
+
+def test_an_engine_for_another_processor_is_refused(engine, tmp_path):
+    copy = with_manifest(engine, tmp_path, lambda facts: facts["machine"]["features"].append("avx1024_vnni"))
+    with pytest.raises(EngineMismatch) as caught:
+        driver.LLM(copy)
+    assert "built for a CPU with avx1024_vnni, which this one lacks" in str(caught.value)
+    assert "hint: build it again: irloom compile" in str(caught.value)
+
+
+def test_an_engine_of_another_irloom_is_refused(engine, tmp_path):
+    copy = with_manifest(engine, tmp_path, lambda facts: facts["versions"].update(irloom="0.0.1"))
+    with pytest.raises(EngineMismatch, match=f"irloom 0.0.1 when built, {irloom.__version__} here"):
+        driver.LLM(copy)
+
+
 def test_a_model_without_tokenizer_takes_token_ids(tmp_path):
     save_model(llama_config(), tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").unlink()

@@ -1,4 +1,4 @@
-"""Lowered programs against the interpreter: written ones for what is tricky, random ones for what nobody thought of."""
+"""Lowered programs against the interpreter: written ones for what is tricky, random ones for the rest."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -99,7 +99,12 @@ def test_the_pieces_of_a_split_are_read_in_place():
     main = MAIN.replace(
         'w: f32[16, 16] = weight("w")', 'up: f32[64, 16] = weight("up"), down: f32[16, 32] = weight("down")'
     )
-    more = "    u = linear(x, up)\n    g, h = split(u, dim=1, sizes=(32, 32))\n    s = silu_mul(g, h)\n    y = linear(s, down)\n    return y"
+    more = """
+    u = linear(x, up)
+    g, h = split(u, dim=1, sizes=(32, 32))
+    s = silu_mul(g, h)
+    y = linear(s, down)
+    return y"""
     text = compare(parse(main + more), fallbacks=set())
     assert "stride=64" in text
 
@@ -116,7 +121,12 @@ def test_pieces_within_heads_are_copies():
 
 def test_heads_are_normalized_one_by_one():
     main = MAIN.replace('w: f32[16, 16] = weight("w")', 'k: f32[8] = weight("k")')
-    more = "    q = reshape(x, dims=(T, 2, 8))\n    n = rms_norm(q, k)\n    l = layer_norm(n, k)\n    y = reshape(l, dims=(T, 16))\n    return y"
+    more = """
+    q = reshape(x, dims=(T, 2, 8))
+    n = rms_norm(q, k)
+    l = layer_norm(n, k)
+    y = reshape(l, dims=(T, 16))
+    return y"""
     compare(parse(main + more), fallbacks=set())
 
 
@@ -149,13 +159,23 @@ def test_what_a_call_overwrites_is_kept_for_later_readers():
 
 def test_two_carried_values_may_change_places():
     layer = LAYER + "    d = mul(y, 0.5)\n    return d, c\n"
-    more = "    y = neg(x)\n    for i in range(5):\n        x, y = layer[i](x, y)\n    z = sub(x, y)\n    return z"
+    more = """
+    y = neg(x)
+    for i in range(5):
+        x, y = layer[i](x, y)
+    z = sub(x, y)
+    return z"""
     compare(parse(layer + MAIN + more))
 
 
 def test_an_argument_may_be_returned_as_it_is():
     layer = LAYER + "    return y, c\n"
-    more = "    y = neg(x)\n    for i in range(3):\n        x, y = layer[i](x, y)\n    z = sub(x, y)\n    return z"
+    more = """
+    y = neg(x)
+    for i in range(3):
+        x, y = layer[i](x, y)
+    z = sub(x, y)
+    return z"""
     compare(parse(layer + MAIN + more))
 
 
@@ -171,7 +191,13 @@ def test_a_loop_reads_the_same_value_in_every_pass():
 
 def test_the_initial_value_of_a_loop_may_be_read_after_it():
     layer = LAYER + "    return c\n"
-    more = "    h = mul(x, 1.5)\n    first = neg(h)\n    for i in range(4):\n        h = layer[i](h, first)\n    z = sub(h, x)\n    return z"
+    more = """
+    h = mul(x, 1.5)
+    first = neg(h)
+    for i in range(4):
+        h = layer[i](h, first)
+    z = sub(h, x)
+    return z"""
     compare(parse(layer + MAIN + more))
 
 
@@ -192,8 +218,14 @@ def body(draw, values, rows, count, call):
                         f"n{i} = rms_norm({a}, ln)\n    v{i} = add({b}, n{i})",
                         f"v{i}, s{i} = add_rms_norm({a}, {b}, ln)\n    u{i} = neg(s{i})",
                         f"p{i}, q{i} = split({a}, dim=1, sizes=(8, 8))\n    v{i} = concat(q{i}, p{i}, dim=1)",
-                        f"c{i} = reshape({a}, dims=(T, 2, 8))\n    d{i} = tanh(c{i})\n    v{i} = reshape(d{i}, dims=(T, 16))",
-                        f"c{i} = slice({a}, dim=1, start=4, stop=12)\n    d{i} = silu_mul(c{i}, c{i})\n    v{i} = concat(d{i}, c{i}, dim=1)",
+                        (
+                            f"c{i} = reshape({a}, dims=(T, 2, 8))\n    d{i} = tanh(c{i})\n"
+                            f"    v{i} = reshape(d{i}, dims=(T, 16))"
+                        ),
+                        (
+                            f"c{i} = slice({a}, dim=1, start=4, stop=12)\n    d{i} = silu_mul(c{i}, c{i})\n"
+                            f"    v{i} = concat(d{i}, c{i}, dim=1)"
+                        ),
                         *([f"v{i} = {call}[{draw(st.integers(0, 5))}]({a}, {b})"] if call else []),
                     ]
                 )
