@@ -1,6 +1,9 @@
 """From a model on disk to answers, on the real engine: the same text however a request is served."""
 
+import hashlib
+import json
 import os
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 
