@@ -5,6 +5,7 @@ model decomposes to. Model ops (``norm``, ``attention``) are what ``raise`` find
 make of those.
 """
 
+from ..op import OPS
 from .attention import attention, kv_append, paged_attention, positions, rope
 from .collective import all_reduce
 from .elementwise import (
@@ -53,6 +54,7 @@ from .reduce import amax, amin, argmax, cumsum, mean, softmax, sum_, topk
 from .shape import arange, concat, expand, full, pad, permute, reshape, slice_, split
 
 __all__ = [
+    "OPS",
     "abs_",
     "add",
     "add_layer_norm",

@@ -8,34 +8,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..elem import ELEMS, AnyElem, Elem
+from ..elem import ELEMS, AnyElem, Elem, elem_of
+from ..errors import IRError
 from ..op import Attrs, Op, op
-from ..signature import Literal, Operand
+from ..signature import Operand
 from ..types import Type
 
 Number = float | Tensor
-_RANK = ("bool", "u8", "i8", "i16", "i32", "i64", "f8e4m3", "f8e5m2", "bf16", "f16", "f32", "f64")
-
-_NUMBERS: dict[type, str] = {bool: "bool", int: "i64", float: "f32"}
 
 
 def promoted(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
-    """The widest element among the tensors; a number only lifts tensors of a narrower kind to its own."""
-    elems = [t.elem for t in operands if isinstance(t, Type)]
-    numbers = [x for x in operands if isinstance(x, Literal)]
-    if not elems:
-        return ELEMS[max((_NUMBERS[type(x)] for x in numbers), key=_RANK.index)]
-    plain = [e for e in elems if isinstance(e, Elem)]
-    if len(plain) < len(elems):
+    """The element that torch makes of up to two operands.
+
+    Numbers, and tensors without dims next to tensors with some, only lift the others to a higher kind.
+    """
+    given = [x for x in operands if x is not None]
+    elems = [x.elem for x in given if isinstance(x, Type)]
+    if elems and (not isinstance(elems[0], Elem) or (len(elems) == len(given) and len(set(elems)) == 1)):
         return elems[0]
-    if {"bf16", "f16"} <= {e.name for e in plain}:
-        return ELEMS["f32"]
-    widest = max(plain, key=lambda e: _RANK.index(e.name))
-    if widest.kind != "float" and any(isinstance(x, float) for x in numbers):
-        return ELEMS["f32"]
-    if widest.kind == "bool" and any(type(x) is int for x in numbers):
-        return ELEMS["i64"]
-    return widest
+    try:
+        a, b = [_stand_in(x) if isinstance(x, Type) else x for x in given]
+        return elem_of(torch.result_type(a, b))
+    except RuntimeError:
+        raise IRError(f"{given[0]} and {given[1]} have no common element", hint="cast one of them") from None
+
+
+def _stand_in(t: Type) -> Tensor:
+    return torch.empty((1,) * bool(t.dims), dtype=t.plain.torch, device="meta")
 
 
 def _truth(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:

@@ -1,0 +1,318 @@
+"""Every op: what is inferred is what its body makes, and model ops mean what their papers say."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from irloom.ir import ops
+from irloom.ir.dims import evaluate
+from irloom.ir.elem import CACHES, ELEMS, SEQS, Paged, elem_of
+from irloom.ir.interp import empty_cache, resolve
+from irloom.ir.op import OPS, Op
+from irloom.ir.parse import parse
+from irloom.ir.seqs import PagedCache, Seqs
+from irloom.ir.types import Type
+
+ENV = {"T": 4, "S": 2, "P": 6}
+LENGTHS = [3, 1]
+TABLES = {
+    None: torch.tensor([[4, 1], [0, 5]], dtype=torch.int32),
+    3: torch.tensor([[2, 3], [5, 0]], dtype=torch.int32),
+}
+
+OWN = [op for op in OPS if op.reference.__module__.startswith("irloom.ir.ops")]
+"""Without what other tests define."""
+
+Case = tuple[list[Any], dict[str, Any]]
+"""Operands (types as text, numbers) and attributes."""
+
+MATRIX = ["f32[T, 8]", "bf16[2, T, 8]", "f16[8]"]
+INTEGERS = ["i32[T, 8]", "i64[8]"]
+PAIRS: list[list[Any]] = [
+    ["f32[T, 8]", "f32[8]"],
+    ["bf16[T, 1]", "f32[8]"],
+    ["bf16[T]", "f16[T]"],
+    ["bf16[T, 8]", "f32[()]"],
+    ["f32[()]", "bf16[()]"],
+    ["i32[T]", "bf16[()]"],
+    ["i32[T]", "i64[()]"],
+    ["i32[T]", "i64[T]"],
+    ["i8[T]", "u8[T]"],
+    ["i32[T]", "f16[T]"],
+    ["bf16[T]", 2],
+    ["bf16[T]", 0.5],
+    [0.5, "f16[T]"],
+    ["i32[T]", 2],
+    ["i32[T]", 0.5],
+    [3, "i8[T]"],
+]
+TRUTHS: list[list[Any]] = [["bool[T]", "bool[2, T]"], ["bool[T]", "i32[T]"]]
+COMPARED = [*PAIRS, ["bool[T]", "bool[T]"], ["bool[T]", True]]
+
+
+def each(*operands: Any, **attrs: Any) -> list[Case]:
+    return [(list(x) if isinstance(x, list) else [x], attrs) for x in operands]
+
+
+CACHE, WINDOWED = "paged[bf16, 2][P, 2, 8]", "paged[bf16, 2, 3][P, 2, 8]"
+Q, KV = "f32[T, 6, 8]", "f32[T, 2, 8]"
+CASES: dict[str, list[Case]] = {
+    **{n: each(*PAIRS, ["bool[T]", 2], ["bool[T]", 0.5]) for n in ("add", "mul")},
+    **{n: each(*PAIRS) for n in ("sub", "div", "maximum", "minimum", "floor_div", "mod", "pow")},
+    **{n: each(*COMPARED) for n in ("eq", "ne", "lt", "le", "gt", "ge")},
+    **{n: each(*TRUTHS) for n in ("logical_and", "logical_or")},
+    **{n: each(*MATRIX, *INTEGERS) for n in ("neg", "abs", "relu")},
+    **{n: each(*MATRIX, *INTEGERS) for n in ("exp", "log", "sqrt", "rsqrt", "reciprocal")},
+    **{n: each(*MATRIX, *INTEGERS) for n in ("sin", "cos", "tanh", "erf", "sigmoid")},
+    "silu": each(*MATRIX),
+    "gelu": each(*MATRIX) + each(*MATRIX, tanh=True),
+    "softcap": each(*MATRIX, cap=30.0),
+    "logical_not": each("bool[T]", "i32[T]"),
+    "where": each(*([f"bool[{d}]", *pair] for d in ("1", "2, T") for pair in PAIRS if "8" not in str(pair)))
+    + each(["bool[T]", 1, 0], ["bool[T]", 0.5, 0], ["bool[T]", True, False]),
+    "cast": [case for to in ("bf16", "i32", "bool", "f8e4m3") for case in each(*MATRIX, to=ELEMS[to])],
+    "all_reduce": each("partial[tp, f32][T, 8]"),
+    "silu_mul": each(["bf16[T, 8]", "bf16[T, 8]"]),
+    "gelu_mul": each(["f32[T, 8]", "f32[T, 8]"], tanh=True),
+    "add_rms_norm": each(["bf16[T, 8]", "bf16[T, 8]", "f32[8]"]),
+    "add_layer_norm": each(["bf16[T, 8]", "bf16[T, 8]", "f32[8]"], ["f32[8]"] * 4),
+    "embedding": each(["i32[T]", "bf16[9, 8]"], ["i64[2, T]", "f32[9, 8]"])
+    + each(["i32[T]", "f32[9, 8]"], elem=ELEMS["bf16"]),
+    "gather": each(["f32[T, 8]", "i32[T, 3]"], ["bf16[8]", "i64[2]"]),
+    "last_rows": each(["f32[T, 8]", "seqs[T, S]"], ["i32[T]", "seqs[T, S]"]),
+    "linear": each(["f32[T, 8]", "f32[5, 8]"], ["bf16[2, T, 8]", "f32[5, 8]", "bf16[5]"])
+    + each(["f32[8]", "bf16[5, 8]"]),
+    "matmul": each(["f32[T, 8]", "f32[8, 3]"], ["bf16[2, T, 8]", "bf16[2, 8, T]"]),
+    "rms_norm": each(*MATRIX, ["bf16[T, 8]", "f32[8]"]),
+    "layer_norm": each(*MATRIX, ["bf16[T, 8]", "f32[8]"], ["f32[T, 8]", "f32[8]", "bf16[8]"]),
+    **{n: each("f32[T, 8]", "bf16[2, T, 8]", dim=-2) + each("f32[8]", dim=0, keep=False) for n in ("mean",)},
+    **{n: each("f32[T, 8]", "i32[8]") + each("i64[T, 8]", dim=0, keep=False) for n in ("amax", "amin")},
+    "sum": each("bf16[T, 8]", "i32[8]", "bool[T, 8]") + each("f32[T, 8]", "i8[T, 8]", dim=0, keep=False),
+    "softmax": each(*MATRIX),
+    "cumsum": each(*MATRIX, *INTEGERS, "bool[T]"),
+    "argmax": each(*MATRIX, *INTEGERS),
+    "topk": each(*MATRIX, *INTEGERS, k=3),
+    "reshape": each("f32[T, 8]", dims=("T", 2, 4)) + each("i32[2, 3]", dims=(6,)),
+    "permute": each("f32[T, 2, 8]", dims=(2, 0, 1)),
+    "expand": each("f32[T, 1]", dims=(3, "T", 5)) + each("f32[()]", dims=(2,)),
+    "slice": each("f32[T, 8]", dim=-1, start=1, stop=8, step=3) + each("i32[T, 8]", dim=0, start=1),
+    "concat": each(["f32[T, 8]", "f32[T, 3]", "f32[T, 1]"], dim=1) + each("i32[T]", dim=-1),
+    "split": each("f32[T, 8]", dim=-1, sizes=(3, 4, 1)) + each("f32[8]", dim=0, sizes=(8,)),
+    "pad": each("f32[T, 8]", dim=0, before=1, after=2, value=7.0)
+    + each("i32[T, 8]", dim=-1, after=1, value=-1),
+    "arange": each([], stop="T", elem=ELEMS["i32"]) + each([], start=1, stop=8, step=3, elem=ELEMS["f32"]),
+    "full": each([], dims=("T", 3), value=-0.5, elem=ELEMS["bf16"])
+    + each([], dims=(), value=1, elem=ELEMS["i64"]),
+    "positions": each("seqs[T, S]"),
+    "rope": each(["bf16[T, 2, 8]", "i32[T]"], ["f32[T, 2, 8]", "i32[T]", "f32[4]"])
+    + each(["f32[T, 2, 8]", "i32[T]"], rotary=4, interleaved=True),
+    "attention": each([Q, KV, "f32[T, 2, 5]", "seqs[T, S]"], scale=0.3)
+    + each([*["bf16[T, 2, 8]"] * 3, "seqs[T, S]", "f32[2]"], scale=0.3, window=2, softcap=5.0),
+    "kv_append": each([CACHE, KV, KV, "seqs[T, S]"], [WINDOWED, KV, KV, "seqs[T, S]"]),
+    "paged_attention": each([Q, CACHE, "seqs[T, S]"], [Q, CACHE, "seqs[T, S]", "f32[6]"], scale=0.3)
+    + each([Q, WINDOWED, "seqs[T, S]"], scale=0.3, window=3),
+}  # fmt: skip
+
+
+def read(text: str) -> Type:
+    return parse(f"def main(x: {text}):\n    return x\n").main.params[0].type
+
+
+def sample(t: Type, g: torch.Generator) -> Any:
+    """Entries from 1 to 3: indices of anything, and no division by zero."""
+    if t.elem == SEQS:
+        return Seqs.of(LENGTHS, tables=TABLES)
+    if isinstance(t.elem, Paged):
+        return empty_cache(t, ENV["P"])
+    dims = [evaluate(d, ENV) for d in t.dims]
+    if t.plain.kind == "float":
+        return (torch.rand(dims, generator=g) * 2 + 1).to(t.plain.torch)
+    return torch.randint(1, 4, dims, generator=g).to(t.plain.torch)
+
+
+def described(x: Any) -> Any:
+    """Element and dims of what a body made."""
+    if isinstance(x, PagedCache):
+        return elem_of(x.k.dtype), x.page, x.window, x.k.shape[0], *x.k.shape[2:], x.v.shape == x.k.shape
+    return elem_of(x.dtype), *x.shape
+
+
+def expected(t: Type) -> Any:
+    dims = [evaluate(d, ENV) for d in t.dims]
+    if isinstance(t.elem, Paged):
+        return t.elem.elem, t.elem.page, t.elem.window, *dims, True
+    return t.elem, *dims
+
+
+def symbolic(v: Any) -> Any:
+    """``"T"`` as the symbol."""
+    if isinstance(v, tuple):
+        return tuple(symbolic(x) for x in v)
+    return read(f"f32[{v}]").dims[0] if isinstance(v, str) else v
+
+
+@pytest.mark.parametrize("op", OWN, ids=lambda op: op.name)
+def test_what_is_inferred_is_what_the_body_makes(op: Op):
+    assert op.name in CASES, "an op without a case"
+    g = torch.Generator().manual_seed(0)
+    for given, attrs in CASES[op.name]:
+        operands = [read(x) if isinstance(x, str) else x for x in given]
+        full = op.complete({k: symbolic(v) for k, v in attrs.items()})
+        args = [sample(x, g) if isinstance(x, Type) else x for x in operands]
+        made = op.reference(*args, **resolve_all(full))
+        made = made if isinstance(made, tuple) else (made,)
+        told = [expected(t) for t in op.infer(operands, full)]
+        assert told == [described(x) for x in made], f"{op.name}({given}, {attrs})"
+
+
+def resolve_all(attrs: dict[str, Any]) -> dict[str, Any]:
+    return {k: resolve(v, ENV) for k, v in attrs.items()}
+
+
+def test_there_is_no_case_without_an_op():
+    assert set(CASES) == {op.name for op in OWN}
+
+
+@pytest.mark.parametrize("op", OWN, ids=lambda op: op.name)
+def test_an_op_is_described(op: Op):
+    assert op.doc[0].isupper() or op.doc.startswith("``")
+    assert op.doc.splitlines()[0].endswith((".", ":"))
+
+
+@pytest.mark.parametrize("op", [op for op in OWN if op.commutative], ids=lambda op: op.name)
+def test_a_commutative_op_may_exchange_its_operands(op: Op):
+    g = torch.Generator().manual_seed(1)
+    a, b = torch.randn(7, generator=g), torch.randn(7, generator=g).round()
+    assert op.reference(a, b).equal(op.reference(b, a))
+
+
+def test_commutative_ops_are_marked():
+    g = torch.Generator().manual_seed(2)
+    a, b = torch.randn(9, generator=g).abs(), torch.randn(9, generator=g).abs()
+    binary = [op for op in OWN if op.signature.text in ("~b, ~b -> ~b", "+~b, +~b -> +~b")]
+    assert len(binary) > 10
+    for op in binary:
+        assert op.commutative == op.reference(a, b).equal(op.reference(b, a)), op.name
+
+
+# Model ops against independent formulas.
+
+
+def qkv(tokens: int, heads: int, kv: int, dim: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    g = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(tokens, h, dim, generator=g) for h in (heads, kv, kv))
+
+
+def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor) -> torch.Tensor:
+    """One sequence through torch's own attention."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+    return out[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize(("heads", "kv"), [(4, 4), (6, 2), (4, 1)])
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+def test_attention_is_that_of_torch(heads: int, kv: int, window: int | None):
+    q, k, v = qkv(9, heads, kv, 8)
+    seqs = Seqs.of([5, 1, 3])
+    got = ops.attention(q, k, v, seqs, scale=0.3, window=window)
+    for a, b in seqs.spans():
+        at = torch.arange(b - a)
+        mask = at[:, None] >= at
+        if window is not None:
+            mask &= at[:, None] - at < window
+        torch.testing.assert_close(got[a:b], sdpa(q[a:b], k[a:b], v[a:b], 0.3, mask))
+
+
+def test_softcap_and_sinks_of_attention():
+    """Written out for one head and one query that sees all keys."""
+    q, k, v = qkv(5, 1, 1, 8)
+    sink = torch.tensor([0.7])
+    got = ops.attention(q, k, v, Seqs.of([5]), sink, scale=2.0, softcap=1.5)[-1, 0]
+    scores = 1.5 * torch.tanh((k[:, 0] @ q[-1, 0]) * 2.0 / 1.5)
+    e = scores.exp()
+    torch.testing.assert_close(got, (e[:, None] * v[:, 0]).sum(0) / (e.sum() + sink.exp()))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_paged_attention_is_attention_over_the_same_tokens(window: int | None):
+    """Two sequences in chunks of several sizes, their pages in no order."""
+    q, k, v = qkv(12, 4, 2, 8)
+    mine, other = range(7), range(7, 12)
+    table = {window: torch.tensor([[5, 2, 0, 1], [3, 6, 4, 7]], dtype=torch.int32)}
+    cache = PagedCache.empty(8, 2, 2, 8, torch.float32, window)
+    got = torch.empty_like(q)
+    done = [0, 0]
+    for step in ([3, 1], [1, 1], [2, 3], [1, 0]):
+        at = [[*tokens][d : d + n] for tokens, d, n in zip((mine, other), done, step, strict=True)]
+        now = [i for i, n in enumerate(step) if n]
+        seqs = Seqs.of([step[i] for i in now], [done[i] for i in now], {window: table[window][now]})
+        rows = list(itertools.chain(*at))
+        cache = ops.kv_append(cache, k[rows], v[rows], seqs)
+        got[rows] = ops.paged_attention(q[rows], cache, seqs, scale=0.4, window=window)
+        done = [d + n for d, n in zip(done, step, strict=True)]
+    assert done == [7, 5]
+    torch.testing.assert_close(got, ops.attention(q, k, v, Seqs.of(done), scale=0.4, window=window))
+
+
+def test_appending_leaves_the_cache_as_it_was():
+    k = torch.ones(4, 2, 8)
+    before = PagedCache.empty(6, 2, 2, 8, torch.float32)
+    after = ops.kv_append(before, k, k, Seqs.of(LENGTHS, tables=TABLES))
+    assert not before.k.any() and not before.v.any()
+    assert after.k.sum() == k.numel()
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("rotary", [None, 4])
+@pytest.mark.parametrize("given", [False, True])
+def test_rope_multiplies_by_a_complex_number(interleaved: bool, rotary: int | None, given: bool):
+    g = torch.Generator().manual_seed(3)
+    x, at = torch.randn(5, 2, 8, generator=g), torch.tensor([0, 1, 7, 100, 3], dtype=torch.int32)
+    n = rotary or 8
+    freq = torch.rand(n // 2, generator=g) if given else None
+    got = ops.rope(x, at, freq, theta=500.0, rotary=rotary, interleaved=interleaved, scale=1.25)
+    turns = freq.double() if freq is not None else 500.0 ** (-2 * torch.arange(n // 2).double() / n)
+    turn = torch.polar(torch.full((5, n // 2), 1.25).double(), at.double()[:, None] * turns)[:, None]
+    pairs = x[..., :n].double()
+    a, b = (
+        (pairs[..., 0::2], pairs[..., 1::2]) if interleaved else (pairs[..., : n // 2], pairs[..., n // 2 :])
+    )
+    z = torch.complex(a, b) * turn
+    want = torch.stack([z.real, z.imag], -1).flatten(-2) if interleaved else torch.cat([z.real, z.imag], -1)
+    torch.testing.assert_close(got[..., :n], want.float(), rtol=1e-4, atol=1e-4)
+    assert got[..., n:].equal(x[..., n:])
+
+
+def test_norms_are_their_formulas():
+    g = torch.Generator().manual_seed(4)
+    x, y, w, b = (torch.randn(*d, generator=g) for d in ((3, 8), (3, 8), (8,), (8,)))
+    rms = (x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt()) * w
+    torch.testing.assert_close(ops.rms_norm(x, w, eps=1e-3), rms)
+    centred = x - x.mean(-1, keepdim=True)
+    layer = centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt() * w + b
+    torch.testing.assert_close(ops.layer_norm(x, w, b, eps=1e-3), layer)
+    s, n = ops.add_rms_norm(x, y, w, eps=1e-3)
+    assert s.equal(x + y) and n.equal(ops.rms_norm(x + y, w, eps=1e-3))
+    s, n = ops.add_layer_norm(x, y, w, b, eps=1e-3)
+    assert s.equal(x + y) and n.equal(ops.layer_norm(x + y, w, b, eps=1e-3))
+
+
+def test_fused_activations_are_what_they_replace():
+    g = torch.Generator().manual_seed(5)
+    a, b = torch.randn(3, 8, generator=g), torch.randn(3, 8, generator=g)
+    assert ops.silu_mul(a, b).equal(ops.mul(ops.silu(a), b))
+    for tanh in (False, True):
+        assert ops.gelu_mul(a, b, tanh=tanh).equal(ops.mul(ops.gelu(a, tanh=tanh), b))
+
+
+def test_the_last_row_of_each_sequence():
+    assert ops.last_rows(torch.arange(9), Seqs.of([5, 1, 3])).tolist() == [4, 5, 8]
+    assert ops.positions(Seqs.of([3, 1], past=[0, 7])).tolist() == [0, 1, 2, 7]
+
+
+def test_opaque_values_are_of_two_kinds():
+    assert {str(SEQS), str(CACHES)} == {"seqs", "caches"}
