@@ -18,9 +18,6 @@ from irloom.ir.graph import Call, Func, Loop, Module, Node, Value
 if TYPE_CHECKING:
     from irloom.backends.cpu.lower import Lowering
 
-EARLY = ("linear", "rms_norm", "embedding")
-"""Ops whose kernel may also do what reads their result, and so write it before it is due."""
-
 
 def enter(f: Lowering) -> None:
     """Place the parameters of a function, and results that can be made where callers look for them."""
@@ -43,9 +40,14 @@ def enter(f: Lowering) -> None:
 
 
 def _written(f: Lowering, made: Node) -> int:
-    """The first statement whose kernel may write the results of ``made``."""
-    inputs = [p for v in made.values if isinstance(p := f.producers.get(v), Node) and p.op.name in EARLY]
-    return min(f.order[id(s)] for s in (made, *inputs))
+    """The first statement whose kernel may write what ``made`` makes: it may be done with what it reads."""
+    inputs = [p for v in made.values if isinstance(p := f.producers.get(v), Node) and f.readers[v] == [made]]
+    return min([f.order[id(made)], *(_written(f, p) for p in inputs if _goes_on(p))])
+
+
+def _goes_on(n: Node) -> bool:
+    """Whether the kernel of an op may also do the op that reads its result."""
+    return n.op.name in ("linear", "rms_norm", "embedding") or "~" in n.op.signature.text
 
 
 def leave(f: Lowering) -> None:
@@ -68,8 +70,8 @@ def leave(f: Lowering) -> None:
 
 def call(f: Lowering, c: Call, indent: str) -> None:
     """Arguments to their places, what is overwritten but still needed aside, then the call itself."""
-    _bring(f, _moves(f, c), indent)
     _save(f, [c], c, indent)
+    _bring(f, _moves(f, c), indent)
     index = [str(c.index)] if f.shared.layers(c.callee) else []
     caches = [f.name_of(a) for a in c.args if isinstance(a.type.elem, Paged)]
     f.lines.append(f"{indent}{c.callee}({', '.join([*index, *caches, *(str(x) for x in c.slots)])})")
@@ -132,9 +134,11 @@ def _bring(f: Lowering, moves: list[tuple[Value, Place]], indent: str) -> None:
 
 def _save(f: Lowering, calls: list[Call], at: Call | Loop, indent: str) -> None:
     """Copy aside what these calls overwrite and a later statement reads."""
-    written, due = _written_by(f, calls), f.order.get(id(at))
+    due = f.order.get(id(at))
     if due is None:  # inside a loop, which has saved before
         return
+    moved = {to.buffer for c in calls for a, to in _moves(f, c) if f.places.get(a) != to}
+    written = moved | _written_by(f, calls)
     for v in [v for v, place in f.places.items() if place.buffer in written]:
         if f.last_read(v) > due:
             _keep(f, v, indent)

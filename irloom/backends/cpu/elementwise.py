@@ -15,7 +15,7 @@ from irloom.backends.cpu.lower import Lowering
 from irloom.backends.cpu.program import LOWERINGS, lowers
 from irloom.ir.errors import IRError
 from irloom.ir.graph import Arg, Node, Param, Value
-from irloom.ir.op import OPS
+from irloom.ir.ops import OPS
 
 Formula = Callable[[Node, list[str]], str]
 

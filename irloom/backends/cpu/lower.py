@@ -148,12 +148,14 @@ class Lowering:
         return self.places[v]
 
     def place_early(self, v: Value, at: Node) -> Place:
-        """Where ``v`` lives when it is written already at ``at``: not in what is read until it was due."""
+        """Where ``v`` lives when it is written already at ``at``: not in what is in use until it was due."""
         if v in self.places:
             return self.places[v]
         start, due = self.order[id(at)], self.order[id(self.producers[v])]
-        read = {x for s in self.func.body[start : due + 1] for x in s.values if x in self.places}
-        if v.buffer and any(self.places[x].buffer == v.buffer for x in read):
+        between = self.func.body[start : due + 1]
+        used = {self.places[x].buffer for s in between for x in s.values if x in self.places}
+        used |= {str(r.buffer) for s in between for r in s.results if r is not v}
+        if v.buffer in used:
             self.places[v] = self.own(f"{self.func.name}_{v.name}", Value(v.name, v.type))
         return self.place(v)
 

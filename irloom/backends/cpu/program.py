@@ -68,7 +68,7 @@ class Shared:
     def layers(self, func: str) -> tuple[int, ...] | None:
         """The layer indices a function is called with; None for one without."""
         at = [layer for c, layer, _ in self.m.calls() if c.callee == func]
-        return tuple(i for i in at if i is not None) or None
+        return tuple(dict.fromkeys(i for i in at if i is not None)) or None
 
     def is_positions(self, func: Func, v: Value) -> bool:
         """Whether a value is the tokens' positions: made by the op, or given as such by every caller."""
