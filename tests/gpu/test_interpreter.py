@@ -5,7 +5,7 @@ import torch
 
 from irloom.frontends.core import TraceOptions
 from irloom.frontends.hf.live import LiveCheckpoint
-from irloom.frontends.hf.skeleton import causal_class
+from irloom.frontends.hf.selfcheck import randomized
 from irloom.frontends.hf.trace import trace_config
 from irloom.ir.interp import Interpreter, cache_types, empty_cache
 from irloom.ir.seqs import PagedCache, Seqs
@@ -22,17 +22,16 @@ def on(device, cache):
 @pytest.mark.parametrize("config", [llama_config, gemma_config])
 def test_cuda_equals_cpu(config):
     m, _ = run_pipeline(trace_config(config(), TraceOptions(check=False)), PIPELINE)
-    with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(0)
-        model = causal_class(config())._from_config(config())
-    caches = [empty_cache(t, 8) for _, t in sorted(cache_types(m).items())]
-    tables = {t.elem.window: torch.tensor([[1, 3], [2, 5]]) for t in cache_types(m).values()}
+    model = randomized(config())
+    caches = [empty_cache(t, 8) for t in cache_types(m).values()]
+    tables = {c.window: torch.tensor([[1, 3], [2, 5]]) for c in caches}
     ids = torch.arange(30, 30 + 23, dtype=torch.int32)
     steps = [(ids, Seqs.of([17, 6], tables=tables)), (ids[:2], Seqs.of([1, 1], [17, 6], tables))]
     told = {}
     for device in ("cpu", "cuda"):
         run = Interpreter(m, LiveCheckpoint(model), device)
         state = [on(device, c) for c in caches]
+        logits = torch.empty(0)
         for step, seqs in steps:
             logits, state = run(step.to(device), seqs.to(device), state)
         told[device] = logits.cpu()
