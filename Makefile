@@ -28,7 +28,7 @@ lint: $(VENV)/.package
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: $(VENV)/.package
+types: $(VENV)/.package $(VENV)/.model
 	$(BIN)/pyright --threads $(JOBS)
 
 imports: $(VENV)/.package
