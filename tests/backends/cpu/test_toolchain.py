@@ -50,12 +50,10 @@ class TestBuild:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_generated_source_uses_the_same_pool(kernels: Kernels, tmp_path: Path) -> None:
-    march = next(
-        m
-        for m in ("native", "x86-64-v3", "x86-64")
-        if toolchain.build(toolchain.kernel_sources(), m) == kernels.path
-    )
+def test_generated_source_uses_the_same_pool(
+    kernels: Kernels, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    march: str = request.node.callspec.params["kernels"]
     extra = kernels.compile_extra(SCALED, march, tmp_path)
     x, y = torch.linspace(-5, 5, 4096), torch.full((4096,), float("nan"))
     bind(extra, "scaled_tanh", "ppi")(x.data_ptr(), y.data_ptr(), 4096)
