@@ -104,6 +104,7 @@ def compile(
     report, out, path = progress or quiet, Path(out), find(str(model))
     made, front = backend(target), frontend_of(path)
     options = TraceOptions(dtype=ELEMS[made.dtype])
+    made.prepare()
     report("trace", 0, 1)
     m = front.trace(path, options)
     report("trace", 1, 1)

@@ -45,6 +45,10 @@ class Backend(Protocol):
         """The program that the target runs, as text."""
         ...
 
+    def prepare(self) -> None:
+        """Start what a build needs beside the trace, such as compiling kernels, in the background."""
+        ...
+
     def build(self, m: Module, checkpoint: Checkpoint, out: EngineWriter, report: Report) -> None:
         """Put everything that ``open`` needs into ``out``."""
         ...

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 from irloom.backends.artifact import EngineReader, EngineWriter
@@ -58,6 +60,10 @@ class CpuBackend:
     def lowered(self, m: Module) -> str:
         """The program as text."""
         return lower(m).text
+
+    def prepare(self) -> None:
+        """Let the compiler work on the kernels while the model is traced."""
+        _kernels()
 
     def build(self, m: Module, checkpoint: Checkpoint, out: EngineWriter, report: Report) -> None:
         """Module, program to read, packed weights."""
@@ -139,10 +145,19 @@ def extra(kernels: Kernels, program: Program) -> ctypes.CDLL | None:
     return kernels.compile_extra(source(program.kernels)) if program.kernels else None
 
 
+@cache
+def _kernels() -> Future[Kernels | None]:
+    """The kernels, being compiled in the background the first time."""
+    worker = ThreadPoolExecutor(1)
+    made = worker.submit(load_kernels)
+    worker.shutdown(wait=False)
+    return made
+
+
 def library(report: Report) -> Kernels:
     """The kernels, compiled if this machine has not done so; ``EngineMismatch`` without a compiler."""
     report("kernels", 0, 1)
-    made = load_kernels()
+    made = _kernels().result()
     if made is None:
         raise EngineMismatch(
             "target cpu needs a C++ compiler, and none was found",

@@ -184,11 +184,13 @@ def pack(weight: Tensor, bias: Tensor | None = None) -> Packed:
     """Pack a float weight [N, K] in its own element (f32, bf16 or f16)."""
     n, k = weight.shape
     layout = Layout(n, k, _NAMES[weight.dtype])
-    out = allocate(layout.bytes).view(layout.panels, layout.panel)
+    out = allocate(layout.bytes)
+    values = out.view(weight.dtype).view(layout.panels, -1)[:, : k * PANEL].unflatten(1, (k, PANEL))
     for p0, p1 in _runs(layout):
-        rows = _rows(weight, p0, p1, layout.k).view(p1 - p0, PANEL, layout.k)
-        _put(out, p0, p1, 0, rows.transpose(1, 2))
-    return Packed(layout, out.view(-1), _bias(bias))
+        whole = p1 * PANEL <= n
+        rows = weight[p0 * PANEL : p1 * PANEL] if whole else _rows(weight, p0, p1, k)
+        values[p0:p1] = rows.view(p1 - p0, PANEL, k).transpose(1, 2)
+    return Packed(layout, out, _bias(bias))
 
 
 def pack_quantized(

@@ -40,6 +40,9 @@ class ReferenceBackend:
         """The module itself: it is what runs."""
         return show(m)
 
+    def prepare(self) -> None:
+        """Nothing is needed."""
+
     def build(self, m: Module, checkpoint: Checkpoint, out: EngineWriter, report: Report) -> None:
         """The module, and its weights as its functions take them."""
         from safetensors.torch import save_file
