@@ -92,6 +92,11 @@ def targets() -> dict[str, str | None]:
     return {name: None if name != "cpu" or compiler() else "a C++ compiler" for name in BACKENDS}
 
 
+def available(target: str) -> str:
+    """``target``; in place of ``cpu`` on a machine without a C++ compiler, ``reference``: torch, and slow."""
+    return "reference" if target == "cpu" and targets()["cpu"] else target
+
+
 def compile(
     model: str | Path,
     target: str = "cpu",
@@ -102,6 +107,7 @@ def compile(
 ) -> Path:
     """Build an engine directory and give its path; an engine there is replaced when the new one is whole."""
     report, out, path = progress or quiet, Path(out), find(str(model))
+    target = available(target)
     made, front = backend(target), frontend_of(path)
     options = TraceOptions(dtype=ELEMS[made.dtype])
     made.prepare()
@@ -207,10 +213,10 @@ class LLM:
         **limits: Any,
     ) -> None:
         report = progress or quiet
-        folder = engine_for(model, target or "cpu", pipeline, report)
+        folder = engine_for(model, available(target or "cpu"), pipeline, report)
         report("open", 0, 1)
         reader = EngineReader(folder)
-        if target is not None and target != reader.manifest.target:
+        if target is not None and available(target) != reader.manifest.target:
             raise EngineMismatch(f"{folder} was built for {reader.manifest.target}, not for {target}")
         reader.require({"irloom": reader.manifest.versions["irloom"]}, {"irloom": __version__})
         self.folder, self.manifest = folder, reader.manifest

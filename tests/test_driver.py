@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -239,6 +241,19 @@ def test_a_pipeline_without_caches_is_refused(model, tmp_path):
 def test_an_unknown_target_lists_what_there_is(model, tmp_path):
     with pytest.raises(PipelineError, match="no target 'gpu'"):
         driver.compile(model[0], target="gpu", out=tmp_path / "engine")
+
+
+def test_without_a_compiler_the_reference_answers(model, engine, tmp_path):
+    code = (
+        "import sys, irloom\n"
+        "llm = irloom.LLM(irloom.compile(sys.argv[1], out=sys.argv[2]))\n"
+        "params = irloom.SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)\n"
+        "print(llm.manifest.target, llm.generate(['once upon'], params)[0].token_ids)\n"
+    )
+    bare = {k: v for k, v in os.environ.items() if k not in ("PATH", "CXX")} | {"PATH": ""}
+    args = [sys.executable, "-c", code, str(model[0]), str(tmp_path / "engine")]
+    done = subprocess.run(args, env=bare, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"reference {answers(engine, ['once upon'])[0][:8]}"
 
 
 def test_what_is_no_model_is_refused(tmp_path):
