@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from irloom.frontends.hf import ops as _registered  # noqa: F401
+from irloom.frontends.hf import ops as registered
 from irloom.frontends.hf.masks import mask_op
 from irloom.ir.errors import TraceError
+
+assert registered, "imported for the ops that it registers with torch"
 
 IMPLEMENTATION = "irloom"
 IGNORED = {
