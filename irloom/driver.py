@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from . import __version__
 from .backends.artifact import EngineReader, EngineWriter, Manifest, is_engine
-from .backends.core import BACKENDS, Limits, Report, backend
+from .backends.core import BACKENDS, Limits, Report, backend, quiet
 from .backends.machine import cpu_features, read_bandwidth
 from .frontends.core import Frontend, TraceOptions, frontend_of
 from .frontends.facts import fingerprint
@@ -33,10 +33,6 @@ __all__ = ["LLM", "compile", "lowered", "measure", "rewritten", "run_pipeline", 
 
 Prompt = str | Mapping[str, Any] | Sequence[int] | Sequence[Mapping[str, str]]
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
 
 
 def trace(model: Any, dtype: str | None = None, layers: int | None = None) -> Module:

@@ -17,6 +17,10 @@ Report = Callable[[str, int, int], None]
 """``report(stage, done, total)``: how far a build is, in what the stage counts."""
 
 
+def quiet(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Run-time settings of an engine; none of them needs a rebuild.
@@ -32,6 +36,10 @@ class Limits:
     max_context: int | None = None
     memory: int | None = None
     threads: int | None = None
+
+    def context(self, longest: int) -> int:
+        """Tokens a sequence may have, of a model made for ``longest``."""
+        return min(longest, self.max_context or 8192)
 
 
 class Backend(Protocol):

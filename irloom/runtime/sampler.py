@@ -15,8 +15,20 @@ import torch
 from numpy.typing import NDArray
 
 from irloom.ir.errors import IrloomError
-from irloom.runtime.core import Sampled, SamplingRow
+from irloom.runtime.core import Batch, Sampled, SamplingRow
 from irloom.runtime.request import SamplingParams
+
+
+def sample_batch(logits: torch.Tensor, batch: Batch) -> list[Sampled | None]:
+    """A token for each sequence of ``batch`` that asks for one; ``logits`` [S, vocab]."""
+    asked = [i for i, row in enumerate(batch.sampling) if row is not None]
+    rows = [row for row in batch.sampling if row is not None]
+    out: list[Sampled | None] = [None] * len(batch.sampling)
+    if rows:
+        picked = logits if len(rows) == len(logits) else logits[asked]
+        for i, sampled in zip(asked, sample(picked, rows), strict=True):
+            out[i] = sampled
+    return out
 
 
 def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:

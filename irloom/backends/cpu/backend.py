@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from irloom.backends.artifact import EngineReader, EngineWriter
-from irloom.backends.core import Limits, Report
+from irloom.backends.core import Limits, Report, quiet
 from irloom.backends.cpu.elementwise import source
 from irloom.backends.cpu.engine import CpuEngine
 from irloom.backends.cpu.lower import lower
@@ -89,8 +89,7 @@ class CpuBackend:
         if program.text != engine.read_text("lowered.py"):
             raise engine.refuse("the program was lowered by another irloom than this one")
         settings = engine.manifest.settings
-        longest = int(settings["max_context"])
-        max_context = min(longest, limits.max_context or min(longest, 8192))
+        max_context = limits.context(int(settings["max_context"]))
         made = pools(m, limits, max_context)
         step = Step(made, limits.max_tokens, limits.max_seqs, max_context)
         kernels = library(quiet)
@@ -134,10 +133,6 @@ def _cache(t: Type, pages: dict[int | None, int], step: Step) -> Cache:
     )
     k, v = (zeros(math.prod(dims) * dtype.itemsize, dtype)[: math.prod(dims)].view(dims) for _ in range(2))
     return Cache(PagedCache(k, v, t.elem.window), step.pools[t.elem.window])
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
 
 
 def extra(kernels: Kernels, program: Program) -> ctypes.CDLL | None:

@@ -10,7 +10,7 @@ from irloom.backends.cpu.runner import Runner
 from irloom.backends.cpu.step import Step
 from irloom.ir.plan import Pool
 from irloom.runtime.core import Batch, Sampled
-from irloom.runtime.sampler import sample
+from irloom.runtime.sampler import sample_batch
 
 
 class CpuEngine:
@@ -37,12 +37,4 @@ class CpuEngine:
 
     def step(self, batch: Batch) -> Sequence[Sampled | None]:
         """One step: see ``runtime.core.Engine``."""
-        logits = self.logits(batch)
-        asked = [i for i, row in enumerate(batch.sampling) if row is not None]
-        rows = [row for row in batch.sampling if row is not None]
-        out: list[Sampled | None] = [None] * len(batch.sampling)
-        if rows:
-            picked = logits if len(rows) == len(logits) else logits[asked]
-            for i, sampled in zip(asked, sample(picked, rows), strict=True):
-                out[i] = sampled
-        return out
+        return sample_batch(self.logits(batch), batch)

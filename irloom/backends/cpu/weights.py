@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from irloom.backends.core import Report
 from irloom.backends.cpu.pack import Layout, Packed, pack, pack_quantized
 from irloom.backends.cpu.program import Bound, Program
 from irloom.backends.cpu.store import Entry, Reader, Writer
@@ -20,7 +21,6 @@ from irloom.ir.graph import Module, Param
 from irloom.ir.quantized import QuantizedTensor
 from irloom.ir.weights import materialize, weight_type
 
-Report = Callable[[str, int, int], None]
 FLOATS = ("f32", "bf16", "f16")
 
 

@@ -24,7 +24,7 @@ from irloom.ir.seqs import PagedCache, Seqs
 from irloom.ir.show import show
 from irloom.ir.weights import materialize
 from irloom.runtime.core import Batch, Engine, Sampled
-from irloom.runtime.sampler import sample
+from irloom.runtime.sampler import sample_batch
 
 WEIGHTS = "weights.safetensors"
 
@@ -64,8 +64,7 @@ class ReferenceBackend:
     def open(self, engine: EngineReader, limits: Limits) -> Engine:
         """An engine over the interpreter."""
         m = parse(engine.read_text("module.irloom"))
-        longest = int(engine.manifest.settings["max_context"])
-        max_context = min(longest, limits.max_context or min(longest, 8192))
+        max_context = limits.context(int(engine.manifest.settings["max_context"]))
         return ReferenceEngine(m, engine, limits, max_context)
 
 
@@ -111,14 +110,7 @@ class ReferenceEngine:
 
     def step(self, batch: Batch) -> Sequence[Sampled | None]:
         """One step: see ``runtime.core.Engine``."""
-        logits = self.logits(batch)
-        asked = [i for i, row in enumerate(batch.sampling) if row is not None]
-        out: list[Sampled | None] = [None] * len(batch.sampling)
-        if asked:
-            rows = [row for row in batch.sampling if row is not None]
-            for i, sampled in zip(asked, sample(logits[asked], rows), strict=True):
-                out[i] = sampled
-        return out
+        return sample_batch(self.logits(batch), batch)
 
 
 def _empty(m: Module, made: tuple[Pool, ...]) -> dict[str, Any]:

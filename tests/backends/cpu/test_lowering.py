@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irloom.backends.cpu.backend import extra, library, quiet
+from irloom.backends.core import quiet
+from irloom.backends.cpu.backend import extra, library
 from irloom.backends.cpu.lower import lower
 from irloom.backends.cpu.runner import Runner
 from irloom.backends.cpu.step import Step
