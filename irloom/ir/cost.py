@@ -15,6 +15,7 @@ from typing import Any
 from .dims import evaluate, product
 from .elem import Paged
 from .graph import Call, Func, Loop, Module, Node, Stmt
+from .ops.attention import reach
 from .plan import KVPlan, columns, kv_plan, show_bytes
 from .types import Type
 from .weight_expr import show_weight
@@ -150,9 +151,9 @@ def node_cost(n: Node, tokens: int, seqs: int, context: int) -> Cost:
 
 
 def _window(n: Node) -> int | None:
-    window = n.attrs.get("window")
+    seen = reach(n.attrs)
     kept = [v.type.elem.window for v in n.values if isinstance(v.type.elem, Paged)]
-    return window if isinstance(window, int) else next(iter(kept), None)
+    return next(iter(kept), None) if seen is None else seen
 
 
 def _attended(new: int, context: int, window: int | None) -> int:

@@ -10,6 +10,7 @@ from irloom.ir.dims import sym
 from irloom.ir.elem import CACHES, ELEMS, Elem, Paged
 from irloom.ir.graph import Builder, Call, Func, Index, Loop, Module, Node, Param, Slot, Stmt, Value
 from irloom.ir.ops import kv_append, paged_attention
+from irloom.ir.ops.attention import reach
 from irloom.ir.types import Type
 
 from .core import Changes, NoMatch, Pass, spend
@@ -82,8 +83,8 @@ class KvCache(Pass):
         elem = ELEMS[self.elem] if self.elem else k.elem
         if not isinstance(elem, Elem):
             raise NoMatch(f"keys are {k}, which a cache cannot hold")
-        windows = [n.attrs["window"] for n in nodes]
-        window = None if None in windows else max(w for w in windows if isinstance(w, int))
+        windows = [reach(n.attrs) for n in nodes]
+        window = None if None in windows else max(w for w in windows if w is not None)
         pages = sym("P" if window is None else f"P{window}")
         return Type(Paged(elem, self.page, window), (pages, *k.dims[1:]), (None, *k.axes[1:]))
 

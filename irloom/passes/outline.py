@@ -173,10 +173,12 @@ def _names(kinds: list[_Kind]) -> list[str]:
 
 
 def _flavor(k: _Kind) -> str:
-    attends = [n for n in k.layers[0].nodes if "window" in n.attrs]
+    attends = [n.attrs for n in k.layers[0].nodes if "window" in n.attrs]
     if not attends:
         return ""
-    return "full" if any(n.attrs["window"] is None for n in attends) else "sliding"
+    if any(a["chunk"] is not None for a in attends):
+        return "chunked"
+    return "full" if any(a["window"] is None for a in attends) else "sliding"
 
 
 def _function(name: str, kind: _Kind) -> Func:

@@ -110,7 +110,8 @@ CASES: dict[str, list[Case]] = {
     "rope": each(["bf16[T, 2, 8]", "i32[T]"], ["f32[T, 2, 8]", "i32[T]", "f32[4]"])
     + each(["f32[T, 2, 8]", "i32[T]"], rotary=4, interleaved=True),
     "attention": each([Q, KV, "f32[T, 2, 5]", "seqs[T, S]"], scale=0.3)
-    + each([*["bf16[T, 2, 8]"] * 3, "seqs[T, S]", "f32[2]"], scale=0.3, window=2, softcap=5.0),
+    + each([*["bf16[T, 2, 8]"] * 3, "seqs[T, S]", "f32[2]"], scale=0.3, window=2, softcap=5.0)
+    + each([Q, KV, KV, "seqs[T, S]", "f32[6]", "f32[6]"], scale=0.3, chunk=4),
     "kv_append": each([CACHE, KV, KV, "seqs[T, S]"], [WINDOWED, KV, KV, "seqs[T, S]"]),
     "paged_attention": each([Q, CACHE, "seqs[T, S]"], [Q, CACHE, "seqs[T, S]", "f32[6]"], scale=0.3)
     + each([Q, WINDOWED, "seqs[T, S]"], scale=0.3, window=3),
@@ -237,10 +238,23 @@ def test_softcap_and_sinks_of_attention():
     torch.testing.assert_close(got, (e[:, None] * v[:, 0]).sum(0) / (e.sum() + sink.exp()))
 
 
-@pytest.mark.parametrize("window", [None, 3])
-def test_paged_attention_is_attention_over_the_same_tokens(window: int | None):
+def test_chunks_and_slopes_of_attention():
+    """Tokens see their own block of 3 positions; nearer keys get more."""
+    q, k, v = qkv(7, 2, 1, 8)
+    slopes = torch.tensor([0.5, 0.125])
+    at = torch.arange(7)
+    away = slopes[:, None, None] * (at - at[:, None])
+    seen = (at <= at[:, None]) & (at // 3 == at[:, None] // 3)
+    got = ops.attention(q, k, v, Seqs.of([7]), None, slopes, scale=0.3, chunk=3)
+    torch.testing.assert_close(got, sdpa(q, k, v, 0.3, away.masked_fill(~seen, float("-inf"))))
+
+
+@pytest.mark.parametrize("limits", [{}, {"window": 3}, {"chunk": 2}, {"chunk": 4, "window": 3}])
+def test_paged_attention_is_attention_over_the_same_tokens(limits: dict[str, int]):
     """Two sequences in chunks of several sizes, their pages in no order."""
     q, k, v = qkv(12, 4, 2, 8)
+    slopes = torch.tensor([0.5, 0.25, 0.1, 0.0])
+    window = min(limits.values(), default=None)
     mine, other = range(7), range(7, 12)
     table = {window: torch.tensor([[5, 2, 0, 1], [3, 6, 4, 7]], dtype=torch.int32)}
     cache = PagedCache.empty(8, 2, 2, 8, torch.float32, window)
@@ -252,10 +266,11 @@ def test_paged_attention_is_attention_over_the_same_tokens(window: int | None):
         seqs = Seqs.of([step[i] for i in now], [done[i] for i in now], {window: table[window][now]})
         rows = list(itertools.chain(*at))
         cache = ops.kv_append(cache, k[rows], v[rows], seqs)
-        got[rows] = ops.paged_attention(q[rows], cache, seqs, scale=0.4, window=window)
+        got[rows] = ops.paged_attention(q[rows], cache, seqs, None, slopes, scale=0.4, **limits)
         done = [d + n for d, n in zip(done, step, strict=True)]
     assert done == [7, 5]
-    torch.testing.assert_close(got, ops.attention(q, k, v, Seqs.of(done), scale=0.4, window=window))
+    whole = ops.attention(q, k, v, Seqs.of(done), None, slopes, scale=0.4, **limits)
+    torch.testing.assert_close(got, whole)
 
 
 def test_appending_leaves_the_cache_as_it_was():

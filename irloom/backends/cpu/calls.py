@@ -95,13 +95,16 @@ class Calls:
         scale: float,
         window: int | None,
         softcap: float | None,
+        chunk: int | None,
+        slopes: Vector,
     ) -> None:
         """Attention of every token over the pages of its sequence."""
         pool = cache.arrays
         self._raw.paged_attention(
             q.ptr, q.stride, cache.k_ptr, cache.v_ptr, cache.elem, cache.page, cache.heads,
             self._starts, self._context, pool.table_ptr, self._seqs.now, pool.max_pages, q.dims[1], cache.dim,
-            cache.dim, window or 0, _at(sinks), y.ptr, y.stride, scale, softcap or 0.0,
+            cache.dim, window or 0, chunk or 0, _at(sinks), _at(slopes), y.ptr, y.stride,
+            scale, softcap or 0.0,
         )  # fmt: skip
 
     def act_mul(self, act: str, gate: Rows, up: Rows, y: Rows) -> None:

@@ -238,16 +238,15 @@ def kv_append(f: Lowering, n: Node) -> bool:
 @lowers("paged_attention")
 def paged_attention(f: Lowering, n: Node) -> bool:
     """Attention over the pages of a cache."""
-    q, cache, sinks = _value(n, 0), _value(n, 1), _arg(n, 3)
+    q, cache, per_head = _value(n, 0), _value(n, 1), (_arg(n, 3), _arg(n, 4))
     if (
         not f.f32(q)
         or not isinstance(cache.type.elem, Paged)
-        or not (sinks is None or isinstance(sinks, Param))
+        or not all(w is None or isinstance(w, Param) for w in per_head)
     ):
         return False
-    given = f.weight(sinks, "vector") if isinstance(sinks, Param) else "None"
-    attrs = {k: n.attrs[k] for k in ("scale", "window", "softcap")}
-    f.call("paged_attention", q, cache, _made(f, n.result), sinks=given, **attrs, loc=n.loc)
+    sinks, slopes = (f.weight(w, "vector") if isinstance(w, Param) else "None" for w in per_head)
+    f.call("paged_attention", q, cache, _made(f, n.result), sinks=sinks, slopes=slopes, **n.attrs, loc=n.loc)
     return True
 
 

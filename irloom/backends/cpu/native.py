@@ -22,7 +22,7 @@ slots            starts, context, table, S, max_pages, page, slots i64[T], posit
                  once per step and pool
 kv_append        k, ldk, v, ldv, kcache, vcache, elem, slots, T, KV, D, Dv
 paged_attention  q, ldq, kcache, vcache, elem, page, KV, starts, context, table, S, max_pages, H, D, Dv,
-                 window, sinks, out, ldo, scale, softcap: window 0 and softcap 0 are none
+                 window, chunk, sinks, slopes, out, ldo, scale, softcap: window, chunk, softcap 0 are none
 act_mul          kind, gate, ldg, up, ldu, y, ldy, T, N: y = kind(gate) * up; kind(gate) without up
 gather_rows      x, ldx, index i32[T], y, ldy, T, N
 copy             x, ldx, y, ldy, T, N
@@ -65,7 +65,7 @@ SIGNATURES = {
     "rope": "pippppiiiiiid",
     "slots": "pppiiipp",
     "kv_append": "pipippipiiii",
-    "paged_attention": "pippiiipppiiiiiippidd",
+    "paged_attention": "pippiiipppiiiiiiipppidd",
     "act_mul": "ipipipiii",
     "gather_rows": "pippiii",
     "copy": "pipiii",
@@ -248,6 +248,8 @@ class Kernels:
         window: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        chunk: int | None = None,
+        slopes: Tensor | None = None,
     ) -> None:
         """``q`` [T, H, D], ``out`` [T, H, Dv]; each query sees its sequence's keys up to its own position."""
         self.raw.paged_attention(
@@ -265,7 +267,9 @@ class Kernels:
             q.shape[2],
             vcache.shape[3],
             window or 0,
+            chunk or 0,
             _at(sinks),
+            _at(slopes),
             out.data_ptr(),
             out.stride(0),
             scale,

@@ -90,12 +90,19 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
 
 @dataclass(frozen=True)
 class _Scores:
-    """How scores become weights: what the attention ops take as attributes, and the sinks."""
+    """How scores become weights: what the attention ops take beside queries, keys and values."""
 
     sinks: Tensor | None
+    slopes: Tensor | None
     scale: float
     window: int | None
+    chunk: int | None
     softcap: float | None
+
+    def since(self, position: int) -> int:
+        """The first position that the token at ``position`` sees."""
+        first = 0 if self.window is None else max(0, position - self.window + 1)
+        return first if self.chunk is None else max(first, position // self.chunk * self.chunk)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: _Scores) -> Tensor:
@@ -107,7 +114,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: _Score
         scores = how.softcap * torch.tanh(scores / how.softcap)
     at = torch.arange(first, first + len(q), device=q.device)[:, None]
     key = torch.arange(since, since + len(k), device=q.device)[None]
-    seen = key <= at if how.window is None else (key <= at) & (key > at - how.window)
+    if how.slopes is not None:
+        scores = scores + how.slopes.float()[:, None, None] * (key - at)
+    seen = key <= at
+    if how.window is not None:
+        seen = seen & (key > at - how.window)
+    if how.chunk is not None:
+        seen = seen & (key >= at // how.chunk * how.chunk)
     scores = scores.masked_fill(~seen, float("-inf"))
     if how.sinks is not None:
         scores = torch.cat([scores, how.sinks.float()[:, None, None].expand(-1, len(q), 1)], -1)
@@ -115,26 +128,30 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: _Score
     return torch.einsum("hts,shd->thd", p, v.float()).to(q.dtype)
 
 
-@op("t (kv g) !d, t kv !d, t kv !e, t %s, (kv g)? -> t (kv g) !e")
+@op("t (kv g) !d, t kv !d, t kv !e, t %s, (kv g)?, (kv g)? -> t (kv g) !e")
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     seqs: Seqs,
     sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
     *,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
     """Causal attention of each token over its own sequence's tokens in this step.
 
     ``g`` query heads share a KV head. A token sees the last ``window`` tokens, itself included (all when
-    absent). ``softcap`` squeezes the scores into (-softcap, softcap). ``sinks`` adds one score per head that
-    takes weight and gives nothing. No cache: this is what a model means; ``kv-cache`` turns it into
-    ``kv_append`` and ``paged_attention``.
+    absent), and of these only the ones of its own block of ``chunk`` positions. ``softcap`` squeezes the
+    scores into (-softcap, softcap). ``slopes`` then adds to a score the head's slope times ``key position -
+    query position`` (ALiBi; Press et al., 2022). ``sinks`` adds one score per head that takes weight and
+    gives nothing. No cache: this is what a model means; ``kv-cache`` turns it into ``kv_append`` and
+    ``paged_attention``.
     """
-    how = _Scores(sinks, scale, window, softcap)
+    how = _Scores(sinks, slopes, scale, window, chunk, softcap)
     return torch.cat([_attend(q[a:b], k[a:b], v[a:b], 0, 0, how) for a, b in seqs.spans()])
 
 
@@ -144,38 +161,59 @@ def kv_append(cache: PagedCache, k: Tensor, v: Tensor, seqs: Seqs) -> PagedCache
     return cache.append(k, v, seqs)
 
 
-@op("t (kv g) !d, p kv !d, t %s, (kv g)? -> t (kv g) !d")
+@op("t (kv g) !d, p kv !d, t %s, (kv g)?, (kv g)? -> t (kv g) !d")
 def paged_attention(
     q: Tensor,
     cache: PagedCache,
     seqs: Seqs,
     sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
     *,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
     """``attention`` of each token over its whole sequence, read from the pages of a cache."""
     parts: list[Tensor] = []
-    how = _Scores(sinks, scale, window, softcap)
+    how = _Scores(sinks, slopes, scale, window, chunk, softcap)
     for s, (a, b) in enumerate(seqs.spans()):
         first = int(seqs.context[s]) - (b - a)
-        since = 0 if window is None else max(0, first - window + 1)
+        since = how.since(first)
         k, v = cache.read(seqs, s, since)
         parts.append(_attend(q[a:b], k, v, first, since, how))
     return torch.cat(parts)
 
 
+def reach(attrs: Attrs) -> int | None:
+    """The most tokens that one token sees by ``window`` and ``chunk``, itself included; None: all."""
+    limits = [n for n in (attrs.get("window"), attrs.get("chunk")) if isinstance(n, int)]
+    return min(limits, default=None)
+
+
+def _check_limits(name: str, attrs: Attrs) -> None:
+    for limit in ("window", "chunk"):
+        n = attrs[limit]
+        if isinstance(n, int) and n < 1:
+            raise IRError(f"{name}: {limit} {n} leaves nothing to see", hint="at least 1, or none")
+
+
+@attention.verify
+def _(operands: Sequence[Operand], attrs: Attrs) -> None:
+    _check_limits("attention", attrs)
+
+
 @paged_attention.verify
 def _(operands: Sequence[Operand], attrs: Attrs) -> None:
-    cache, window = operands[1], attrs["window"]
+    _check_limits("paged_attention", attrs)
+    cache, seen = operands[1], reach(attrs)
     if not isinstance(cache, Type) or not isinstance(cache.elem, Paged):
         raise IRError(
             f"paged_attention: operand `cache` is {cache}, not a cache", hint="paged[elem, page][P, kv, d]"
         )
     kept = cache.elem.window
-    if kept is not None and (not isinstance(window, int) or window > kept):
-        raise IRError(f"paged_attention: window {window} reads past the {kept} tokens that {cache} keeps")
+    if kept is not None and (seen is None or seen > kept):
+        raise IRError(f"paged_attention: window {seen} reads past the {kept} tokens that {cache} keeps")
 
 
 def _pairs(operands: Sequence[Operand], attrs: Attrs) -> Dim:

@@ -25,6 +25,8 @@ class Case:
     window: int | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    chunk: int | None = None
+    slopes: Tensor | None = None
     elem: torch.dtype = torch.float32
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
@@ -59,13 +61,17 @@ class Case:
         q = torch.cat([self.queries[w][n - m : n] for w, n, m in zip(which, lengths, new, strict=True)])
         out = torch.full((sum(new), self.heads, self.dv), NAN)
         kernels.paged_attention(q, kcache, vcache, starts, context, table, out, scale=self.dim**-0.5,
-                                window=self.window, softcap=self.softcap, sinks=self.sinks)  # fmt: skip
+                                window=self.window, softcap=self.softcap, sinks=self.sinks, chunk=self.chunk,
+                                slopes=self.slopes)  # fmt: skip
         return list(out.split(new))
 
     def _drop_pages_past_the_window(self, table: Tensor, new: list[int], lengths: list[int]) -> None:
         for row, (n, m) in enumerate(zip(lengths, new, strict=True)):
-            gone = max(0, n - m + 1 - self.window) // self.page if self.window else 0
-            table[row, :gone] = -1
+            first = n - m
+            gone = first // self.chunk * self.chunk if self.chunk else 0
+            if self.window:
+                gone = max(gone, first + 1 - self.window)
+            table[row, : gone // self.page] = -1
 
     def reference(self, which: int) -> Tensor:
         q, k, v = self.queries[which].double(), self.keys[which].double(), self.values[which].double()
@@ -76,6 +82,10 @@ class Case:
             s = torch.tanh(s / self.softcap) * self.softcap
         i, j = torch.arange(len(q))[:, None], torch.arange(len(q))[None]
         hidden = (j > i) | (j <= i - self.window) if self.window else j > i
+        if self.chunk:
+            hidden = hidden | (j // self.chunk < i // self.chunk)
+        if self.slopes is not None:
+            s = s + self.slopes.double()[:, None, None] * (j - i)
         s = s.masked_fill(hidden, float("-inf"))
         if self.sinks is not None:
             s = torch.cat([s, self.sinks.double()[:, None, None].expand(-1, len(q), 1)], -1)
@@ -90,6 +100,11 @@ CASES = {
     "window of one": Case([30], [30], window=1),
     "softcap": Case([130, 8], [20, 8], softcap=5.0, heads=2, kv=2),
     "sinks": Case([90, 300], [90, 1], heads=8, kv=2, sinks=torch.linspace(-3, 3, 8)),
+    "chunk": Case([400, 90, 33, 64], [1, 90, 2, 1], chunk=32, dim=128),
+    "chunk that is no multiple of a block": Case([300], [170], chunk=75),
+    "chunk and window": Case([200], [130], chunk=64, window=20),
+    "slopes": Case([700, 90], [1, 90], heads=8, kv=2, slopes=2.0 ** -torch.arange(1, 9)),
+    "slopes past a softcap": Case([130], [20], softcap=5.0, slopes=torch.tensor([0.5, 0.25, 0.1, -0.1])),
     "odd head dims": Case([70, 40], [70, 1], dim=40, dv=72, kv=2, page=5),
     "wide group": Case([150], [4], heads=71, dim=64),
     "bf16 cache": Case([200, 90], [1, 90], elem=torch.bfloat16, dim=256),

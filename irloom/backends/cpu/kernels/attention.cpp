@@ -22,8 +22,8 @@ struct Attention {
   const void *kcache, *vcache;
   int64_t elem, page, KV;
   const int32_t *starts, *context, *table;
-  int64_t S, max_pages, H, D, Dv, window;
-  const float* sinks;
+  int64_t S, max_pages, H, D, Dv, window, chunk;
+  const float *sinks, *slopes;
   float* out;
   int64_t ldo;
   float scale, softcap;
@@ -38,7 +38,10 @@ struct Attention {
 struct Item { int64_t s, kv, t0, t1, lo, hi; };
 
 int64_t position(const Attention& a, int64_t s, int64_t t) { return a.context[s] - (a.starts[s + 1] - t); }
-int64_t first_key(const Attention& a, int64_t pos) { return a.window > 0 && pos >= a.window ? pos - a.window + 1 : 0; }
+int64_t first_key(const Attention& a, int64_t pos) {
+  const int64_t near = a.window > 0 && pos >= a.window ? pos - a.window + 1 : 0, own = a.chunk > 0 ? pos / a.chunk * a.chunk : 0;
+  return near > own ? near : own;
+}
 
 // Running softmax of the rows of a tile: largest score, sum of weights, weighted values [Dvp].
 struct State {
@@ -104,8 +107,9 @@ void locate(const Attention& a, const Item& it, int64_t start, Block& b) {
     if (j < b.j0 || j >= b.j1) b.k[j] = b.k[b.j0], b.v[j] = b.v[b.j0];
 }
 
-// Scores of one row to weights, in place; columns outside [j0, j1) get 0. Returns the factor that the row's earlier sum keeps.
-float soften(const Attention& a, float* s, int64_t j0, int64_t j1, float& m, float& l) {
+// Scores of one row to weights, in place; columns outside [j0, j1) get 0. Column j is `away + j` positions from the query,
+// each of which adds `slope`. Returns the factor that the row's earlier sum keeps.
+float soften(const Attention& a, float* s, int64_t j0, int64_t j1, float slope, int64_t away, float& m, float& l) {
   F16 v[BLOCK / 16], most = splat16(-INFINITY);
   if (j1 <= j0) {
     memset(s, 0, BLOCK * 4);
@@ -122,6 +126,11 @@ float soften(const Attention& a, float* s, int64_t j0, int64_t j1, float& m, flo
       for (int64_t j = 0; j < 16; j++)
         if (i * 16 + j < j0 || i * 16 + j >= j1) t[j] = -INFINITY;
       v[i] = load16(t);
+    }
+    if (a.slopes) {
+      float t[16];
+      for (int64_t j = 0; j < 16; j++) t[j] = (float)(away + i * 16 + j);
+      v[i] = fma(splat16(slope), load16(t), v[i]);
     }
     most = max(v[i], most);
   }
@@ -164,7 +173,8 @@ void run_split(const Attention& a, const Item& it, int64_t split, const float* q
         const int64_t r = r0 + i, last = it.t1 - 1, t = it.t0 + r / G < it.t1 ? it.t0 + r / G : last;
         const int64_t pos = position(a, it.s, t), low = first_key(a, pos);
         const int64_t j0 = low - start > 0 ? low - start : 0, j1 = pos + 1 - start < BLOCK ? pos + 1 - start : BLOCK;
-        keep[i] = soften(a, scores + i * BLOCK, j0, j1, state.m[r], state.l[r]);
+        const float slope = a.slopes ? a.slopes[it.kv * G + r % G] : 0.0f;
+        keep[i] = soften(a, scores + i * BLOCK, j0, j1, slope, start - pos, state.m[r], state.l[r]);
       }
       value_tile(height, accs, keep, ps, b.v, b.j0, b.j1, Dvp);
     }
@@ -278,11 +288,11 @@ void attention(const Attention& a) {
 }  // namespace irl
 
 // q [T, H, D] rows ldq apart; caches [P, page, KV, D] and [P, page, KV, Dv] of `elem`; starts [S + 1], context [S],
-// table [S, max_pages]; window 0: none; softcap 0: none; sinks [H] or null; out [T, H, Dv] rows ldo apart.
+// table [S, max_pages]; window, chunk or softcap 0: none; sinks [H] or null; slopes [H] or null; out [T, H, Dv] rows ldo apart.
 extern "C" void irl_paged_attention(const float* q, int64_t ldq, const void* kcache, const void* vcache, int64_t elem, int64_t page,
                                     int64_t KV, const int32_t* starts, const int32_t* context, const int32_t* table, int64_t S,
-                                    int64_t max_pages, int64_t H, int64_t D, int64_t Dv, int64_t window, const float* sinks,
-                                    float* out, int64_t ldo, double scale, double softcap) {
-  irl::attention({q, ldq, kcache, vcache, elem, page, KV, starts, context, table, S, max_pages, H, D, Dv, window, sinks, out, ldo,
-                  (float)scale, (float)softcap});
+                                    int64_t max_pages, int64_t H, int64_t D, int64_t Dv, int64_t window, int64_t chunk,
+                                    const float* sinks, const float* slopes, float* out, int64_t ldo, double scale, double softcap) {
+  irl::attention({q, ldq, kcache, vcache, elem, page, KV, starts, context, table, S, max_pages, H, D, Dv, window, chunk, sinks, slopes,
+                  out, ldo, (float)scale, (float)softcap});
 }
