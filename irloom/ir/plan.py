@@ -22,6 +22,10 @@ class Pool:
     ``page`` is in tokens, ``page_bytes`` counts keys and values of one page over all caches of the pool. With
     a ``window`` a token at position ``p`` reads positions ``p - window + 1`` to ``p`` and pages before that
     are given back; ``None`` reads everything.
+
+    A pool of recurrent states is ``cut``: one page, a *slot*, holds the states of a sequence after the last
+    of its tokens, and no chunk of a sequence crosses a multiple of ``page``. So a full page is the state at
+    its end, a snapshot to go on from. Its ``window`` is 2: the next token reads what the last one left.
     """
 
     name: str
@@ -29,6 +33,7 @@ class Pool:
     page: int
     page_bytes: int
     pages: int
+    cut: bool = False
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,11 @@ class Batch:
     Sequence ``s`` has ``tokens[starts[s]:starts[s + 1]]`` at ``positions`` of the same range: one token when
     it decodes, more when it prefills. After the step its cache holds ``context[s]`` tokens, these included.
     ``tables[i][s, j]`` is the page of pool ``i`` for its tokens ``j * page`` to ``(j + 1) * page - 1``, or -1
-    where there is none (behind the window, or past the context). ``sampling[s]`` is None when the chunk does
-    not reach the end of the known tokens: nothing is sampled then.
+    where there is none (behind the window, or past the context). Of a pool of states (``Pool.cut``) a step
+    over positions ``a`` to ``b - 1`` starts from the slot ``tables[i][s, (a - 1) // page]``, from zeros where
+    ``a`` is 0, and leaves its state in ``tables[i][s, (b - 1) // page]``, maybe the same one.
+    ``sampling[s]`` is None when the chunk does not reach the end of the known tokens: nothing is sampled
+    then.
     """
 
     tokens: Ints

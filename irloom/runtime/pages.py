@@ -2,7 +2,8 @@
 
 A prefix is named by a chain of salted SHA-256 digests, so a page can be found by what is in it: its tokens
 and every token before them. A hit of ``n`` tokens needs, in a pool without a window, all pages of those
-tokens; in a pool with one, only the pages that the token at position ``n`` still reads.
+tokens; in a pool with one, only the pages that the token at position ``n`` still reads. In a pool of states
+that is one page: the snapshot that ends with those tokens.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Pages:
         self.specs, self.max_slots, self.max_context = pools, slots, max_context
         self.unit = math.gcd(*(pool.page for pool in pools))
         self.granule = math.lcm(*(pool.page for pool in pools))
+        self.cuts = tuple(pool.page for pool in pools if pool.cut)
         self.capacity = max_context
         for pool in pools:
             if pool.window is None or pool.pages < live_pages(pool):
@@ -108,6 +110,10 @@ class Pages:
         self.open_tables[table.slot] = table
         return table
 
+    def uncut(self, table: PageTable) -> int:
+        """How many more tokens one chunk may bring: none crosses a multiple of the page of a cut pool."""
+        return min((page - table.stored % page for page in self.cuts), default=self.max_context)
+
     def room(self, table: PageTable) -> int:
         """How many more tokens could be stored now."""
         pools = zip(self.pools, table.last, strict=True)
@@ -124,7 +130,7 @@ class Pages:
         return True
 
     def grow(self, table: PageTable, count: int) -> None:
-        """Take the pages for ``count`` more tokens; there must be ``room``."""
+        """Take the pages for ``count`` more tokens, a chunk that is ``uncut``; there must be ``room``."""
         length = table.stored + count
         if length <= table.limit:
             return
@@ -218,6 +224,7 @@ class Pages:
         first, last = table.first[i], table.last[i]
         assert first == first_page(pool.spec, table.stored), f"{where}: pages behind the window are kept"
         assert last * size >= table.limit >= table.stored, f"{where}: tokens are stored without pages"
+        assert not pool.spec.cut or last - first <= 2, f"{where}: {last - first} pages are held"
         assert (row[first:last] >= 0).all(), f"{where}: one of pages {first} to {last - 1} is missing"
         assert (row[:first] == -1).all(), f"{where}: a page before {first} is held"
         assert (row[last:] == -1).all(), f"{where}: a page after {last - 1} is held"

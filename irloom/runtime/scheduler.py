@@ -1,7 +1,8 @@
 """Which tokens of which requests run in the next step.
 
 There are no phases: a request wants all its known but not computed tokens, one of them when it decodes. Every
-step has one token budget. Decodes come first, then prefill chunks by rank, then requests that join.
+step has one token budget. Decodes come first, then prefill chunks by rank, then requests that join. A chunk
+ends where a pool of states wants a snapshot.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ class Scheduler:
     def _assign(self, request: Request) -> None:
         """Give ``request`` what budget and pages allow, at the cost of those ranked behind it."""
         table = request.table
-        want = min(request.known - request.computed, self._left)
-        if not want or table is None:  # no budget, or preempted in this step
+        if not self._left or table is None:  # no budget, or preempted in this step
             return
+        want = min(request.known - request.computed, self._left, self.pages.uncut(table))
         if table.stored + want > table.limit:
             while not (room := self.pages.room(table)):
                 if request is self.running[-1]:

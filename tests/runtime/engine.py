@@ -4,6 +4,10 @@ The model has one layer per pool. A layer's entry for a token hashes the token, 
 layer before it read: the entries of that layer's window, through its page table. The logits hash what the
 last layer read. So one token from a wrong or stale page changes everything after it; and a page is filled
 with ``POISON`` when its first entry is written, so that nothing of an earlier owner is read by accident.
+
+The layer of a pool of states is a chain of hashes instead: a step takes up the link in one slot of the
+sequence and leaves the last of its own in another. A slot that was not written where it should have been
+holds ``POISON`` or somebody else's link.
 """
 
 from __future__ import annotations
@@ -61,10 +65,13 @@ class HashEngine:
         assert 0 < len(batch.context) <= self.max_seqs
         hidden: list[int] = []
         for s in range(len(batch.context)):
-            last = 0
-            for t in range(batch.starts[s], batch.starts[s + 1]):
-                last = self._token(batch, s, int(batch.tokens[t]), int(batch.positions[t]))
-            assert batch.positions[batch.starts[s + 1] - 1] == batch.context[s] - 1
+            span = slice(batch.starts[s], batch.starts[s + 1])
+            tokens, positions = batch.tokens[span].tolist(), batch.positions[span].tolist()
+            assert positions == list(range(positions[0], batch.context[s]))
+            states, last = self._take_up(batch, s, positions[0]), 0
+            for token, position in zip(tokens, positions, strict=True):
+                last = self._token(batch, s, token, position, states)
+            self._leave(batch, s, positions[0], states)
             hidden.append(last)
         asked = [(h, row) for h, row in zip(hidden, batch.sampling, strict=True) if row is not None]
         chosen = iter(
@@ -72,9 +79,34 @@ class HashEngine:
         )
         return [None if row is None else next(chosen) for row in batch.sampling]
 
-    def _token(self, batch: Batch, s: int, token: int, position: int) -> int:
+    def _take_up(self, batch: Batch, s: int, start: int) -> list[int]:
+        """Each pool's link before the token at ``start``: 0 for the first token, and where there is none."""
+        states = [0] * len(self.pools)
+        for i, pool in enumerate(self.pools):
+            if pool.cut and start:
+                slot = batch.tables[i][s, (start - 1) // pool.page]
+                assert slot >= 0, f"position {start} goes on from a slot of {pool.name} that was given back"
+                states[i] = int(self.caches[i][slot, 0])
+                assert states[i] != POISON, f"position {start} goes on from a stale slot of {pool.name}"
+        return states
+
+    def _leave(self, batch: Batch, s: int, start: int, states: list[int]) -> None:
+        """Each pool's last link goes to the slot of the last token."""
+        end = int(batch.context[s])
+        for i, pool in enumerate(self.pools):
+            if pool.cut:
+                assert start // pool.page == (end - 1) // pool.page, f"{pool.name}: {start} to {end}"
+                slot = batch.tables[i][s, (end - 1) // pool.page]
+                assert slot >= 0, f"no slot for position {end - 1} in {pool.name}"
+                self.caches[i][slot, 0] = states[i]
+
+    def _token(self, batch: Batch, s: int, token: int, position: int, states: list[int]) -> int:
         hidden = mix(token)
-        for pool, cache, tables in zip(self.pools, self.caches, batch.tables, strict=True):
+        for i, (pool, cache, tables) in enumerate(zip(self.pools, self.caches, batch.tables, strict=True)):
+            if pool.cut:
+                states[i] = mix(states[i] + hidden)
+                hidden = mix(hidden + states[i])
+                continue
             page, offset = divmod(position, pool.page)
             assert tables[s, page] >= 0, f"no page for position {position} in {pool.name}"
             if offset == 0:
@@ -90,17 +122,24 @@ class HashEngine:
         return hidden
 
 
-def oracle(windows: Sequence[int | None], prompt: Sequence[int], steps: int, row: SamplingRow) -> list[int]:
-    """What the model says after ``prompt``, computed from lists alone; ``row`` says how tokens are chosen."""
-    layers: list[list[int]] = [[] for _ in windows]
+def oracle(pools: Sequence[Pool], prompt: Sequence[int], steps: int, row: SamplingRow) -> list[int]:
+    """What the model says after ``prompt``, computed from lists alone; ``row`` says how tokens are chosen.
+
+    A state is the one entry its layer keeps.
+    """
+    layers: list[list[int]] = [[0] if pool.cut else [] for pool in pools]
     tokens, counts, todo = list(prompt), dict[int, int](), list(prompt)
     for made in range(steps):
         hidden = 0
         for token in todo:
             hidden = mix(token)
-            for window, entries in zip(windows, layers, strict=True):
+            for pool, entries in zip(pools, layers, strict=True):
+                if pool.cut:
+                    entries[0] = mix(entries[0] + hidden)
+                    hidden = mix(hidden + entries[0])
+                    continue
                 entries.append(mix(hidden + len(entries)))
-                reach = entries if window is None else entries[-window:]
+                reach = entries if pool.window is None else entries[-pool.window :]
                 hidden = mix(hidden + read(np.array(reach, np.uint64)))
         one = SamplingRow(row.params, row.seed, made, (), np.unique(np.array(prompt, np.int32)), dict(counts))
         token = sample(logits(hidden).unsqueeze(0), [one])[0].token

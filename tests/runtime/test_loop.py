@@ -19,8 +19,11 @@ PROMPTS = [rng.integers(0, VOCAB, n).tolist() for n in (1, 3, 4, 5, 17, 33, 40, 
 
 
 def make(pages=(64, 64), page=4, budget=64, seqs=8, context=128, windows=WINDOWS, eos=()) -> Loop:
-    pools = tuple(Pool(f"window {w}", w, page, 0, n) for w, n in zip(windows, pages, strict=True))
-    return Loop(HashEngine(pools, budget, seqs, context), eos=eos)
+    return Loop(HashEngine(pools(windows, page, pages), budget, seqs, context), eos=eos)
+
+
+def pools(windows, page, pages) -> tuple[Pool, ...]:
+    return tuple(Pool(f"window {w}", w, page, 0, n) for w, n in zip(windows, pages, strict=True))
 
 
 def run(loop: Loop) -> dict[str, list[int]]:
@@ -51,8 +54,9 @@ MIXED = [
     GREEDY,
     SamplingParams(max_tokens=20, seed=9, logprobs=3),
 ]
+MODEL = pools(WINDOWS, 4, (64, 64))
 EXPECTED = [
-    oracle(WINDOWS, prompt, 20, SamplingRow(params, params.seed or 0, 0))
+    oracle(MODEL, prompt, 20, SamplingRow(params, params.seed or 0, 0))
     for prompt, params in zip(PROMPTS, MIXED, strict=True)
 ]
 
@@ -155,7 +159,7 @@ def test_cancel_waiting_and_running():
     assert waiting is not None
     assert waiting.finish_reason is FinishReason.CANCELLED
     assert output is not None
-    assert output.token_ids == oracle(WINDOWS, PROMPTS[4], 2, SamplingRow(GREEDY, 0, 0))
+    assert output.token_ids == oracle(MODEL, PROMPTS[4], 2, SamplingRow(GREEDY, 0, 0))
     assert output.finish_reason == "cancelled"
     assert loop.cancel(first) is None
     assert [d.output.id for d in loop.step() if d.output] == [second, first]
@@ -220,7 +224,7 @@ def test_a_window_needs_few_pages_however_long_the_text():
     """Pages behind the window are given back while the sequence grows."""
     loop = make(pages=(64, 3), context=200)
     (output,) = loop.generate([PROMPTS[6]], SamplingParams(max_tokens=100, temperature=0))
-    assert output.token_ids == oracle(WINDOWS, PROMPTS[6], 100, SamplingRow(GREEDY, 0, 0))
+    assert output.token_ids == oracle(MODEL, PROMPTS[6], 100, SamplingRow(GREEDY, 0, 0))
     assert (engine(loop).batches[-1].tables[1] >= 0).sum() <= 3
 
 

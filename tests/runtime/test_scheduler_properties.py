@@ -19,18 +19,24 @@ from .engine import POISON, HashEngine, oracle
 
 STEMS = [[5] * 40, [1, 2, 3, 4] * 10, list(range(40))]
 
-pools = st.lists(
-    st.builds(
-        Pool,
-        name=st.just("pool"),
-        window=st.sampled_from([None, 1, 2, 5, 8, 9]),
-        page=st.sampled_from([1, 2, 4]),
-        page_bytes=st.just(0),
-        pages=st.integers(1, 14),
-    ),
-    min_size=1,
-    max_size=3,
+attention = st.builds(
+    Pool,
+    name=st.just("pool"),
+    window=st.sampled_from([None, 1, 2, 5, 8, 9]),
+    page=st.sampled_from([1, 2, 4]),
+    page_bytes=st.just(0),
+    pages=st.integers(1, 14),
 )
+states = st.builds(
+    Pool,
+    name=st.just("state"),
+    window=st.just(2),
+    page=st.sampled_from([1, 2, 3, 4, 8]),
+    page_bytes=st.just(0),
+    pages=st.integers(1, 14),
+    cut=st.just(True),
+)
+pools = st.lists(st.one_of(attention, states), min_size=1, max_size=3)
 sampling = st.builds(
     SamplingParams,
     max_tokens=st.one_of(st.none(), st.integers(1, 12)),
@@ -51,7 +57,7 @@ class Serving(RuleBasedStateMachine):
 
     @initialize(pools=pools, budget=st.integers(1, 12), seqs=st.integers(1, 5), context=st.integers(4, 60))
     def open(self, pools: list[Pool], budget: int, seqs: int, context: int) -> None:
-        self.windows = [pool.window for pool in pools]
+        self.pools = pools
         self.engine = HashEngine(tuple(pools), budget, seqs, context)
         self.loop = Loop(self.engine)
         self.asked: dict[str, tuple[Sequence[int], SamplingParams]] = {}
@@ -111,9 +117,7 @@ class Serving(RuleBasedStateMachine):
         prompt, params = self.asked[name]
         room = self.loop.pages.capacity + 1 - len(prompt)
         steps = min(room, params.max_tokens or room)
-        expected = oracle(
-            self.windows, prompt, len(self.said[name]), SamplingRow(params, params.seed or 0, 0)
-        )
+        expected = oracle(self.pools, prompt, len(self.said[name]), SamplingRow(params, params.seed or 0, 0))
         assert self.said[name] == expected
         assert (reason == "length") == (len(self.said[name]) == steps)
 
