@@ -2,7 +2,7 @@
 
 The count is what a machine must do if every operand and result moves once: a fusion shows as fewer bytes.
 Attention depends on how much is in the cache: an op's count may use the symbol ``C``, the tokens that a
-token attends to.
+token attends to. That of experts may use ``E``, how many of them the tokens choose.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .dims import evaluate, product
 from .elem import Paged
 from .graph import Call, Func, Loop, Module, Node, Stmt
 from .ops.attention import reach
+from .ops.experts import experts_used
 from .plan import KVPlan, columns, kv_plan, show_bytes
 from .types import Type
 from .weight_expr import show_weight
@@ -147,6 +148,7 @@ def node_cost(n: Node, tokens: int, seqs: int, context: int) -> Cost:
     env = {"T": tokens, "S": seqs, "C": _attended(new, context, window)}
     flops = evaluate(n.op.count_flops(n.operands, n.attrs), env)
     env["C"] = context if window is None else min(context, window + new - 1)
+    env["E"] = _experts(n, tokens)
     return Cost(flops, evaluate(n.op.count_bytes(n.operands, n.attrs), env))
 
 
@@ -154,6 +156,14 @@ def _window(n: Node) -> int | None:
     seen = reach(n.attrs)
     kept = [v.type.elem.window for v in n.values if isinstance(v.type.elem, Paged)]
     return next(iter(kept), None) if seen is None else seen
+
+
+def _experts(n: Node, tokens: int) -> int:
+    """How many experts a node reads for ``tokens``; 0 for one that has none."""
+    if n.op.name != "expert_linear":
+        return 0
+    _, index, weight = (v.type for v in n.values[:3])
+    return experts_used(weight, index, tokens)
 
 
 def _attended(new: int, context: int, window: int | None) -> int:

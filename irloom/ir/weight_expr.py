@@ -54,7 +54,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Transpose:
-    """A matrix, transposed."""
+    """A matrix, or each of a stack of matrices, transposed: the last two dims exchanged."""
 
     x: WeightExpr
 

@@ -89,8 +89,8 @@ def weight_type(
     match expr:
         case Slice(_, dim, start, stop) if 0 <= dim < x.rank and 0 <= start < stop <= dims[dim]:
             return x.with_dims((*dims[:dim], stop - start, *dims[dim + 1 :]))
-        case Transpose() if x.rank == 2:
-            return x.with_dims(dims[::-1])
+        case Transpose() if x.rank >= 2:
+            return x.with_dims((*dims[:-2], dims[-1], dims[-2]))
         case Reshape(_, new) if math.prod(new) == math.prod(dims):
             return x.with_dims(new)
         case Cast(_, elem):
@@ -146,7 +146,7 @@ class _Source:
             case Const():
                 return _const(expr, self.consts)
             case Transpose(x):
-                return self.run(x).t().contiguous()
+                return self.run(x).transpose(-1, -2).contiguous()
             case Reshape(x, dims):
                 return self.run(x).reshape(dims)
             case _:
@@ -184,6 +184,9 @@ class _Source:
             case Slice() | Cast() | Affine():
                 for block in self.blocks(expr.x, rows):
                     yield _rowwise(expr, block)
+            case Transpose(x) if self.type(x).rank > 2:
+                for block in self.blocks(x, rows):
+                    yield block.transpose(-1, -2)
             case Quantize():
                 raise IRError(
                     f"{show_weight(expr)}: a quantized weight is not an operand", hint="quantize last"

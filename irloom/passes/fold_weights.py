@@ -67,7 +67,7 @@ def _moved(n: Node, w: Param, x: WeightExpr) -> WeightExpr | None:
         return Cast(x, n.result.type.plain)
     if n.op is ops.neg:
         return Affine(x, -1.0, 0.0)
-    if n.op is ops.permute and n.attrs["dims"] == (1, 0):
+    if n.op is ops.permute and n.attrs["dims"] == (*range(len(dims) - 2), len(dims) - 1, len(dims) - 2):
         return Transpose(x)
     if n.op is ops.reshape and all(isinstance(d, int) for d in dims):
         return Reshape(x, tuple(d for d in dims if isinstance(d, int)))

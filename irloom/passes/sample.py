@@ -37,6 +37,9 @@ class Batch:
         return f"{list(self.lengths)} tokens after {list(self.past)}"
 
 
+INDEXED = {"embedding": (1, 0), "gather": (0, -1), "scatter": (0, -1), "expert_linear": (2, 0)}
+"""Ops that index: which operand, and which dim of it."""
+
 BATCHES = (Batch((1,), (3,), 1), Batch((5,), (0,), 2), Batch((3, 1, 4), (0, 20, 2), 3))
 
 
@@ -148,10 +151,11 @@ def _tensor(f: Func, p: Param, env: Mapping[str, int], g: torch.Generator) -> to
 def _bound(f: Func, p: Value) -> int:
     """Below what a parameter of integers must stay: the rows of what it indexes."""
     for s in f.body:
-        if isinstance(s, Node) and s.op.name in ("embedding", "gather") and p in s.values:
-            table = s.args[1 if s.op.name == "embedding" else 0]
+        if isinstance(s, Node) and s.op.name in INDEXED and p in s.values:
+            operand, dim = INDEXED[s.op.name]
+            table = s.args[operand]
             assert isinstance(table, Value)
-            return int(str(table.type.dims[0 if s.op.name == "embedding" else -1]))
+            return int(str(table.type.dims[dim]))
     return 16
 
 
@@ -191,7 +195,7 @@ def _infer(e: WeightExpr, dims: tuple[int, ...], index: int | None, out: dict[st
         case Const():
             pass
         case Transpose(x):
-            _infer(x, dims[::-1], index, out)
+            _infer(x, (*dims[:-2], dims[-1], dims[-2]), index, out)
         case Slice(x, dim, _, stop):
             _infer(x, (*dims[:dim], stop, *dims[dim + 1 :]), index, out)
         case Concat(parts, dim):

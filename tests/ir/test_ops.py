@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from irloom.ir import ops
+from irloom.ir.cost import step_cost
 from irloom.ir.dims import evaluate
 from irloom.ir.elem import CACHES, ELEMS, SEQS, Paged, elem_of
 from irloom.ir.interp import empty_cache, resolve
@@ -83,6 +84,11 @@ CASES: dict[str, list[Case]] = {
     + each(["i32[T]", "f32[9, 8]"], elem=ELEMS["bf16"]),
     "gather": each(["f32[T, 8]", "i32[T, 3]"], ["bf16[8]", "i64[2]"]),
     "last_rows": each(["f32[T, 8]", "seqs[T, S]"], ["i32[T]", "seqs[T, S]"]),
+    "scatter": each(["f32[T, 8]", "i32[T, 3]", "f32[T, 3]"], ["bf16[8]", "i64[2]", 1.0]),
+    "expert_linear": each(
+        ["f32[T, 8]", "i32[T, 2]", "f32[3, 5, 8]"],
+        ["bf16[T, 2, 8]", "i64[T, 2]", "f32[3, 5, 8]", "f32[3, 5]"],
+    ),
     "linear": each(["f32[T, 8]", "f32[5, 8]"], ["bf16[2, T, 8]", "f32[5, 8]", "bf16[5]"])
     + each(["f32[8]", "bf16[5, 8]"]),
     "matmul": each(["f32[T, 8]", "f32[8, 3]"], ["bf16[2, T, 8]", "bf16[2, 8, T]"]),
@@ -322,6 +328,41 @@ def test_fused_activations_are_what_they_replace():
     assert ops.silu_mul(a, b).equal(ops.mul(ops.silu(a), b))
     for tanh in (False, True):
         assert ops.gelu_mul(a, b, tanh=tanh).equal(ops.mul(ops.gelu(a, tanh=tanh), b))
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["a row per token", "a row per choice"])
+def test_each_token_meets_the_experts_it_chooses(wide: bool):
+    """A loop over tokens and choices; the index 5 of five experts, and -1, choose none."""
+    g = torch.Generator().manual_seed(6)
+    x = torch.randn(7, *([3] if wide else []), 8, generator=g)
+    weight, bias = torch.randn(5, 4, 8, generator=g), torch.randn(5, 4, generator=g)
+    index = torch.randint(-1, 6, (7, 3), generator=g, dtype=torch.int32)
+    assert {-1, 5} <= set(index.flatten().tolist())
+    want = torch.zeros(7, 3, 4)
+    for t, j in itertools.product(range(7), range(3)):
+        if 0 <= (e := int(index[t, j])) < 5:
+            want[t, j] = weight[e] @ (x[t, j] if wide else x[t]) + bias[e]
+    torch.testing.assert_close(ops.expert_linear(x, index, weight, bias), want)
+
+
+def test_the_cost_of_experts_is_that_of_those_in_use():
+    m = parse(
+        "def main(x: f32[T, 8], index: i32[T, 2], w: f32[64, 4, 8]):\n"
+        "    y = expert_linear(x, index, w)\n    return y\n"
+    )
+    one, many = (step_cost(m, tokens, 1, tokens) for tokens in (1, 100))
+    assert (one.flops, many.flops) == (2 * 2 * 4 * 8, 100 * 2 * 2 * 4 * 8)
+    assert one.bytes == 4 * (8 + 2 + 2 * 4 + 2 * 4 * 8)
+    assert many.bytes == 4 * (100 * (8 + 2 + 2 * 4) + 64 * 4 * 8)
+
+
+def test_scatter_writes_along_the_last_dim():
+    x, index = torch.zeros(2, 4), torch.tensor([[1, 3], [0, 2]])
+    assert ops.scatter(x, index, torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist() == [
+        [0, 1, 0, 2],
+        [3, 0, 4, 0],
+    ]
+    assert ops.scatter(x, index, 5.0).sum() == 20
 
 
 def test_the_last_row_of_each_sequence():

@@ -128,6 +128,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> SafetensorsCheckpoin
         ("concat(weight('a'), weight('a'), dim=1)", torch.cat([A, A], 1)),
         ("slice(weight('a'), 1, 3, 9)", A[:, 3:9]),
         ("transpose(weight('a'))", A.T),
+        ("cast(transpose(reshape(weight('a'), (2, 2, 64))), f32)", A.reshape(2, 2, 64).transpose(1, 2)),
         ("slice(concat(weight('a'), weight('layers.{i}.b'), dim=0), 0, 3, 5)", torch.cat([A[3:], B1[:1]])),
         ("concat(slice(weight('a'), 1, 0, 9), weight('a'), cast(weight('half'), f32), dim=1)", WIDE),
         ("cast(reshape(slice(weight('a'), 1, 0, 32), (8, 16)), f16)", A[:, :32].reshape(8, 16).half()),

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from irloom.frontends.hf.blocks import replaced_blocks
+from irloom.frontends.hf.experts import irloom_experts
 from irloom.frontends.hf.interfaces import irloom_attention
 from irloom.frontends.hf.skeleton import buffers_on
 from irloom.ir.errors import IrloomError, TraceError
@@ -54,7 +56,7 @@ def capture(model: nn.Module) -> Capture:
     args = (ids, ids.clone(), torch.zeros(PAST, dtype=torch.int64, device=device))
     tokens, past = Dim("T", min=2, max=MAX_TOKENS), Dim("P", min=2, max=MAX_TOKENS)
     shapes = {"input_ids": {1: tokens}, "position_ids": {1: tokens}, "past": {0: past}}
-    with torch.no_grad(), irloom_attention(model), buffers_on(device, model) as buffers:
+    with torch.no_grad(), _as_ops(model), buffers_on(device, model) as buffers:
         try:
             with _quiet():
                 program = torch.export.export(wrapper, args, dynamic_shapes=shapes, strict=False)
@@ -87,6 +89,13 @@ class _Logits(nn.Module):
             return out
         logits = getattr(out, "logits", None)
         return out[0] if logits is None else logits
+
+
+@contextlib.contextmanager
+def _as_ops(model: nn.Module) -> Iterator[None]:
+    """Within, what stays whole in a graph is one op of ours wherever ``model`` computes it."""
+    with irloom_attention(model), irloom_experts(model), replaced_blocks(model):
+        yield
 
 
 @contextlib.contextmanager

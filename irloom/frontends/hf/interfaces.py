@@ -36,15 +36,22 @@ def irloom_attention(model: nn.Module) -> Iterator[None]:
 
     AttentionInterface.register(IMPLEMENTATION, attention)
     AttentionMaskInterface.register(IMPLEMENTATION, mask_op)
+    with implementation(model, "_attn_implementation_internal"):
+        yield
+
+
+@contextlib.contextmanager
+def implementation(model: nn.Module, field: str) -> Iterator[None]:
+    """Within, ``field`` of every config that a module of ``model`` reads names irloom."""
     configs = {id(c): c for m in model.modules() for c in _configs(getattr(m, "config", None))}.values()
-    before = [config._attn_implementation_internal for config in configs]
+    before = [getattr(config, field) for config in configs]
     try:
         for config in configs:
-            config._attn_implementation_internal = IMPLEMENTATION
+            setattr(config, field, IMPLEMENTATION)
         yield
     finally:
         for config, name in zip(configs, before, strict=True):
-            config._attn_implementation_internal = name
+            setattr(config, field, name)
 
 
 def attention(

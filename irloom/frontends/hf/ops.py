@@ -1,4 +1,4 @@
-"""The ops that stand for attention, its mask and its state while a library model is being captured.
+"""The ops that stand for attention, its mask, its state and experts while a library model is being captured.
 
 They live in torch's dispatcher only so that ``torch.export`` keeps them whole: each has a shape rule and no
 kernel, because a captured graph is imported, never run. The importer turns them into IR ops.
@@ -22,6 +22,10 @@ torch.library.define(
 )
 # A cache write of [B, KV, T, D] and the read that follows it, [B, KV, past + T, D], of both K and V.
 torch.library.define("irloom::kv_store", "(Tensor k, Tensor v, int layer, SymInt past) -> (Tensor, Tensor)")
+# x [T, H] or [T, K, H], index [T, K], weight [E, N, H], bias [E, N] -> [T, K, N]: each token's K experts.
+torch.library.define(
+    "irloom::expert_linear", "(Tensor x, Tensor index, Tensor weight, Tensor? bias) -> Tensor"
+)
 
 
 @torch.library.register_fake("irloom::attention")
@@ -53,3 +57,11 @@ def _kv_store(k: Tensor, v: Tensor, layer: int, past: int) -> tuple[Tensor, Tens
         return x.new_empty(*x.shape[:-2], x.shape[-2] + past, x.shape[-1])
 
     return read(k), read(v)
+
+
+expert_linear = torch.ops.irloom.expert_linear
+
+
+@torch.library.register_fake("irloom::expert_linear")
+def _expert_linear(x: Tensor, index: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(index.shape[0], index.shape[1], weight.shape[1])

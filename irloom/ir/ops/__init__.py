@@ -1,8 +1,8 @@
 """The op set. One function per op; ``OPS`` holds them by name.
 
 Tensor ops (``elementwise``, ``shape``, ``reduce``, ``matmul``, ``index``) are the closed set that a traced
-model decomposes to. Model ops (``norm``, ``attention``) are what ``raise`` finds in it, fused ops what passes
-make of those.
+model decomposes to. Model ops (``norm``, ``attention``, ``experts``) are what ``raise`` finds in it, fused
+ops what passes make of those.
 """
 
 from ..op import OPS
@@ -46,8 +46,9 @@ from .elementwise import (
     tanh,
     where,
 )
+from .experts import expert_linear
 from .fused import add_layer_norm, add_rms_norm, gelu_mul, silu_mul
-from .index import embedding, gather, last_rows
+from .index import embedding, gather, last_rows, scatter
 from .matmul import linear, matmul
 from .norm import layer_norm, rms_norm
 from .reduce import amax, amin, argmax, cumsum, mean, softmax, sum_, topk
@@ -75,6 +76,7 @@ __all__ = [
     "erf",
     "exp",
     "expand",
+    "expert_linear",
     "floor_div",
     "full",
     "gather",
@@ -111,6 +113,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rsqrt",
+    "scatter",
     "sigmoid",
     "silu",
     "silu_mul",

@@ -47,6 +47,23 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
     return torch.gather(x, -1, index.long())
 
 
+@op("*b !v, *b n, ~s -> *b !v")
+def scatter(x: Tensor, index: Tensor, src: Tensor | float) -> Tensor:
+    """``x`` with ``x[..., index[..., j]] = src[..., j]`` along the last dim; ``src`` may be one number.
+
+    Of equal indices any one wins.
+    """
+    given = src if isinstance(src, Tensor) else torch.tensor(src)
+    return x.scatter(-1, index.long(), given.to(x.dtype, copy=True).expand(index.shape))
+
+
+@scatter.verify
+def _(operands: Sequence[Operand], attrs: Attrs) -> None:
+    index, src = operands[1:3]
+    if isinstance(index, Type) and isinstance(src, Type) and src.dims not in ((), index.dims):
+        raise IRError(f"scatter: operand `src` is {src}, but operand `index` is {index}")
+
+
 @op("%t *b, %t s -> s *b")
 def last_rows(x: Tensor, seqs: Seqs) -> Tensor:
     """The last row of each sequence: what the next token is sampled from."""

@@ -96,6 +96,17 @@ def _reduce(op: Op, x: View, d: int, keep: bool) -> View:
     return View(value, tuple(order))
 
 
+@translates("aten.linalg_vector_norm.default")
+def vector_norm(x: Any, ord: float = 2, dim: Any = None, keepdim: bool = False, **_: Any) -> View:
+    x = tensor(x)
+    if ord not in (1, 2) or dim is None:
+        raise TraceError(f"a norm of order {ord} over {dim} has no translation", hint="1 and 2 have")
+    parts = elementwise(ops.abs_, x) if ord == 1 else elementwise(ops.mul, x, x)
+    (d,) = [dim] if isinstance(dim, int) else dim
+    total = _reduce(ops.sum_, parts, x.dim(d), keepdim)
+    return total if ord == 1 else elementwise(ops.sqrt, total)
+
+
 @translates("aten.softmax.int", "aten._softmax.default")
 def softmax(x: Any, dim: int, dtype: torch.dtype | bool | None = None) -> View:
     x = as_elem(tensor(x), elem_of(dtype)) if isinstance(dtype, torch.dtype) else tensor(x)

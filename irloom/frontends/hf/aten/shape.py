@@ -77,6 +77,14 @@ def squeeze(x: Any, dim: int) -> View:
     return tensor(x).squeezed(dim)
 
 
+@translates("aten.squeeze.default")
+def squeeze_all(x: Any) -> View:
+    x = tensor(x)
+    for d in reversed(range(x.rank)):
+        x = x.squeezed(d)
+    return x
+
+
 @translates("aten.expand.default")
 def expand(x: Any, dims: Sequence[Dim], implicit: bool = False) -> View:
     x = tensor(x)
@@ -215,6 +223,24 @@ def zeros(dims: Sequence[Dim], dtype: torch.dtype | None = None, **options: Any)
 @translates("aten.ones.default")
 def ones(dims: Sequence[Dim], dtype: torch.dtype | None = None, **options: Any) -> Any:
     return full(dims, 1.0, dtype or torch.float32, **options)
+
+
+@translates("aten.full_like.default")
+def full_like(x: Any, value: float, dtype: torch.dtype | None = None, **_: Any) -> View:
+    """Filled with ``value``, in the dims and the element of ``x`` unless told otherwise."""
+    x = tensor(x)
+    elem = x.value.type.plain if dtype is None else elem_of(dtype)
+    return View(ops.full(dims=x.value.type.dims, value=value, elem=elem), x.order)
+
+
+@translates("aten.zeros_like.default")
+def zeros_like(x: Any, **options: Any) -> View:
+    return full_like(x, 0, **options)
+
+
+@translates("aten.ones_like.default")
+def ones_like(x: Any, **options: Any) -> View:
+    return full_like(x, 1, **options)
 
 
 @translates("aten.arange.start")

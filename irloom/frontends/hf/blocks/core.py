@@ -1,0 +1,69 @@
+"""Replacements of blocks that cannot be traced as they are written: the same result, in other words.
+
+A block whose code depends on data (a loop over the experts in use, or over time) is replaced for the length
+of a capture. What is replaced is the smallest block there is, known by the name of its class; whether a model
+has it is seen from its modules. The check of every import against the library holds for replacements, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+from irloom.ir.errors import TraceError
+
+Method = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes the place of ``method`` in modules of the class ``block``."""
+
+    block: str
+    method: str
+    by: Method
+
+    @property
+    def place(self) -> str:
+        """Where it is written."""
+        code: Any = self.by.__code__
+        return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+REPLACEMENTS: dict[tuple[str, str], Replacement] = {}
+"""Replacement by class name and method name."""
+
+
+def replaces(*blocks: str, method: str = "forward") -> Callable[[Method], Method]:
+    """Register a function for the classes ``blocks``; it takes the module, then what the method takes."""
+
+    def wrap(fn: Method) -> Method:
+        for block in blocks:
+            new = Replacement(block, method, fn)
+            if old := REPLACEMENTS.get((block, method)):
+                raise TraceError(f"`{block}.{method}` is replaced twice: in {old.place} and in {new.place}")
+            REPLACEMENTS[block, method] = new
+        return fn
+
+    return wrap
+
+
+@contextlib.contextmanager
+def replaced_blocks(model: nn.Module) -> Iterator[None]:
+    """Within, the modules of ``model`` whose class has a replacement compute with it."""
+    by_class: dict[str, list[Replacement]] = {}
+    for new in REPLACEMENTS.values():
+        by_class.setdefault(new.block, []).append(new)
+    swapped = [(m, new) for m in model.modules() for new in by_class.get(type(m).__name__, [])]
+    try:
+        for module, new in swapped:
+            module.__dict__[new.method] = MethodType(new.by, module)
+        yield
+    finally:
+        for module, new in swapped:
+            module.__dict__.pop(new.method, None)
