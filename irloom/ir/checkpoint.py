@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from irloom.ir.elem import ELEMS, Elem, Quant
 from irloom.ir.errors import CheckpointError
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import torch
 
     from irloom.ir.quantized import QuantizedTensor
+
+
+BLOCK = 1 << 24
+"""Bytes of a tensor that are worked on at a time."""
 
 
 class Checkpoint(Protocol):
@@ -49,6 +53,23 @@ class Checkpoint(Protocol):
         ...
 
 
+@runtime_checkable
+class BlockReader(Protocol):
+    """A checkpoint that reads a tensor some rows at a time: of a large one only a few are in memory."""
+
+    def blocks(self, name: str, rows: slice = slice(None)) -> Iterator[torch.Tensor]:
+        """``rows`` (entries along the first dim) of ``read(name)``, one block after the other."""
+        ...
+
+
+def row_steps(dims: tuple[int, ...], elem: Elem, rows: slice = slice(None)) -> Iterator[tuple[int, int]]:
+    """``rows`` of a tensor of ``dims`` as ranges (start, stop) of about ``BLOCK`` bytes."""
+    start, stop, _ = rows.indices(dims[0])
+    step = max(BLOCK // max(math.prod(dims[1:]) * elem.bits // 8, 1), 1)
+    for low in range(start, stop, step):
+        yield low, min(low + step, stop)
+
+
 class SafetensorsCheckpoint:
     """One ``.safetensors`` file, an ``.index.json`` of shards, or the directory that holds either.
 
@@ -58,7 +79,7 @@ class SafetensorsCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         at = find_safetensors(path)
-        self._stored = read_index(at) if at.suffix == ".json" else read_header(at)
+        self._stored = read_index(at, read_header) if at.suffix == ".json" else read_header(at)
 
     def names(self) -> Sequence[str]:
         return list(self._stored)
@@ -79,6 +100,13 @@ class SafetensorsCheckpoint:
 
         at = self.stored(name)
         return map_tensor(at.path, at.offset, at.dims, at.elem.torch)
+
+    def blocks(self, name: str, rows: slice = slice(None)) -> Iterator[torch.Tensor]:
+        from irloom.ir.mapped import map_rows
+
+        at = self.stored(name)
+        for start, stop in row_steps(at.dims, at.elem, rows):
+            yield map_rows(at, start, stop)
 
     def read_quantized(self, name: str, quant: Quant) -> QuantizedTensor | None:
         return None

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from irloom.ir.errors import CheckpointError
+from irloom.ir.safetensors import Stored
 
 
 def map_bytes(path: Path, offset: int, nbytes: int) -> torch.Tensor:
@@ -42,3 +43,9 @@ def map_tensor(path: Path, offset: int, dims: tuple[int, ...], dtype: torch.dtyp
     if offset % dtype.itemsize:
         data = data.clone()
     return data.view(dtype).reshape(dims)
+
+
+def map_rows(at: Stored, start: int, stop: int) -> torch.Tensor:
+    """Entries ``start`` to ``stop`` along the first dim of a stored tensor."""
+    row = at.nbytes // max(at.dims[0], 1)
+    return map_tensor(at.path, at.offset + start * row, (stop - start, *at.dims[1:]), at.elem.torch)

@@ -6,7 +6,7 @@ nearest, with the scale as it is stored, so that a rounded scale costs nothing t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,11 @@ class QuantizedTensor:
                 grouped = grouped - zeros[0].float().unsqueeze(-1)
             to.copy_((grouped * scales.float().unsqueeze(-1)).flatten(-2))
         return out
+
+    def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> QuantizedTensor:
+        """The same with ``move`` done to values, scales and zeros alike, as moving whole rows is."""
+        zeros = None if self.zeros is None else move(self.zeros)
+        return QuantizedTensor(move(self.values), move(self.scales), zeros, self.quant)
 
     def packed(self) -> torch.Tensor:
         """``values`` as an engine stores them: four-bit entries two a byte, others as they are."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from irloom.ir.elem import ELEMS, Elem
 from irloom.ir.errors import CheckpointError
+
+Entry = TypeVar("Entry")
 
 _ELEMS = {
     "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f8e4m3", "F8_E5M2": "f8e5m2",
@@ -87,8 +90,8 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> Stored:
     return stored
 
 
-def read_index(path: Path) -> dict[str, Stored]:
-    """What the shards that a ``model.safetensors.index.json`` names hold, in order of bytes."""
+def read_index(path: Path, read: Callable[[Path], dict[str, Entry]]) -> dict[str, Entry]:
+    """What the shards that an ``.index.json`` names hold, in order of bytes; ``read`` opens one shard."""
     try:
         index: Any = json.loads(path.read_bytes())
         shards = {str(name): str(shard) for name, shard in index["weight_map"].items()}
@@ -96,7 +99,7 @@ def read_index(path: Path) -> dict[str, Stored]:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path}: no `weight_map` from tensor names to files") from None
-    found: dict[str, Stored] = {}
+    found: dict[str, Entry] = {}
     for shard in sorted(set(shards.values())):
         named = [name for name, at in shards.items() if at == shard]
         if Path(shard).name != shard or shard in {"", ".", ".."}:
@@ -108,7 +111,7 @@ def read_index(path: Path) -> dict[str, Stored]:
                 f"{path}: `{named[0]}` is in {shard}, which is missing",
                 hint=f"fetch it ({len(named)} of {len(shards)} tensors are in it)",
             )
-        header = read_header(path.parent / shard)
+        header = read(path.parent / shard)
         if absent := [name for name in named if name not in header]:
             raise CheckpointError(f"{path}: `{absent[0]}` should be in {shard}, which does not hold it")
         found |= {name: header[name] for name in header if name in shards}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from irloom.ir.checkpoint import BlockReader, row_steps
 from irloom.ir.elem import AnyElem, Elem, Quant, elem_of
 from irloom.ir.errors import CheckpointError, IRError
 from irloom.ir.types import Type
@@ -39,13 +40,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_CONSTS", "Affine", "Binding", "Cast", "Concat", "Const", "Consts", "Quantize", "Reshape", "Slice",
-    "Tensor", "Transpose", "WeightExpr", "materialize", "materialize_all", "parse_weight", "read_blocks",
-    "show_weight", "tensor_name", "tensor_names", "weight_type",
+    "Tensor", "Transpose", "WeightExpr", "expression_blocks", "kept_quantized", "materialize",
+    "materialize_all", "parse_weight", "show_weight", "split_rows", "tensor_name", "tensor_names",
+    "weight_type",
 ]  # fmt: skip
 
 Consts = Mapping[str, "torch.Tensor"]
 NO_CONSTS: Consts = {}
-_BLOCK = 1 << 24  # bytes of a tensor that are worked on at a time
 
 
 def materialize(
@@ -67,9 +68,16 @@ def materialize(
     return out
 
 
-def read_blocks(name: str, checkpoint: Checkpoint) -> Iterator[torch.Tensor]:
-    """The rows of a tensor, some at a time: to look at each value of a large one in little memory."""
-    return _Source(checkpoint, None, NO_CONSTS).blocks(Tensor(name))
+def expression_blocks(
+    expr: WeightExpr, checkpoint: Checkpoint, rows: slice = slice(None)
+) -> Iterator[torch.Tensor]:
+    """``rows`` of what ``materialize`` returns, some at a time."""
+    return _Source(checkpoint, None, NO_CONSTS).blocks(expr, rows)
+
+
+def kept_quantized(expr: WeightExpr, checkpoint: Checkpoint, quant: Quant) -> QuantizedTensor | None:
+    """The value in the scheme ``quant`` where the checkpoint stores every part of it so; else None."""
+    return _Source(checkpoint, None, NO_CONSTS).kept(expr, quant)
 
 
 def weight_type(
@@ -192,7 +200,7 @@ class _Source:
                     f"{show_weight(expr)}: a quantized weight is not an operand", hint="quantize last"
                 )
             case _:
-                yield from _split(self.run(expr), rows)
+                yield from split_rows(self.run(expr), rows)
 
     def joined(self, parts: tuple[WeightExpr, ...], rows: slice) -> Iterator[torch.Tensor]:
         """``rows`` of parts that lie one below the other."""
@@ -206,31 +214,46 @@ class _Source:
             at += count
 
     def stored(self, name: str, rows: slice) -> Iterator[torch.Tensor]:
-        """A tensor's rows, mapped block by block where the file holds it as it is, else all at once."""
-        at = self.checkpoint.stored(name)
-        if at is None or not at.dims:
-            yield from _split(self.checkpoint.read(name), rows)
+        """A tensor's rows, some at a time where the checkpoint reads them so, else all at once."""
+        if self.checkpoint.dims(name) and isinstance(self.checkpoint, BlockReader):
+            yield from self.checkpoint.blocks(name, rows)
         else:
-            from irloom.ir.mapped import map_tensor
-
-            row = at.nbytes // max(at.dims[0], 1)
-            start, stop, _ = rows.indices(at.dims[0])
-            step = max(_BLOCK // max(row, 1), 1)
-            for low in range(start, stop, step):
-                count = min(step, stop - low)
-                yield map_tensor(at.path, at.offset + low * row, (count, *at.dims[1:]), at.elem.torch)
+            yield from split_rows(self.checkpoint.read(name), rows)
 
     def quantize(self, x: WeightExpr, quant: Quant) -> QuantizedTensor:
         """Round, or take the file's own blocks. Groups lie along the last dim: join others after."""
         from irloom.ir.quantized import concat_quantized, quantize_blocks
 
-        if isinstance(x, Tensor):
-            exact = self.checkpoint.read_quantized(tensor_name(x.name, self.index), quant)
-            if exact is not None:
-                return exact
+        exact = self.kept(x, quant)
+        if exact is not None:
+            return exact
         if isinstance(x, Concat) and x.dim < self.type(x).rank - 1:
             return concat_quantized([self.quantize(part, quant) for part in x.parts], x.dim)
         return quantize_blocks(self.blocks(x), _ints(self.type(x)), quant)
+
+    def kept(self, x: WeightExpr, quant: Quant) -> QuantizedTensor | None:
+        """The file's own blocks, where ``x`` only moves whole rows of tensors stored exactly so."""
+        from irloom.ir.quantized import concat_quantized
+
+        wanted = self.type(x)
+        match x:
+            case Tensor(name):
+                return self.checkpoint.read_quantized(tensor_name(name, self.index), quant)
+            case Concat(parts, dim) if dim < wanted.rank - 1:
+                found: list[QuantizedTensor] = []
+                for part in parts:
+                    if (blocks := self.kept(part, quant)) is None:
+                        return None
+                    found.append(blocks)
+                return concat_quantized(found, dim)
+            case Reshape(inner, dims) if dims[-1:] == self.type(inner).dims[-1:]:
+                blocks = self.kept(inner, quant)
+                return blocks and blocks.map(lambda t: t.reshape(*dims[:-1], t.shape[-1]))
+            case Slice(inner, dim, start, stop) if dim < wanted.rank - 1:
+                blocks = self.kept(inner, quant)
+                return blocks and blocks.map(lambda t: t.narrow(dim, start, stop - start))
+            case _:
+                return None
 
 
 def _rowwise(expr: Slice | Cast | Affine, block: torch.Tensor) -> torch.Tensor:
@@ -244,15 +267,13 @@ def _rowwise(expr: Slice | Cast | Affine, block: torch.Tensor) -> torch.Tensor:
             return block.float().mul(scale).add_(shift).to(block.dtype)
 
 
-def _split(whole: torch.Tensor, rows: slice) -> Iterator[torch.Tensor]:
+def split_rows(whole: torch.Tensor, rows: slice = slice(None)) -> Iterator[torch.Tensor]:
     """``rows`` of a value that is in memory, in blocks."""
     if not whole.ndim:
         yield whole
         return
-    start, stop, _ = rows.indices(len(whole))
-    step = max(_BLOCK // max(whole[:1].nbytes, 1), 1)
-    for at in range(start, stop, step):
-        yield whole[at : min(at + step, stop)]
+    for start, stop in row_steps(tuple(whole.shape), elem_of(whole.dtype), rows):
+        yield whole[start:stop]
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> SafetensorsCheckpoin
     ],
 )
 def test_an_expression_computes_what_torch_does(checkpoint, text, direct, block, monkeypatch):
-    monkeypatch.setattr("irloom.ir.weights._BLOCK", block)
+    monkeypatch.setattr("irloom.ir.checkpoint.BLOCK", block)
     expr = read(text)
     out = materialize(expr, checkpoint, 1, CONSTS)
     assert isinstance(out, torch.Tensor)
@@ -207,7 +207,7 @@ def test_rounding_is_within_half_a_step_and_repeating_it_changes_nothing(checkpo
 
 @pytest.mark.parametrize("block", [1, 300, 1 << 24])
 def test_groups_join_after_rounding_as_they_would_before(checkpoint, block, monkeypatch):
-    monkeypatch.setattr("irloom.ir.weights._BLOCK", block)
+    monkeypatch.setattr("irloom.ir.checkpoint.BLOCK", block)
     monkeypatch.setattr("irloom.ir.quantized._CHUNK", block)
     joined = read("quantize(concat(weight('a'), weight('layers.0.b'), dim=0), i4g32)")
     out = materialize(joined, checkpoint)

@@ -8,7 +8,7 @@ tensors are decoded one at a time by the ``gguf`` package.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ import numpy as np
 import torch
 
 from irloom.frontends.gguf.header import Entry, Header
-from irloom.frontends.hf.conversion import Direct, MappedCheckpoint, Recipe, fit, library_recipes
+from irloom.frontends.hf.conversion import library_recipes
+from irloom.frontends.hf.fit import fit
+from irloom.frontends.hf.recipes import MappedCheckpoint, Recipe, direct
 from irloom.ir.checkpoint import absent
 from irloom.ir.elem import ELEMS, Elem, Quant
 from irloom.ir.errors import CheckpointError
 from irloom.ir.mapped import map_bytes, map_tensor
 from irloom.ir.quantized import QuantizedTensor
 from irloom.ir.safetensors import Stored
+from irloom.ir.weights import split_rows
 
 _PLAIN = {0: "f32", 1: "f16", 24: "i8", 25: "i16", 26: "i32", 27: "i64", 28: "f64", 30: "bf16"}
 _Q4_0, _Q8_0 = 2, 8
@@ -152,7 +155,7 @@ def _processed(raw: GGUFTensors, model: Any) -> dict[str, Recipe]:
     recipes: dict[str, Recipe] = {}
     for target, names in sources.items():
         made = Processed(target, tuple(names), processor, mapping, wanted[target])
-        recipes[target] = Direct(names[0]) if made.untouched() else made
+        recipes[target] = direct(names[0]) if made.untouched() else made
     return recipes
 
 
@@ -214,6 +217,12 @@ class Processed:
             if done.name is not None:
                 tensors[self.target] = torch.from_numpy(np.ascontiguousarray(done.weights))
         return tensors[self.target]
+
+    def blocks(self, raw: Any, rows: slice) -> Iterator[torch.Tensor]:
+        return split_rows(self.read(raw), rows)
+
+    def stored(self, raw: Any) -> Stored | None:
+        return None
 
     def read_quantized(self, raw: Any, quant: Quant) -> QuantizedTensor | None:
         """Rows that are only permuted can be permuted in blocks. What happens to row numbers tells."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from irloom.frontends.hf.conversion import MappedCheckpoint, fit, library_recipes
-from irloom.ir.checkpoint import SafetensorsCheckpoint
+from irloom.frontends.hf.conversion import library_recipes
+from irloom.frontends.hf.fit import fit
+from irloom.frontends.hf.recipes import MappedCheckpoint
+from irloom.ir.checkpoint import Checkpoint, SafetensorsCheckpoint
 from irloom.ir.errors import CheckpointError
 
 _TOKENIZER_FILES = (
@@ -53,9 +55,17 @@ def open_checkpoint(path: Path, model: Any, *, whole: bool = True) -> MappedChec
             f"{path}: its weights are stored quantized ({fields.get('quant_method', 'unknown method')})",
             hint="use the unquantized checkpoint and irloom's own `quantize` pass",
         )
-    raw = SafetensorsCheckpoint(path)
+    raw = open_raw(path)
     recipes = library_recipes(raw, model, get_model_conversion_mapping(model))
     return fit(raw, recipes, model, unused=() if whole else None)
+
+
+def open_raw(path: Path) -> Checkpoint:
+    """The tensors of a directory under the file's own names; pickled ones only where there are no others."""
+    from irloom.frontends.hf.pickled import PickledCheckpoint, holds_pickle
+
+    plain = any(path.glob("*.safetensors")) or (path / "model.safetensors.index.json").is_file()
+    return PickledCheckpoint(path) if not plain and holds_pickle(path) else SafetensorsCheckpoint(path)
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -8,7 +8,10 @@ from pathlib import Path
 from irloom.ir.errors import CheckpointError
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
-"""What a model directory is fetched for: config, weights, tokenizer. No pickled weights."""
+"""What a model directory is fetched for: config, weights, tokenizer."""
+
+PICKLED = ["pytorch_model*.bin"]
+"""Fetched only where a model has no other weights."""
 
 
 def find(model: str) -> Path:
@@ -20,7 +23,10 @@ def find(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=FILES))
+        found = Path(snapshot_download(model, allow_patterns=FILES))
+        if (found / "config.json").is_file() and not any(found.glob("*.safetensors")):
+            snapshot_download(model, allow_patterns=PICKLED)
+        return found
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(
