@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -25,15 +25,26 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "irloom"
 
 
+_EXTENSIONS: set[str] = set()  # written by takes_part
+
+
+def takes_part(fn: Callable[..., object]) -> None:
+    """Remember the file of a function that takes part in tracing: a trace made by another state of it is not
+    used again. Files of irloom itself need no mention.
+    """
+    file = fn.__code__.co_filename
+    if not file.startswith(str(Path(irloom.__file__).parent)):
+        _EXTENSIONS.add(file)
+
+
 def stored_trace(config: str, options: object, trace: Callable[[], Module]) -> Module:
     """The trace kept for this config and these options, or the one that ``trace`` makes and this keeps.
 
-    Its key also holds the versions of transformers and torch and irloom's own tracing code. A file is written
-    beside its place and renamed; one that does not parse is made again.
+    Its key also holds the versions of transformers and torch, irloom's own tracing code and that of plugins.
+    A file is written beside its place and renamed; one that does not parse is made again.
     """
-    key = hashlib.blake2b(
-        json.dumps([config, repr(options), *_versions()]).encode(), digest_size=16
-    ).hexdigest()
+    facts = [config, repr(options), *_versions(), digest(sorted(map(Path, _EXTENSIONS)))]
+    key = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
     place = cache_dir() / "traces" / f"{key}.irloom"
     kept = _read(place)
     if kept is not None:
@@ -64,7 +75,16 @@ def _write(place: Path, text: str) -> None:
 @lru_cache(maxsize=1)
 def _versions() -> tuple[str, ...]:
     root = Path(irloom.__file__).parent
+    code = digest(sorted([*(root / "ir").rglob("*.py"), *(root / "frontends").rglob("*.py")]))
+    return version("transformers"), version("torch"), irloom.__version__, code
+
+
+def digest(files: Iterable[Path]) -> str:
+    """One hash of these files' bytes, in their order; a file that cannot be read counts by its name."""
     code = hashlib.blake2b(digest_size=16)
-    for file in sorted([*(root / "ir").rglob("*.py"), *(root / "frontends").rglob("*.py")]):
-        code.update(file.read_bytes())
-    return version("transformers"), version("torch"), irloom.__version__, code.hexdigest()
+    for file in files:
+        try:
+            code.update(file.read_bytes())
+        except OSError:
+            code.update(str(file).encode())
+    return code.hexdigest()

@@ -1,5 +1,6 @@
 """What cannot be traced is refused with the op or state, the module path and the source line."""
 
+import inspect
 import re
 from typing import Any
 
@@ -50,7 +51,8 @@ def refused(body) -> str:
 def test_an_unknown_op_is_named_with_its_place():
     message = refused(lambda x: torch.special.zeta(x.abs() + 2, x.abs()))
     assert "op `aten.special_zeta.default` has no translation" in message
-    assert re.search(r"in block, .*test_hf_errors\.py:\d+$", message)
+    assert 'hint: translate it with @irloom.translates("aten.special_zeta.default"), or replace' in message
+    assert re.search(r"in block \(Block\), .*test_hf_errors\.py:\d+$", message)
 
 
 def test_looking_across_tokens_is_refused():
@@ -61,7 +63,30 @@ def test_looking_across_tokens_is_refused():
 
 def test_a_branch_on_data_is_refused_where_it_stands():
     message = refused(lambda x: x if x.sum() > 0 else -x)
+    assert "x if x.sum() > 0 else -x)` depends on the values of a tensor" in message
     assert re.search(r"in block \(Block\), .*test_hf_errors\.py:\d+$", message)
+
+
+BRANCHES = {
+    "a number out of a tensor": lambda x: x if x.max().item() > 3 else -x,
+    "a loop over what is found": lambda x: sum((x[0, :, 0] > 0).nonzero(), x),
+    "a trip through numpy": lambda x: x + torch.from_numpy(x.numpy()),
+    "a loop over tokens": lambda x: torch.stack([x[:, t] for t in range(x.shape[1])], 1),
+    "a branch on a length": lambda x: x + 1 if x.shape[1] > 20 else x,
+}
+
+
+@pytest.mark.parametrize("body", BRANCHES.values(), ids=BRANCHES)
+def test_code_that_asks_for_values_names_its_line_and_the_block_to_replace(body):
+    message = refused(body)
+    line = inspect.getsource(body).strip()
+    assert f"Model cannot be traced: `{line}`" in message
+    assert 'hint: replace the block: @irloom.replaces("Block") on a function (self, x)' in message
+    assert re.search(r"in block \(Block\), .*test_hf_errors\.py:\d+$", message)
+
+
+def test_a_size_that_depends_on_values_is_refused():
+    assert "indexing by several tensors" in refused(lambda x: x + x[x > 0].sum())
 
 
 def test_changing_a_shared_tensor_is_refused():

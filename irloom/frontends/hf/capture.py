@@ -6,40 +6,40 @@ import contextlib
 import inspect
 import io
 import logging
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from irloom.frontends.hf.blocks import replaced_blocks
 from irloom.frontends.hf.experts import irloom_experts
 from irloom.frontends.hf.interfaces import irloom_attention
+from irloom.frontends.hf.lengths import DYNAMIC, Lengths, lengths_of, settling_raises
 from irloom.frontends.hf.skeleton import buffers_on
-from irloom.ir.errors import IrloomError, TraceError
+from irloom.frontends.hf.trace_errors import trace_error
+from irloom.ir.errors import TraceError
 
 TOKENS = 23
 """Traced token count. Prime, so that a model's padding to a multiple or its chunking cannot pass
 unnoticed."""
 
 PAST = 29
-DATA_DEPENDENT = "what a model does must not depend on the values of its inputs"
-LIBRARY = "the library's own code failed; see whether the model runs in transformers"
-MAX_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Capture:
-    """A captured model: the graph, the values of its computed buffers, and which symbol counts what."""
+    """A captured model: the graph, the values of its computed buffers, which symbol counts what, and how many
+    tokens it takes at once (None: any number).
+    """
 
     program: ExportedProgram
     buffers: dict[str, Tensor]
     tokens: str
     past: str
+    longest: int | None = None
 
 
 def capture(model: nn.Module) -> Capture:
@@ -54,18 +54,26 @@ def capture(model: nn.Module) -> Capture:
     device = next((p.device for p in model.parameters()), torch.device("meta"))
     ids = torch.zeros(1, TOKENS, dtype=torch.int64, device=device)
     args = (ids, ids.clone(), torch.zeros(PAST, dtype=torch.int64, device=device))
-    tokens, past = Dim("T", min=2, max=MAX_TOKENS), Dim("P", min=2, max=MAX_TOKENS)
-    shapes = {"input_ids": {1: tokens}, "position_ids": {1: tokens}, "past": {0: past}}
     with torch.no_grad(), _as_ops(model), buffers_on(device, model) as buffers:
         try:
             with _quiet():
-                program = torch.export.export(wrapper, args, dynamic_shapes=shapes, strict=False)
+                program, lengths = _export(wrapper, args)
         except Exception as error:
-            raise _trace_error(error, model) from error
-    placeholders = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
-    return Capture(
-        program, buffers, str(placeholders["input_ids"].shape[1]), str(placeholders["past"].shape[0])
-    )
+            raise trace_error(error, model) from error
+    return Capture(program, buffers, lengths.tokens, lengths.past, lengths.longest)
+
+
+def _export(wrapper: nn.Module, args: tuple[Tensor, ...]) -> tuple[ExportedProgram, Lengths]:
+    """The exported program, and what it requires of lengths; where it holds for one only, export again to
+    stop at that line.
+    """
+    program = torch.export.export(wrapper, args, dynamic_shapes=DYNAMIC, strict=False)
+    try:
+        return program, lengths_of(program)
+    except TraceError:
+        with settling_raises():
+            torch.export.export(wrapper, args, dynamic_shapes=DYNAMIC, strict=False)
+        raise
 
 
 class _Logits(nn.Module):
@@ -79,6 +87,7 @@ class _Logits(nn.Module):
     def forward(self, input_ids: Tensor, position_ids: Tensor, past: Tensor) -> Tensor:
         from irloom.frontends.hf.cache import ProbingCache
 
+        torch._check(input_ids.shape[1] == position_ids.shape[1])
         kwargs: dict[str, Any] = {"input_ids": input_ids}
         if "position_ids" in self.takes:
             kwargs["position_ids"] = position_ids
@@ -109,40 +118,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def _trace_error(error: BaseException, model: nn.Module) -> IrloomError:
-    """The error of a failed export as a ``TraceError`` that says where in the model it happened."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    found = next((e for e in chain if isinstance(e, TraceError)), None)
-    places = [(e, place) for e in chain if (place := _place(e, model))]
-    origin, place = places[-1] if places else (error, "")
-    if found is None and "Constraints violated" in str(error):
-        found = TraceError(
-            "the model computes in a way that holds for one number of tokens only",
-            hint="it branches on, pads or reshapes by a length; such a block needs an op of its own",
-        )
-    if found is None:
-        first = (str(origin).strip() or type(origin).__name__).splitlines()[0]
-        found = TraceError(
-            f"{type(origin).__name__} while tracing: {first}",
-            hint=DATA_DEPENDENT if "DataDependent" in type(origin).__name__ else LIBRARY,
-        )
-    return found.at(place) if place and place not in found.places else found
-
-
-def _place(error: BaseException, model: nn.Module) -> str:
-    """Module path and source line of the innermost model frame of a traceback."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    found = ""
-    frame: FrameType
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        owner = frame.f_locals.get("self")
-        if id(owner) in paths:
-            path = paths[id(owner)] or type(owner).__name__
-            found = f"in {path} ({type(owner).__name__}), {frame.f_code.co_filename}:{line}"
-    return found

@@ -19,6 +19,7 @@ from irloom.frontends.hf.aten import TRANSLATORS, Stored
 from irloom.frontends.hf.aten.core import PAST, TOKENS, Translator
 from irloom.frontends.hf.capture import Capture
 from irloom.frontends.hf.symbols import dim_of
+from irloom.frontends.hf.trace_errors import OTHERS, place_of
 from irloom.frontends.hf.views import View
 from irloom.ir import ops
 from irloom.ir.dims import sym
@@ -30,9 +31,6 @@ from irloom.ir.weights import Const, Tensor, WeightExpr
 
 WRAPPER = "model."
 """Where the library's model sits in the module that was exported."""
-
-OTHERS = (str(PurePath(torch.__file__).parent), str(PurePath(__file__).parent))
-"""Where the code of torch and of this frontend lies: no line of a model."""
 
 CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range")
 
@@ -49,7 +47,7 @@ def import_graph(capture: Capture, model: nn.Module, name: str) -> Module:
 
 class _Importer:
     def __init__(self, capture: Capture, model: nn.Module, name: str) -> None:
-        self.capture, self.graph = capture, capture.program.graph
+        self.capture, self.graph, self.model = capture, capture.program.graph, model
         first: dict[int, str] = {}
         named = list(model.named_parameters(remove_duplicate=False))
         self.tied = {path: first.setdefault(id(param), path) for path, param in named}
@@ -77,7 +75,7 @@ class _Importer:
                     try:
                         self.env[node] = self.call(node)
                     except IrloomError as error:
-                        raise _placed(error, node) from error
+                        raise self.placed(error, node) from error
                 elif node.op == "output":
                     self.finish(node.args[0][0])
         return self.module
@@ -134,10 +132,7 @@ class _Importer:
         key = name.replace("_.", ".", 1) if inplace else name
         translator = TRANSLATORS.get(key)
         if translator is None:
-            raise TraceError(
-                f"op `{name}` has no translation",
-                hint="register one with @translates in irloom/frontends/hf/aten",
-            )
+            raise TraceError(f"op `{name}` has no translation")
         if translator not in self.wants_seqs:
             self.wants_seqs[translator] = "seqs" in inspect.signature(translator).parameters
         if self.wants_seqs[translator]:
@@ -175,6 +170,17 @@ class _Importer:
                 raise TraceError(
                     f"op `{node.target}` gives {wanted} in the library, but {result.dims} in the IR"
                 )
+
+    def placed(self, error: IrloomError, node: FxNode) -> TraceError:
+        """``error`` as a ``TraceError`` that says where in the source model it happened and what to write."""
+        if isinstance(error, IRError):
+            error = TraceError(f"op `{node.target}` does not import: {error.message}", hint=error.hint)
+        assert isinstance(error, TraceError)
+        place = place_of(self.model, module_path(node), *source_line(node))
+        translate = f'translate it with @irloom.translates("{node.target}"), or '
+        error.hint = error.hint or ("has no translation" in error.message) * translate + place.replace()
+        error.at(str(place))
+        return error
 
     def finish(self, output: FxNode) -> None:
         """Return the logits, in f32 and without the batch dim."""
@@ -248,13 +254,3 @@ def source_name(node: FxNode) -> str | None:
     whole = str(cls).startswith("torch.nn.") or op in ("linear", "addmm", "embedding")
     leaf = path.rpartition(".")[2]
     return leaf if whole and leaf.isidentifier() and path.startswith(WRAPPER) else None
-
-
-def _placed(error: IrloomError, node: FxNode) -> TraceError:
-    """``error`` as a ``TraceError`` that says where in the source model it happened."""
-    if isinstance(error, IRError):
-        error = TraceError(f"op `{node.target}` does not import: {error.message}", hint=error.hint)
-    assert isinstance(error, TraceError)
-    file, line = source_line(node)
-    error.at(f"in {module_path(node) or 'the model'}, {file}:{line}")
-    return error

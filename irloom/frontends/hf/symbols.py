@@ -32,4 +32,6 @@ def _convert(expr: sympy.Basic, names: Mapping[str, Sym]) -> Dim:
             return product([_convert(base, names)] * int(exponent))
         case _:
             pass
+    if any(str(symbol).startswith("u") for symbol in expr.free_symbols):
+        raise TraceError("a size depends on the values of a tensor")
     raise TraceError(f"a size is {expr}, which is not a polynomial of the token counts")

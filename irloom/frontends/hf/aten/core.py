@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from irloom.frontends.hf.views import Operand, View, aligned, viewed
+from irloom.frontends.store import takes_part
 from irloom.ir.dims import Dim, sym, symbols
 from irloom.ir.elem import Elem
 from irloom.ir.errors import IRError, TraceError
@@ -50,6 +51,7 @@ def translates(*names: str) -> Callable[[Translator], Translator]:
             if name in TRANSLATORS:
                 raise IRError(f"{name} has two translators: {TRANSLATORS[name]} and {fn}")
             TRANSLATORS[name] = fn
+        takes_part(fn)
         return fn
 
     return wrap

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from irloom.frontends.store import takes_part
 from irloom.ir.errors import TraceError
 
 Method = Callable[..., Any]
@@ -48,6 +49,7 @@ def replaces(*blocks: str, method: str = "forward") -> Callable[[Method], Method
             if old := REPLACEMENTS.get((block, method)):
                 raise TraceError(f"`{block}.{method}` is replaced twice: in {old.place} and in {new.place}")
             REPLACEMENTS[block, method] = new
+        takes_part(fn)
         return fn
 
     return wrap
