@@ -10,9 +10,8 @@ from .dump import dump
 from .op import op
 from .passes import pass_, passes
 from .run import run
-from .zoo import zoo
 
-for command in (run, compile_, dump, passes, pass_, op, bench, zoo, doctor):
+for command in (run, compile_, dump, passes, pass_, op, bench, doctor):
     irloom.add_command(command)
 
 __all__ = ["main"]

@@ -18,9 +18,13 @@ from irloom.frontends.hf.blocks import replaced_blocks
 from irloom.frontends.hf.experts import irloom_experts
 from irloom.frontends.hf.interfaces import irloom_attention
 from irloom.frontends.hf.lengths import DYNAMIC, Lengths, lengths_of, settling_raises
+from irloom.frontends.hf.repeat import Repeats, Unlike, find_layers, marked
 from irloom.frontends.hf.skeleton import buffers_on
+from irloom.frontends.hf.stamp import Whole, stamped
 from irloom.frontends.hf.trace_errors import trace_error
 from irloom.ir.errors import TraceError
+
+LOG = logging.getLogger("irloom.trace")
 
 TOKENS = 23
 """Traced token count. Prime, so that a model's padding to a multiple or its chunking cannot pass
@@ -35,18 +39,19 @@ class Capture:
     tokens it takes at once (None: any number).
     """
 
-    program: ExportedProgram
+    whole: Whole
     buffers: dict[str, Tensor]
     tokens: str
     past: str
     longest: int | None = None
 
 
-def capture(model: nn.Module) -> Capture:
+def capture(model: nn.Module, repeats: bool = True) -> Capture:
     """Export ``model`` over T tokens after P cached ones, without running it on data.
 
     Weights are on one device, which may be meta: only their shapes and types are used. Attention, masks and
-    cache writes are single ops (see ``ops.py``). Nothing is decomposed, so a linear stays a linear.
+    cache writes are single ops (see ``ops.py``). Nothing is decomposed, so a linear stays a linear. Of layers
+    that are alike two run (see ``repeat.py``), unless ``repeats`` is off; the graph is the same.
 
     Raises ``TraceError`` with the module path and source line where the model cannot be captured.
     """
@@ -54,23 +59,33 @@ def capture(model: nn.Module) -> Capture:
     device = next((p.device for p in model.parameters()), torch.device("meta"))
     ids = torch.zeros(1, TOKENS, dtype=torch.int64, device=device)
     args = (ids, ids.clone(), torch.zeros(PAST, dtype=torch.int64, device=device))
+    layers = Repeats(find_layers(wrapper) if repeats else {})
     with torch.no_grad(), _as_ops(model), buffers_on(device, model) as buffers:
         try:
             with _quiet():
-                program, lengths = _export(wrapper, args)
+                program, lengths = _export(wrapper, args, layers)
+            whole = stamped(program, wrapper, layers)
         except Exception as error:
-            raise trace_error(error, model) from error
-    return Capture(program, buffers, lengths.tokens, lengths.past, lengths.longest)
+            if not layers.marked and not isinstance(error, Unlike):
+                raise trace_error(error, model) from error
+            why = error
+        else:
+            return Capture(whole, buffers, lengths.tokens, lengths.past, lengths.longest)
+    LOG.info("every layer of %s is traced on its own: %s", type(model).__name__, why)
+    return capture(model, repeats=False)
 
 
-def _export(wrapper: nn.Module, args: tuple[Tensor, ...]) -> tuple[ExportedProgram, Lengths]:
+def _export(wrapper: nn.Module, args: tuple[Tensor, ...], layers: Repeats) -> tuple[ExportedProgram, Lengths]:
     """The exported program, and what it requires of lengths; where it holds for one only, export again to
     stop at that line.
     """
-    program = torch.export.export(wrapper, args, dynamic_shapes=DYNAMIC, strict=False)
+    with marked(wrapper, layers):
+        program = torch.export.export(wrapper, args, dynamic_shapes=DYNAMIC, strict=False)
     try:
         return program, lengths_of(program)
     except TraceError:
+        if layers.marked:
+            raise
         with settling_raises():
             torch.export.export(wrapper, args, dynamic_shapes=DYNAMIC, strict=False)
         raise

@@ -47,7 +47,7 @@ def import_graph(capture: Capture, model: nn.Module, name: str) -> Module:
 
 class _Importer:
     def __init__(self, capture: Capture, model: nn.Module, name: str) -> None:
-        self.capture, self.graph, self.model = capture, capture.program.graph, model
+        self.capture, self.graph, self.model = capture, capture.whole.graph, model
         first: dict[int, str] = {}
         named = list(model.named_parameters(remove_duplicate=False))
         self.tied = {path: first.setdefault(id(param), path) for path, param in named}
@@ -62,7 +62,7 @@ class _Importer:
         self.symbols = {capture.tokens: TOKENS, capture.past: PAST}
 
     def run(self) -> Module:
-        specs = {spec.arg.name: spec for spec in self.capture.program.graph_signature.input_specs}
+        specs = {spec.arg.name: spec for spec in self.capture.whole.specs}
         live = _live(self.graph)
         with self.build:
             for node in self.graph.nodes:
@@ -103,7 +103,8 @@ class _Importer:
         leaf = re.sub(r"\W", "_", ".".join(path.split(".")[-2:]))
         if kind is InputKind.PARAMETER or (persistent and kind is InputKind.BUFFER):
             return self.param(leaf, fake, Tensor(path))
-        value = self.capture.buffers.get(path, self.capture.program.constants.get(path))
+        constants = self.capture.whole.constants
+        value = self.capture.buffers.get(path, constants.get(WRAPPER + path, constants.get(path)))
         if not isinstance(value, torch.Tensor) or value.is_meta:
             raise TraceError(f"buffer `{path}` has no value and is in no checkpoint")
         if value.ndim == 0:

@@ -65,3 +65,21 @@ expert_linear = torch.ops.irloom.expert_linear
 @torch.library.register_fake("irloom::expert_linear")
 def _expert_linear(x: Tensor, index: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(index.shape[0], index.shape[1], weight.shape[1])
+
+
+# The edges of a layer's run, and the marker of one that did not run; see ``repeat.py``. The tensors that go
+# in come out, and those of ``layer_again`` are like what the layer gave when it ran.
+torch.library.define("irloom::layer_enter", "(Tensor[] x, int call) -> Tensor[]")
+torch.library.define("irloom::layer_leave", "(Tensor[] x, int call) -> Tensor[]")
+torch.library.define("irloom::layer_again", "(Tensor[] x, Tensor[] like, int call) -> Tensor[]")
+
+
+@torch.library.register_fake("irloom::layer_enter")
+@torch.library.register_fake("irloom::layer_leave")
+def _same(x: list[Tensor], call: int) -> list[Tensor]:
+    return [torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=t.device) for t in x]
+
+
+@torch.library.register_fake("irloom::layer_again")
+def _again(x: list[Tensor], like: list[Tensor], call: int) -> list[Tensor]:
+    return _same(like, call)
