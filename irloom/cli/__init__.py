@@ -10,8 +10,9 @@ from .dump import dump
 from .op import op
 from .passes import pass_, passes
 from .run import run
+from .zoo import zoo
 
-for command in (run, compile_, dump, passes, pass_, op, bench, doctor):
+for command in (run, compile_, dump, passes, pass_, op, bench, zoo, doctor):
     irloom.add_command(command)
 
 __all__ = ["main"]

@@ -2,8 +2,8 @@
 
 A plain element (``f32``, ``i4``) is a format. A quantized element names a scheme that the module header
 declares once (``i4g128 = quant(i4, group=128, scale=bf16)``): shapes of the scales, bytes and the reference
-dequantization all follow from that one description. A cache element (``paged[bf16, 16]``) holds keys and
-values in pages.
+dequantization all follow from that one description. Two elements are caches: ``paged[bf16, 16]`` holds keys
+and values of every token, in pages; ``state[f32, 256]`` holds one state per sequence.
 """
 
 from __future__ import annotations
@@ -118,22 +118,55 @@ class Quant:
 
 @dataclass(frozen=True)
 class Paged:
-    """The element of a cache: keys and values of ``page`` tokens a page.
+    """The element of a cache of tokens: keys and values of ``page`` tokens a page.
 
     ``window`` is how many of the last tokens must stay readable; older pages may be given back. Every layer's
-    cache with the same window shares one page table.
+    cache with the same window shares one page table. ``values`` is the features of a value per head where
+    they are not those of a key; 0 keeps keys only, such as the latents of multi-head latent attention.
     """
 
     elem: Elem
     page: int
     window: int | None = None
+    values: int | None = None
+
+    @property
+    def pool(self) -> str:
+        """The pool whose pages it lives in: ``full``, or ``window 512``."""
+        return "full" if self.window is None else f"window {self.window}"
 
     def nbytes(self, dims: tuple[Dim, ...]) -> Dim:
         """Bytes of keys and values for dims ``(pages, kv heads, head dim)``."""
-        return self.elem.nbytes(dims) * self.page * 2
+        values = dims if self.values is None else (*dims[:-1], self.values)
+        return (self.elem.nbytes(dims) + self.elem.nbytes(values)) * self.page
 
     def __str__(self) -> str:
-        return f"paged[{self.elem}, {self.page}{f', {self.window}' if self.window else ''}]"
+        values = "" if self.values is None else f"(values={self.values})"
+        return f"paged[{self.elem}, {self.page}{f', {self.window}' if self.window else ''}]{values}"
+
+
+@dataclass(frozen=True)
+class State:
+    """The element of a cache of sequences: what a recurrence has made of all tokens so far.
+
+    Its dims are slots, then the state of one sequence. Every ``every`` tokens a sequence moves on to another
+    slot and leaves a snapshot in the one before, from which others with the same prefix can go on.
+    """
+
+    elem: Elem
+    every: int
+
+    @property
+    def pool(self) -> str:
+        """All states of a model share one pool."""
+        return "state"
+
+    def nbytes(self, dims: tuple[Dim, ...]) -> Dim:
+        """Bytes of the states for dims ``(slots, ...)``."""
+        return self.elem.nbytes(dims)
+
+    def __str__(self) -> str:
+        return f"state[{self.elem}, {self.every}]"
 
 
 @dataclass(frozen=True)
@@ -151,7 +184,8 @@ class Opaque:
 
 
 SEQS, CACHES = Opaque("seqs"), Opaque("caches")
-AnyElem = Elem | Quant | Paged | Opaque
+Cached = Paged | State
+AnyElem = Elem | Quant | Cached | Opaque
 
 
 def elem_of(dtype: torch.dtype) -> Elem:

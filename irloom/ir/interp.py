@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from .dims import Dim, Sym, evaluate, symbols
-from .elem import Elem, Paged
+from .elem import Cached, Elem, Paged, State
 from .errors import IRError
 from .graph import Arg, Call, Func, Loop, Module, Node, Param, Stmt, Value
 from .quantized import QuantizedTensor
-from .seqs import PagedCache, Seqs
+from .seqs import PagedCache, Seqs, StateCache
 from .types import Type
 from .weights import materialize
 
@@ -50,8 +50,8 @@ class Interpreter:
     def __call__(self, *inputs: Any, func: str = "main", layer: int | None = None) -> tuple[Any, ...]:
         """Run ``func`` on its data parameters, in order; the values it returns.
 
-        A tensor is a torch tensor, ``seqs`` a ``Seqs``, a cache a ``PagedCache``, ``caches[n]`` a list of
-        those.
+        A tensor is a torch tensor, ``seqs`` a ``Seqs``, a cache a ``PagedCache`` or a ``StateCache``,
+        ``caches[n]`` a list of those.
         """
         f = self.module.funcs[func]
         env = bind_symbols(f, inputs)
@@ -173,6 +173,8 @@ def sizes_of(x: Any) -> tuple[int, ...] | None:
             return (x.tokens, x.count)
         case PagedCache():
             return (x.k.shape[0], x.k.shape[2], x.k.shape[3])
+        case StateCache():
+            return tuple(x.states.shape)
         case list():
             return (len(cast("list[Any]", x)),)
         case _:
@@ -180,18 +182,22 @@ def sizes_of(x: Any) -> tuple[int, ...] | None:
             return None if shape is None else tuple(shape)
 
 
-def empty_cache(t: Type, pages: int) -> PagedCache:
-    """A cache of zeros of a cache type, with ``pages`` pages."""
-    if not isinstance(t.elem, Paged):
-        raise IRError(f"{t} is not a cache")
-    _, heads, dim = t.dims
-    assert isinstance(heads, int) and isinstance(dim, int)
-    return PagedCache.empty(pages, t.elem.page, heads, dim, t.elem.elem.torch, t.elem.window)
+def empty_cache(t: Type, pages: int) -> PagedCache | StateCache:
+    """A cache of zeros of a cache type, with ``pages`` pages, or slots."""
+    dims = [d for d in t.dims[1:] if isinstance(d, int)]
+    match t.elem:
+        case Paged(elem=elem, page=page):
+            heads, dim = dims
+            return PagedCache.empty(pages, page, heads, dim, elem.torch, t.elem.pool, t.elem.values)
+        case State(elem=elem, every=every):
+            return StateCache.empty(pages, dims, elem.torch, every)
+        case _:
+            raise IRError(f"{t} is not a cache")
 
 
 def cache_types(m: Module) -> dict[str | int, Type]:
     """The caches ``main`` needs: by parameter name, or by index in its stack of caches."""
-    own: dict[str | int, Type] = {p.name: p.type for p in m.main.data if isinstance(p.type.elem, Paged)}
+    own: dict[str | int, Type] = {p.name: p.type for p in m.main.data if isinstance(p.type.elem, Cached)}
     for c, _, at in m.calls():
         made = c.results[len(c.results) - len(at) :]
         own.update(zip(at, (r.type for r in made), strict=True))

@@ -51,7 +51,8 @@ def emitting(to: Emitter) -> Generator[None]:
 class Op:
     """An op: see the module's docstring. ``attrs`` maps each attribute to its default (or to "required").
 
-    A ``commutative`` op means the same with its first two operands exchanged.
+    A ``commutative`` op means the same with its first two operands exchanged. A recurrent op has a
+    ``carried`` twin, which reads and renews states (see ``recurrent``).
     """
 
     name: str
@@ -63,6 +64,7 @@ class Op:
     reference: Callable[..., Any]
     place: str
     commutative: bool = False
+    carried: Op | None = None
     hooks: dict[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
 
     def __call__(self, *args: Any, **attrs: Any) -> Any:
@@ -92,6 +94,14 @@ class Op:
     def shape(self, fn: Callable[[Sequence[Any], Attrs], Type | tuple[Type, ...]]) -> Callable[..., Any]:
         """Attach ``fn(types, attrs)`` giving the result types, for ops whose dims depend on attributes."""
         return self._hook("shape", fn)
+
+    def sizes(self, fn: Callable[[Sequence[Any], Attrs], Mapping[str, Dim]]) -> Callable[..., Any]:
+        """Attach ``fn(types, attrs)`` giving dims of the signature that follow from no operand's dims."""
+        return self._hook("sizes", fn)
+
+    def state(self, fn: Callable[[Sequence[Any], Attrs], Type]) -> Callable[..., Any]:
+        """Attach ``fn(types, attrs)`` giving a recurrent op's state of one sequence, ``f32[heads, k, v]``."""
+        return self._hook("state", fn)
 
     def bytes(self, fn: Callable[[Sequence[Any], Attrs], Dim]) -> Callable[..., Any]:
         """Attach ``fn(types, attrs)`` giving the bytes moved; by default every operand and result once."""
@@ -128,6 +138,8 @@ class Op:
     def bind(self, operands: Sequence[Operand], attrs: Attrs) -> Binding:
         """What each name of the signature stands for here."""
         given = [*operands, *[None] * (len(self.operands) - len(operands))]
+        if hook := self.hooks.get("sizes"):
+            attrs = {**attrs, **hook(given, attrs)}
         return bind(self.name, self.signature, self.operands, given, attrs)
 
     def count_flops(self, operands: Sequence[Operand], attrs: Attrs) -> Dim:

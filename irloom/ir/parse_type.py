@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from .dims import Dim, sym
-from .elem import CACHES, ELEMS, SEQS, AnyElem, Elem, Paged, Quant
+from .elem import CACHES, ELEMS, SEQS, AnyElem, Elem, Paged, Quant, State
 from .errors import IRError
 from .op import Attr
 from .types import Type
@@ -65,6 +66,13 @@ class TypeReader:
             case ast.Subscript(value=ast.Name(id="paged"), slice=ast.Tuple(elts=[inner, page, *window])):
                 last = integer(window[0]) if window else None
                 return Paged(self.plain(inner), integer(page), last)
+            case ast.Call(func=paged, args=[], keywords=[ast.keyword(arg="values", value=features)]):
+                elem = self.elem(paged)
+                if not isinstance(elem, Paged):
+                    raise IRError(f"{ast.unparse(paged)} has no `values`", hint="paged[bf16, 16](values=128)")
+                return replace(elem, values=integer(features))
+            case ast.Subscript(value=ast.Name(id="state"), slice=ast.Tuple(elts=[inner, every])):
+                return State(self.plain(inner), integer(every))
             case _:
                 name = ast.unparse(e)
                 near = get_close_matches(name, [*ELEMS, *self.quants, *_OPAQUE], 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .elem import Paged
+from .elem import Cached, Paged, State
 from .errors import IRError
 from .types import Type
 
@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from .graph import Module
 
 
+STATES, CARRIED = "state", 2
+"""The pool of states. A token reads the state after the one before it: as if a window held those two."""
+
+
 @dataclass(frozen=True)
 class Pool:
-    """One set of pages that every cache with the same window shares: a page id indexes all of those caches.
+    """One set of pages that several caches share: a page id indexes all of those caches.
 
-    ``page`` is in tokens, ``page_bytes`` counts keys and values of one page over all caches of the pool. With
-    a ``window`` a token at position ``p`` reads positions ``p - window + 1`` to ``p`` and pages before that
-    are given back; ``None`` reads everything.
+    ``page`` is in tokens, ``page_bytes`` counts one page over all caches of the pool. With a ``window`` a
+    token at position ``p`` reads positions ``p - window + 1`` to ``p`` and pages before that are given back;
+    ``None`` reads everything.
 
     A pool of recurrent states is ``cut``: one page, a *slot*, holds the states of a sequence after the last
     of its tokens, and no chunk of a sequence crosses a multiple of ``page``. So a full page is the state at
@@ -38,43 +42,47 @@ class Pool:
 
 @dataclass(frozen=True)
 class CacheGroup:
-    """The caches of one window, which share page tables; ``caches`` maps a name (``kv[3]``) to a type."""
+    """The caches of one pool, which share page tables; ``caches`` maps a name (``kv[3]``) to a type."""
 
+    name: str
     window: int | None
     page: int
     caches: dict[str, Type]
 
     @property
-    def name(self) -> str:
-        """``full``, or ``window 512``."""
-        return "full" if self.window is None else f"window {self.window}"
+    def recurrent(self) -> bool:
+        """Whether these are states of sequences, not keys and values of tokens."""
+        return self.name == STATES
 
     @property
     def page_bytes(self) -> int:
-        """Keys and values of one page, in all caches of the group."""
+        """One page, in all caches of the group; of states, those of one sequence."""
         return sum(_page_bytes(t) for t in self.caches.values())
 
     @property
     def token_bytes(self) -> float:
-        """Keys and values of one token, while it is kept."""
-        return self.page_bytes / self.page
+        """Keys and values of one token, while it is kept; states do not grow with tokens."""
+        return 0.0 if self.recurrent else self.page_bytes / self.page
 
     def pages(self, context: int, seqs: int = 1, tokens: int = 1) -> int:
         """Pages that ``seqs`` sequences of ``context`` tokens hold, in steps of up to ``tokens`` new tokens.
 
         With a window a sequence holds the pages that its last token reads; the pages that the new tokens of a
-        step read before those come on top, once for all sequences.
+        step read before those come on top, once for all sequences. Of states a sequence holds one, and two in
+        a step that leaves a snapshot behind.
         """
         whole = -(-context // self.page)
         if self.window is None:
             return seqs * whole
+        if self.recurrent:
+            return seqs * min(whole, 2)
         kept = min(whole, -(-(self.window + self.page - 1) // self.page))
         return min(seqs * whole, seqs * kept - (1 - tokens) // self.page)
 
 
 @dataclass(frozen=True)
 class KVPlan:
-    """The caches of a model, grouped by window: full attention first, then windows, smallest first."""
+    """The caches of a model, by pool: full attention, then windows, smallest first, then states."""
 
     groups: tuple[CacheGroup, ...]
 
@@ -99,14 +107,14 @@ class KVPlan:
         """Pools for ``seqs`` sequences of ``context`` tokens."""
         counts = [g.pages(context, seqs, tokens) for g in self.groups]
         rows = zip(self.groups, counts, strict=True)
-        return tuple(Pool(g.name, g.window, g.page, g.page_bytes, n) for g, n in rows)
+        return tuple(Pool(g.name, g.window, g.page, g.page_bytes, n, g.recurrent) for g, n in rows)
 
     def table(self, contexts: Sequence[int] = (1024, 8192, 32768)) -> str:
         """For people: a row per group, and what sequences of some lengths hold.
 
-        ``page`` is in tokens; bytes are those of keys and values in all caches of a group.
+        ``page`` is in tokens; bytes are those of all caches of a group. A page of the states is a sequence's.
         """
-        head = ["pool", "page", "caches", "keys, values", "bytes/page", "bytes/token"]
+        head = ["pool", "page", "caches", "each", "bytes/page", "bytes/token"]
         head += [f"{c} tokens" for c in contexts]
         rows = [head]
         for g in self.groups:
@@ -126,20 +134,27 @@ class KVPlan:
 
 
 def kv_plan(m: Module) -> KVPlan:
-    """The caches of ``m``, from the types in its program; ``IRError`` where one window has two page sizes."""
+    """The caches of ``m``, from the types in its program; ``IRError`` where one pool has two page sizes."""
     from .interp import cache_types  # torch comes with it, and a Pool needs none
 
-    found: dict[int | None, dict[str, Type]] = {}
+    found: dict[tuple[str, int | None], dict[str, Type]] = {}
     stack = next((p.name for p in m.main.data if str(p.type.elem) == "caches"), "kv")
     for key, t in cache_types(m).items():
-        assert isinstance(t.elem, Paged)
-        found.setdefault(t.elem.window, {})[key if isinstance(key, str) else f"{stack}[{key}]"] = t
-    order = sorted(found, key=lambda w: (w is not None, w or 0))
-    return KVPlan(tuple(CacheGroup(w, _page(found[w]), found[w]) for w in order))
+        assert isinstance(t.elem, Cached)
+        pool = t.elem.pool, t.elem.window if isinstance(t.elem, Paged) else CARRIED
+        found.setdefault(pool, {})[key if isinstance(key, str) else f"{stack}[{key}]"] = t
+    order = sorted(found, key=lambda pool: (pool[0] == STATES, pool[1] is not None, pool[1] or 0))
+    return KVPlan(tuple(CacheGroup(*pool, _page(found[pool]), found[pool]) for pool in order))
+
+
+def page_of(t: Type) -> int:
+    """Tokens a page of a cache holds; of a state, tokens between snapshots."""
+    assert isinstance(t.elem, Cached)
+    return t.elem.page if isinstance(t.elem, Paged) else t.elem.every
 
 
 def _page(caches: dict[str, Type]) -> int:
-    pages = {t.elem.page: name for name, t in caches.items() if isinstance(t.elem, Paged)}
+    pages = {page_of(t): name for name, t in caches.items()}
     if len(pages) > 1:
         (a, one), (b, other) = list(pages.items())[:2]
         raise IRError(f"caches {one} and {other} share a page table, but have pages of {a} and {b} tokens")
@@ -149,19 +164,25 @@ def _page(caches: dict[str, Type]) -> int:
 def _page_bytes(t: Type) -> int:
     size = t.elem.nbytes((1, *t.dims[1:]))
     if not isinstance(size, int):
-        raise IRError(f"cache {t}: heads and head dim must be numbers")
+        raise IRError(f"cache {t}: all dims but the first must be numbers")
     return size
 
 
 def _token(t: Type) -> str:
-    """Keys (and as many values) of one token: ``f32[1, 256]``."""
-    assert isinstance(t.elem, Paged)
-    return str(Type(t.elem.elem, t.dims[1:], t.axes[1:]))
+    """Keys and values of one token, or the state of one sequence: ``2 f32[1, 256]``."""
+    assert isinstance(t.elem, Cached)
+    one = Type(t.elem.elem, t.dims[1:], t.axes[1:])
+    if isinstance(t.elem, State) or t.elem.values == 0:
+        return str(one)
+    values = one.dims[-1] if t.elem.values is None else t.elem.values
+    return (
+        f"2 {one}" if values == one.dims[-1] else f"{one} {one.with_dims((*one.dims[:-1], values), one.axes)}"
+    )
 
 
 def _json(g: CacheGroup) -> dict[str, Any]:
     caches = {name: str(t) for name, t in g.caches.items()}
-    return {"window": g.window, "page": g.page, "page_bytes": g.page_bytes, "caches": caches}
+    return {"pool": g.name, "window": g.window, "page": g.page, "page_bytes": g.page_bytes, "caches": caches}
 
 
 _UNITS = {

@@ -20,8 +20,8 @@ class Seqs:
     """How packed tokens belong to sequences.
 
     ``positions`` i32[T]; ``starts`` i32[S + 1], where each sequence's tokens begin; ``context`` i32[S],
-    tokens in the cache when the step is done (this step's included); ``tables`` per cache window
-    i32[S, pages], page ids.
+    tokens in the cache when the step is done (this step's included); ``tables`` per pool i32[S, pages]: page
+    ids, or for a pool of states slots, entry ``i`` being the state in the tokens from ``i * every`` on.
 
     >>> Seqs.of([3, 2]).positions.tolist(), Seqs.of([3, 1], past=[0, 7]).positions.tolist()
     ([0, 1, 2, 0, 1], [0, 1, 2, 7])
@@ -30,13 +30,13 @@ class Seqs:
     positions: torch.Tensor
     starts: torch.Tensor
     context: torch.Tensor
-    tables: dict[int | None, torch.Tensor] = field(default_factory=dict[int | None, torch.Tensor])
+    tables: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
     @staticmethod
     def of(
         lengths: Sequence[int],
         past: Sequence[int] | None = None,
-        tables: dict[int | None, torch.Tensor] | None = None,
+        tables: dict[str, torch.Tensor] | None = None,
     ) -> Seqs:
         """Sequences that bring ``lengths`` new tokens after ``past`` cached ones."""
         before = list(past) if past is not None else [0] * len(lengths)
@@ -65,20 +65,18 @@ class Seqs:
         at = [int(x) for x in self.starts]
         return list(pairwise(at))
 
-    def slots(self, window: int | None, page: int) -> torch.Tensor:
+    def slots(self, pool: str, page: int) -> torch.Tensor:
         """For each token i64[T], its place in the cache: page id * page + offset in the page."""
-        table = self.table(window)
+        table = self.table(pool)
         owner = torch.repeat_interleave(self.starts.diff())
         at = self.positions.long()
         return table[owner, at // page].long() * page + at % page
 
-    def table(self, window: int | None) -> torch.Tensor:
-        """The page table i32[S, pages] of the caches with this window."""
-        if window not in self.tables:
-            raise IRError(
-                f"seqs: no page table for caches of window {window}", hint=f"there are {list(self.tables)}"
-            )
-        return self.tables[window]
+    def table(self, pool: str) -> torch.Tensor:
+        """The page table i32[S, pages] of the caches of this pool."""
+        if pool not in self.tables:
+            raise IRError(f"seqs: no page table for pool {pool!r}", hint=f"there are {list(self.tables)}")
+        return self.tables[pool]
 
     def to(self, device: torch.device | str) -> Seqs:
         """The same on another device."""
@@ -88,35 +86,77 @@ class Seqs:
 
 @dataclass(frozen=True)
 class PagedCache:
-    """Keys and values ``[pages, page, kv heads, head dim]`` of one layer; ``window`` as in its element."""
+    """Keys ``[pages, page, kv heads, head dim]`` and values of one layer, and the pool that pages come from.
+
+    Values have a last dim of their own, 0 where only keys are kept.
+    """
 
     k: torch.Tensor
     v: torch.Tensor
-    window: int | None = None
+    pool: str = "full"
 
     @staticmethod
     def empty(
-        pages: int, page: int, heads: int, dim: int, dtype: torch.dtype, window: int | None = None
+        pages: int,
+        page: int,
+        heads: int,
+        dim: int,
+        dtype: torch.dtype,
+        pool: str = "full",
+        values: int | None = None,
     ) -> PagedCache:
-        """A cache of zeros."""
-        zeros = torch.zeros(pages, page, heads, dim, dtype=dtype)
-        return PagedCache(zeros, zeros.clone(), window)
+        """A cache of zeros; ``values`` are the features of a value, those of a key when absent."""
+        k, v = (
+            torch.zeros(pages, page, heads, d, dtype=dtype) for d in (dim, dim if values is None else values)
+        )
+        return PagedCache(k, v, pool)
 
     @property
     def page(self) -> int:
         """Tokens a page holds."""
         return self.k.shape[1]
 
-    def append(self, k: torch.Tensor, v: torch.Tensor, seqs: Seqs) -> PagedCache:
+    def append(self, k: torch.Tensor, v: torch.Tensor | None, seqs: Seqs) -> PagedCache:
         """A cache that also holds ``k`` and ``v`` [T, kv heads, head dim] at the tokens' places."""
-        at = seqs.slots(self.window, self.page)
+        at = seqs.slots(self.pool, self.page)
         keys, values = self.k.clone(), self.v.clone()
         keys.view(-1, *keys.shape[2:])[at] = k.to(keys.dtype)
-        values.view(-1, *values.shape[2:])[at] = v.to(values.dtype)
-        return PagedCache(keys, values, self.window)
+        if v is not None:
+            values.view(-1, *values.shape[2:])[at] = v.to(values.dtype)
+        return PagedCache(keys, values, self.pool)
 
     def read(self, seqs: Seqs, s: int, since: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [n, kv heads, head dim] of sequence ``s`` from position ``since`` on."""
         at = torch.arange(since, int(seqs.context[s]), device=self.k.device)
-        rows = seqs.table(self.window)[s, at // self.page].long() * self.page + at % self.page
-        return self.k.view(-1, *self.k.shape[2:])[rows], self.v.view(-1, *self.v.shape[2:])[rows]
+        rows = seqs.table(self.pool)[s, at // self.page].long() * self.page + at % self.page
+        return self.k.flatten(0, 1)[rows], self.v.flatten(0, 1)[rows]
+
+
+@dataclass(frozen=True)
+class StateCache:
+    """The states ``[slots, ...]`` of one layer: a slot holds what a sequence's tokens so far have come to."""
+
+    states: torch.Tensor
+    every: int
+    pool: str = "state"
+
+    @staticmethod
+    def empty(slots: int, dims: Sequence[int], dtype: torch.dtype, every: int) -> StateCache:
+        """States of zeros."""
+        return StateCache(torch.zeros(slots, *dims, dtype=dtype), every)
+
+    def read(self, seqs: Seqs, s: int) -> torch.Tensor:
+        """The state of sequence ``s`` before this step; zeros where this step brings its first token."""
+        first = int(seqs.positions[seqs.starts[s]])
+        if not first:
+            return torch.zeros_like(self.states[0])
+        return self.states[int(seqs.table(self.pool)[s, (first - 1) // self.every])]
+
+    def written(self, seqs: Seqs, states: Sequence[torch.Tensor]) -> StateCache:
+        """The cache that holds each sequence's state after this step."""
+        kept = self.states.clone()
+        for s, state in enumerate(states):
+            kept[int(seqs.table(self.pool)[s, (int(seqs.context[s]) - 1) // self.every])] = state.to(
+                kept.dtype
+            )
+        return StateCache(kept, self.every, self.pool)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from .buffers import called_buffers, lifetimes, storage
 from .dims import covers, symbols
-from .elem import CACHES, Opaque, Paged, Quant
+from .elem import CACHES, Cached, Opaque, Quant
 from .errors import IRError
 from .graph import Call, Func, Index, Loop, Module, Node, Param, Stmt, Value
 from .show import show_node, show_typed
@@ -171,7 +171,7 @@ def weights_last(m: Module, f: Func) -> None:
                 f"parameter {p.name} comes after a weight", hint="data first, then caches, then weights"
             )
         bound = bound or p.weight is not None
-        if p.weight is not None and isinstance(p.type.elem, (Opaque, Paged)):
+        if p.weight is not None and isinstance(p.type.elem, Opaque | Cached):
             raise IRError(f"{show_typed(p)} cannot be a weight")
 
 
@@ -234,10 +234,10 @@ def _inside(body: list[Stmt]) -> Iterator[Stmt]:
 
 @rule
 def caches_once(m: Module, f: Func) -> None:
-    """Each cache is appended once per step, read only after that, and returned."""
+    """Each cache is renewed once per step, read only after that, and returned."""
     readers = f.readers()
     for p in f.data:
-        if isinstance(p.type.elem, Paged):
+        if isinstance(p.type.elem, Cached):
             _cache_chain(f, p, readers)
         elif p.type.elem == CACHES:
             _stack(m, f, p)
@@ -245,18 +245,26 @@ def caches_once(m: Module, f: Func) -> None:
 
 def _cache_chain(f: Func, p: Value, readers: dict[Value, list[Stmt]]) -> None:
     first = readers.get(p, [])
-    appends = [s for s in first if isinstance(s, Node) and s.op.name == "kv_append"]
-    if len(appends) != 1:
-        raise IRError(f"cache {p.name} is appended {len(appends)} times", hint="once per step")
-    if others := [s for s in first if s is not appends[0]]:
+    renewals = [(s, r) for s in first if (r := _renewed(s, p)) is not None]
+    if len(renewals) != 1:
+        raise IRError(f"cache {p.name} is renewed {len(renewals)} times", hint="once per step")
+    ((by, kept),) = renewals
+    if others := [s for s in first if s is not by]:
         raise IRError(
             f"cache {p.name} is read by {others[0].results[0].name} as it was before this step",
-            hint=f"read {appends[0].result.name}",
+            hint=f"read {kept.name}",
         )
-    if appends[0].result not in f.returns:
-        raise IRError(f"cache {appends[0].result.name} is not returned", hint="the next step needs it")
-    if len([r for r in f.returns if r is appends[0].result]) > 1:
-        raise IRError(f"cache {appends[0].result.name} is returned twice")
+    if kept not in f.returns:
+        raise IRError(f"cache {kept.name} is not returned", hint="the next step needs it")
+    if len([r for r in f.returns if r is kept]) > 1:
+        raise IRError(f"cache {kept.name} is returned twice")
+
+
+def _renewed(s: Stmt, cache: Value) -> Value | None:
+    """The cache that an op makes of ``cache``; None where it only reads it."""
+    if not isinstance(s, Node):
+        return None
+    return next((r for r in s.results if r.type == cache.type), None)
 
 
 def _stack(m: Module, f: Func, p: Value) -> None:

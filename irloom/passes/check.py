@@ -12,7 +12,7 @@ from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.errors import IRError
 from irloom.ir.graph import Module
 from irloom.ir.interp import Interpreter
-from irloom.ir.seqs import PagedCache
+from irloom.ir.seqs import PagedCache, StateCache
 
 from .core import Pass
 from .sample import BATCHES, Batch, entry, inputs, layer_of, random_weights
@@ -93,6 +93,8 @@ def _tensors(x: Any) -> Iterator[torch.Tensor]:
             yield x
         case PagedCache():
             yield from (x.k, x.v)
+        case StateCache():
+            yield x.states
         case list() | tuple():
             for item in cast("Sequence[Any]", x):
                 yield from _tensors(item)

@@ -1,15 +1,17 @@
-"""Attention reads its keys and values from a cache in pages."""
+"""What looks back at earlier tokens reads them from a cache: keys and values in pages, states in slots."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import ClassVar, Literal
 
 from irloom.ir.dims import sym
-from irloom.ir.elem import CACHES, ELEMS, Elem, Paged
+from irloom.ir.elem import CACHES, ELEMS, Elem, Paged, State
 from irloom.ir.graph import Builder, Call, Func, Index, Loop, Module, Node, Param, Slot, Stmt, Value
-from irloom.ir.ops import kv_append, paged_attention
+from irloom.ir.ops import attention, kv_append, paged_attention, slice_
 from irloom.ir.ops.attention import reach
 from irloom.ir.types import Type
 
@@ -17,30 +19,42 @@ from .core import Changes, NoMatch, Pass, spend
 from .roll import rename_carried, unroll
 
 PAGES = (1, 65536)
-"""The range of a dim of pages, until ``kv-plan`` knows better."""
+"""The range of a dim of pages or slots, until ``kv-plan`` knows better."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One cache of a function: its type, and the ops that are to use it."""
+
+    type: Type
+    nodes: list[Node]
 
 
 @dataclass(frozen=True)
 class KvCache(Pass):
-    """Turn ``attention(q, k, v, seqs)`` into ``kv_append`` and ``paged_attention`` on a cache value.
+    """Give whatever looks back at earlier tokens a cache to read them from.
 
-    A function gets a parameter per cache and returns the cache that holds this step too. Attentions over the
-    same keys and values share one. The caches of called functions are one stack in ``main``, ``kv:
-    caches[n]``, in order of the calls. Attention with a window gets a cache that need not keep more than the
-    window; each window has page counts of its own (``P512``), for its pages are a pool of their own.
+    ``attention(q, k, v, seqs)`` becomes ``kv_append`` and ``paged_attention`` on keys and values in pages,
+    and a recurrent op its ``carried`` twin on the states of sequences. A function gets a parameter per cache,
+    and returns the cache that holds this step too. Attentions over the same keys and values share one; where
+    values are the first features of the keys, as with absorbed latents, only keys are kept. The caches of
+    called functions are one stack in ``main``, ``kv: caches[n]``, in order of the calls. Attention with a
+    window gets a cache that need not keep more than the window; each window has page counts of its own
+    (``P512``), for its pages are a pool of their own. States live in slots, ``N`` of them.
 
     ``elem`` is what keys and values are stored as (theirs when absent), ``page`` how many tokens a page
-    holds.
+    holds, ``snapshot`` how many tokens lie between two states that are kept for prefixes.
     """
 
     elem: Literal["f32", "f16", "bf16"] | None = None
     page: int = 16
+    snapshot: int = 256
 
     after: ClassVar[tuple[str, ...]] = ("raise", "outline")
     before: ClassVar[tuple[str, ...]] = ("kv-plan", "plan-memory")
 
     def run(self, m: Module) -> Changes:
-        """Give every attention a cache; near misses are attentions that keep none, with the reason."""
+        """Give every such op a cache; near misses are attentions that keep none, with the reason."""
         changes = Changes()
         caches: dict[str, list[Type]] = {}
         for f in m.funcs.values():
@@ -49,59 +63,97 @@ class KvCache(Pass):
         return changes
 
     def cache(self, m: Module, f: Func, changes: Changes) -> list[Type]:
-        """Rewrite the attentions of one function; the types of its caches, in order of its parameters."""
-        groups: dict[tuple[Value, ...], list[Node]] = defaultdict(list)
+        """Rewrite one function; the types of its caches, in order of its parameters."""
+        fitting = [kept for kept in self.wanted(f, changes) if spend()]
+        names = Builder(f)
+        for at, kept in enumerate(fitting):
+            tail = f"_{at}" if len(fitting) > 1 else ""
+            p = Param(names.fresh(f"kv{tail}"), kept.type)
+            f.params.insert(len(f.data), p)
+            after = (_carry if isinstance(kept.type.elem, State) else _page)(f, kept, p, names, f"kv1{tail}")
+            m.dims.setdefault(str(kept.type.dims[0]), PAGES)
+            readers = ", ".join(n.results[0].name for n in kept.nodes)
+            changes.places.append(f"{f.name}.{readers}: reads {after.name}, {kept.type}")
+        return [kept.type for kept in fitting]
+
+    def wanted(self, f: Func, changes: Changes) -> list[Kept]:
+        """The caches that a function's ops ask for, in the order of the ops."""
+        groups: dict[tuple[Value, ...] | Node, list[Node]] = defaultdict(list)
         for n in f.nodes:
-            if n.op.name == "attention":
+            if n.op is attention:
                 groups[tuple(n.values[1:4])].append(n)
-        fitting: list[tuple[Type, list[Node]]] = []
+            elif n.op.carried is not None:
+                groups[n].append(n)
+        kept: list[Kept] = []
         for nodes in groups.values():
             try:
-                t = self.type(nodes)
+                t = self.tokens(f, nodes) if nodes[0].op is attention else self.state(nodes[0])
             except NoMatch as why:
                 changes.near_misses.append(f"{f.name}.{nodes[0].result.name}: {why}")
                 continue
-            if spend():
-                fitting.append((t, nodes))
-        names = Builder(f)
-        for at, (t, nodes) in enumerate(fitting):
-            tail = f"_{at}" if len(fitting) > 1 else ""
-            p = Param(names.fresh(f"kv{tail}"), t)
-            f.params.insert(len(f.data), p)
-            kept = _rewrite(f, nodes, p, names, f"kv1{tail}")
-            pages = str(t.dims[0])
-            m.dims.setdefault(pages, PAGES)
-            readers = ", ".join(n.result.name for n in nodes)
-            changes.places.append(f"{f.name}.{readers}: reads {kept.name}, {t}")
-        return [t for t, _ in fitting]
+            kept.append(Kept(t, nodes))
+        return kept
 
-    def type(self, nodes: list[Node]) -> Type:
+    def tokens(self, f: Func, nodes: list[Node]) -> Type:
         """The type of the cache that serves these attentions; ``NoMatch`` where there is none."""
-        _, k, v = (x.type for x in nodes[0].values[:3])
-        if k.dims != v.dims or k.axes != v.axes:
-            raise NoMatch(f"a cache holds keys and values of one shape, but k is {k} and v is {v}")
+        k, v = (x.type for x in nodes[0].values[1:3])
         elem = ELEMS[self.elem] if self.elem else k.elem
         if not isinstance(elem, Elem):
             raise NoMatch(f"keys are {k}, which a cache cannot hold")
+        features = v.dims[-1]
+        if not isinstance(features, int):
+            raise NoMatch(f"values are {v}, and a cache needs to know their features")
+        values = 0 if _leads(f, nodes[0]) else None if features == k.dims[-1] else features
         windows = [reach(n.attrs) for n in nodes]
         window = None if None in windows else max(w for w in windows if w is not None)
         pages = sym("P" if window is None else f"P{window}")
-        return Type(Paged(elem, self.page, window), (pages, *k.dims[1:]), (None, *k.axes[1:]))
+        paged = Paged(elem, self.page, window, values)
+        return Type(paged, (pages, *k.dims[1:]), (None, *k.axes[1:]))
+
+    def state(self, n: Node) -> Type:
+        """The type of the states of a recurrent op."""
+        one: Type = n.op.hooks["state"](n.operands, n.attrs)
+        return Type(State(one.plain, self.snapshot), (sym("N"), *one.dims))
 
 
-def _rewrite(f: Func, nodes: list[Node], cache: Param, names: Builder, name: str) -> Value:
-    """Append once, before the first reader; the cache that they read."""
-    first = nodes[0]
+def _leads(f: Func, n: Node) -> bool:
+    """Whether an attention's values are the first features of its keys."""
+    _, k, v = n.values[:3]
+    made = f.producers().get(v)
+    if not isinstance(made, Node) or made.op is not slice_ or made.values[0] is not k:
+        return False
+    dim, start, step = (made.attrs[name] for name in ("dim", "start", "step"))
+    return dim in (-1, 2) and start == 0 and step == 1
+
+
+def _page(f: Func, kept: Kept, cache: Param, names: Builder, name: str) -> Value:
+    """Append once, before the first reader; the cache that all of them read."""
+    first, paged = kept.nodes[0], kept.type.elem
+    assert isinstance(paged, Paged)
+    k, v, seqs = first.values[1:4]
     added: list[Stmt] = []
     with Builder(f, into=added, loc=first.loc, taken=names.taken) as b:
         b.name = name
-        kept: Value = kv_append(cache, *first.values[1:4])
+        after: Value = kv_append(cache, k, None if paged.values == 0 else v, seqs)
     at = f.body.index(first)
     f.body[at:at] = added
-    for n in nodes:
-        n.op, n.args = paged_attention, [n.args[0], kept, *n.args[3:]]
-    f.returns.append(kept)
-    return kept
+    for n in kept.nodes:
+        n.op, n.args = paged_attention, [n.args[0], after, *n.args[3:]]
+        n.attrs = {**n.attrs, "values": v.type.dims[-1] if paged.values == 0 else None}
+    f.returns.append(after)
+    return after
+
+
+def _carry(f: Func, kept: Kept, cache: Param, names: Builder, name: str) -> Value:
+    """The op goes on from the states in ``cache``; the cache that it makes of them."""
+    (n,) = kept.nodes
+    assert n.op.carried is not None
+    at = n.op.carried.operands.index("states")
+    n.op, n.args = n.op.carried, [*n.args[:at], cache, *n.args[at:]]
+    after = Value(names.fresh(name), kept.type)
+    n.results.append(after)
+    f.returns.append(after)
+    return after
 
 
 def _thread(main: Func, caches: dict[str, list[Type]]) -> None:
@@ -112,21 +164,20 @@ def _thread(main: Func, caches: dict[str, list[Type]]) -> None:
     swap: dict[Value, Value] = {}
     used = 0
     for s in main.body:
-        calls = [s] if isinstance(s, Call) else _calls(s) if isinstance(s, Loop) else []
-        width = sum(len(caches[c.callee]) for c in calls)
+        width = sum(len(caches[c.callee]) for c in _calls(s))
         stmts: list[Stmt] = [s]
-        if isinstance(s, Loop) and width and not (width == s.step and used >= s.start):
+        if isinstance(s, Loop) and (width % s.step or (width and used < s.start)):
             stmts = [*unroll(s, names, swap)]
         for part in stmts:
-            var, times = (part.var, len(part.indices)) if isinstance(part, Loop) else (None, 1)
-            at = used - (part.start if isinstance(part, Loop) else 0)
-            for c in [part] if isinstance(part, Call) else _calls(part) if isinstance(part, Loop) else []:
+            free = _places(part, used)
+            for c in _calls(part):
                 for t in caches[c.callee]:
-                    slot = Slot(stack, Index(var, at))
+                    slot = Slot(stack, next(free))
                     c.slots.append(slot)
                     c.results.append(Value(str(slot), t))
-                    at, used = at + 1, used + times
-        body += stmts
+            body.append(part)
+            times = len(part.indices) if isinstance(part, Loop) else 1
+            used += times * sum(len(caches[c.callee]) for c in _calls(part))
     main.body = body
     main.replace_uses(swap)
     for s in main.body:
@@ -138,5 +189,20 @@ def _thread(main: Func, caches: dict[str, list[Type]]) -> None:
         main.returns.append(stack)
 
 
-def _calls(loop: Loop) -> list[Call]:
-    return [s for s in loop.body if isinstance(s, Call)]
+def _places(s: Stmt, used: int) -> Iterator[Index]:
+    """Where the caches of a statement go, in the order of its calls, when ``used`` slots are taken.
+
+    A loop that steps by ``n`` fills slots ``n`` at a time: one in every round, for as many rounds as it has.
+    """
+    if not isinstance(s, Loop):
+        yield from (Index(None, at) for at in count(used))
+        return
+    for at in count():
+        block, place = divmod(at, s.step)
+        yield Index(s.var, used + block * s.step * len(s.indices) + place - s.start)
+
+
+def _calls(s: Stmt) -> list[Call]:
+    """The calls that a statement of ``main`` makes."""
+    body = s.body if isinstance(s, Loop) else [s]
+    return [c for c in body if isinstance(c, Call)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from irloom.ir.dims import Sym, symbols
-from irloom.ir.elem import SEQS, Paged
+from irloom.ir.elem import SEQS, Paged, State
 from irloom.ir.errors import PipelineError
 from irloom.ir.graph import Loop, Module, Stmt, Value
 from irloom.ir.plan import KVPlan, kv_plan, read_bytes, show_bytes
@@ -19,14 +19,16 @@ from .core import Changes, Pass
 class KvPlan(Pass):
     """Set the page size of every cache, and the ranges of ``T``, ``S`` and ``P`` that follow from the limits.
 
-    ``page`` is in tokens. ``context`` is the longest sequence, in tokens. ``memory`` is what all caches may
-    take together (``"2GiB"``, or bytes): pages are those of the sequences of full length that fit, at most
-    ``max_seqs``; without it, those of ``max_seqs``. ``max_tokens`` is the token budget of a step. What is
-    absent stays as the module says. The plan itself, a pool of pages per attention window, is
-    ``irloom.ir.plan.kv_plan(m)``; its ``table()`` is for people.
+    ``page`` is in tokens, and so is ``snapshot``: how far apart states are kept for prefixes. ``context`` is
+    the longest sequence, in tokens. ``memory`` is what all caches may take together (``"2GiB"``, or bytes):
+    pages are those of the sequences of full length that fit, at most ``max_seqs``; without it, those of
+    ``max_seqs``. ``max_tokens`` is the token budget of a step. What is absent stays as the module says. The
+    plan itself, a pool of pages per attention window and one of states, is ``irloom.ir.plan.kv_plan(m)``; its
+    ``table()`` is for people.
     """
 
     page: int = 16
+    snapshot: int = 256
     memory: int | str | None = None
     context: int = 8192
     max_seqs: int | None = None
@@ -37,13 +39,15 @@ class KvPlan(Pass):
 
     def run(self, m: Module) -> Changes:
         """One change per pool. ``PipelineError`` where the memory does not hold one sequence."""
-        for name in ("page", "context", "max_seqs", "max_tokens"):
+        for name in ("page", "snapshot", "context", "max_seqs", "max_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise PipelineError(f"kv-plan: option `{name}` is {value}", hint="at least 1")
         for f in m.funcs.values():
             for v in (*f.params, *_values(f.body)):
                 if isinstance(v.type.elem, Paged):
                     v.type = v.type.with_elem(replace(v.type.elem, page=self.page))
+                elif isinstance(v.type.elem, State):
+                    v.type = v.type.with_elem(replace(v.type.elem, every=self.snapshot))
         plan = kv_plan(m)
         t, s = _steps(m)
         if self.max_tokens is not None:
@@ -57,8 +61,10 @@ class KvPlan(Pass):
         for pool, group in zip(plan.pools(self.context, count, tokens), plan.groups, strict=True):
             for dim in {d for t in group.caches.values() for d in symbols(t.dims[0])}:
                 _limit(m, dim, pool.pages)
-            size, each = show_bytes(pool.page_bytes * pool.pages), show_bytes(group.token_bytes)
-            what = f"{len(group.caches)} caches, {each} a token, {pool.pages} pages, {size}"
+            size, each = show_bytes(pool.page_bytes * pool.pages), f"{show_bytes(group.token_bytes)} a token"
+            if group.recurrent:
+                each = f"{show_bytes(group.page_bytes)} a sequence"
+            what = f"{len(group.caches)} caches, {each}, {pool.pages} pages, {size}"
             changes.places.append(f"main.{pool.name}: {what}")
         return changes
 

@@ -16,11 +16,12 @@ import torch
 
 from irloom.ir.checkpoint import RandomCheckpoint
 from irloom.ir.dims import Dim, evaluate, symbols
-from irloom.ir.elem import CACHES, SEQS, Paged
+from irloom.ir.elem import CACHES, SEQS, Cached, State
 from irloom.ir.errors import IRError
 from irloom.ir.graph import Func, Module, Node, Param, Value
 from irloom.ir.interp import cache_types
-from irloom.ir.seqs import PagedCache, Seqs
+from irloom.ir.plan import page_of
+from irloom.ir.seqs import PagedCache, Seqs, StateCache
 from irloom.ir.types import Type
 from irloom.ir.weight_expr import Concat, Const, Reshape, Slice, Tensor, Transpose, WeightExpr, tensor_name
 
@@ -78,7 +79,7 @@ def inputs(modules: Sequence[Module], batch: Batch) -> dict[str, Any]:
 
 def _caches(m: Module) -> dict[str, list[Type]]:
     types = cache_types(m) if "main" in m.funcs else {}
-    out = {p.name: [p.type] for p in entry(m).data if isinstance(p.type.elem, Paged)}
+    out = {p.name: [p.type] for p in entry(m).data if isinstance(p.type.elem, Cached)}
     for p in entry(m).data:
         if p.type.elem == CACHES:
             out[p.name] = [types[i] for i in range(int(str(p.type.dims[0])))]
@@ -94,27 +95,25 @@ def _fitted(batch: Batch, tokens: Dim, count: Dim) -> Batch:
     return Batch(tuple(lengths), past, batch.seed)
 
 
-def _tables(types: Sequence[Type], batch: Batch) -> dict[int | None, torch.Tensor]:
-    """Page tables by window; pages are handed out in a shuffled order, and two are left over."""
-    pages: dict[int | None, int] = {}
+def _tables(types: Sequence[Type], batch: Batch) -> dict[str, torch.Tensor]:
+    """Page tables by pool; pages are handed out in a shuffled order, and two are left over."""
+    pages: dict[str, int] = {}
     for t in types:
-        assert isinstance(t.elem, Paged)
-        size = pages.setdefault(t.elem.window, t.elem.page)
-        if size != t.elem.page:
-            raise IRError(
-                f"caches of window {t.elem.window} have pages of {size} and of {t.elem.page} tokens"
-            )
-    out: dict[int | None, torch.Tensor] = {}
-    for window, page in pages.items():
+        assert isinstance(t.elem, Cached)
+        size, own = pages.setdefault(t.elem.pool, page_of(t)), page_of(t)
+        if size != own:
+            raise IRError(f"caches of pool {t.elem.pool!r} have pages of {size} and of {own} tokens")
+    out: dict[str, torch.Tensor] = {}
+    for pool, page in pages.items():
         need = [-(-(n + past) // page) for n, past in zip(batch.lengths, batch.past, strict=True)]
-        order = torch.randperm(sum(need) + 2, generator=_generator(batch.seed, str(window)))
+        order = torch.randperm(sum(need) + 2, generator=_generator(batch.seed, pool))
         rows = [order[sum(need[:i]) : sum(need[: i + 1])] for i in range(len(need))]
-        out[window] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).int()
+        out[pool] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).int()
     return out
 
 
 def _sizes(
-    modules: Sequence[Module], batch: Batch, seqs: Type | None, tables: Mapping[int | None, torch.Tensor]
+    modules: Sequence[Module], batch: Batch, seqs: Type | None, tables: Mapping[str, torch.Tensor]
 ) -> dict[str, int]:
     """A size for every symbol: tokens and sequences as the batch says, enough pages, odd for the rest."""
     names = {n: r for m in modules for n, r in m.dims.items()}
@@ -133,11 +132,17 @@ def _generator(seed: int, name: str, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-def _cache(t: Type, env: Mapping[str, int], g: torch.Generator) -> PagedCache:
-    assert isinstance(t.elem, Paged)
-    pages, heads, dim = (evaluate(d, env) for d in t.dims)
-    k, v = torch.randn(2, pages, t.elem.page, heads, dim, generator=g).to(t.elem.elem.torch)
-    return PagedCache(k, v, t.elem.window)
+def _cache(t: Type, env: Mapping[str, int], g: torch.Generator) -> PagedCache | StateCache:
+    assert isinstance(t.elem, Cached)
+    dims = [evaluate(d, env) for d in t.dims]
+    if isinstance(t.elem, State):
+        return StateCache(torch.randn(dims, generator=g).to(t.elem.elem.torch), t.elem.every)
+    pages, heads, dim = dims
+    k, v = (
+        torch.randn(pages, t.elem.page, heads, d, generator=g).to(t.elem.elem.torch)
+        for d in (dim, dim if t.elem.values is None else t.elem.values)
+    )
+    return PagedCache(k, v, t.elem.pool)
 
 
 def _tensor(f: Func, p: Param, env: Mapping[str, int], g: torch.Generator) -> torch.Tensor:

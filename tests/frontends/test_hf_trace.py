@@ -12,6 +12,7 @@ from irloom.frontends.core import TraceOptions, frontend_of
 from irloom.frontends.hf import selfcheck, trace_hf
 from irloom.frontends.hf.skeleton import skeleton
 from irloom.frontends.hf.tiny import tiny_config, with_layers
+from irloom.frontends.hf.tiny_sizes import VOCAB
 from irloom.frontends.hf.trace import trace_config
 from irloom.ir.elem import ELEMS
 from irloom.ir.errors import CheckpointError, TraceError
@@ -116,7 +117,7 @@ class TestCheck:
         assert selfcheck.check_architecture(config) < 1e-5
 
     def test_a_misread_architecture_is_refused(self, config, monkeypatch):
-        monkeypatch.setattr(selfcheck, "library_logits", lambda model, ids: torch.zeros(len(ids), 96))
+        monkeypatch.setattr(selfcheck, "library_logits", lambda model, ids: torch.zeros(len(ids), VOCAB))
         with pytest.raises(TraceError, match="LlamaConfig: on a tiny model its logits differ"):
             trace_hf(config)
         module = trace_config(config, TraceOptions(check=False))

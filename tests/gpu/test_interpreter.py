@@ -16,7 +16,7 @@ PIPELINE = "canonicalize, raise, outline, gather-logits, fuse-qkv, fuse-mlp, fus
 
 
 def on(device, cache):
-    return PagedCache(cache.k.to(device), cache.v.to(device), cache.window)
+    return PagedCache(cache.k.to(device), cache.v.to(device), cache.pool)
 
 
 @pytest.mark.parametrize("config", [llama_config, gemma_config])
@@ -24,7 +24,7 @@ def test_cuda_equals_cpu(config):
     m, _ = run_pipeline(trace_config(config(), TraceOptions(check=False)), PIPELINE)
     model = randomized(config())
     caches = [empty_cache(t, 8) for t in cache_types(m).values()]
-    tables = {c.window: torch.tensor([[1, 3], [2, 5]]) for c in caches}
+    tables = {c.pool: torch.tensor([[1, 3], [2, 5]]) for c in caches}
     ids = torch.arange(30, 30 + 23, dtype=torch.int32)
     steps = [(ids, Seqs.of([17, 6], tables=tables)), (ids[:2], Seqs.of([1, 1], [17, 6], tables))]
     told = {}

@@ -1,6 +1,7 @@
 """Every op: what is inferred is what its body makes, and model ops mean what their papers say."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,21 +11,22 @@ from torch.nn import functional as F
 from irloom.ir import ops
 from irloom.ir.cost import step_cost
 from irloom.ir.dims import evaluate
-from irloom.ir.elem import CACHES, ELEMS, SEQS, Paged, elem_of
+from irloom.ir.elem import CACHES, ELEMS, SEQS, Cached, Paged, State, elem_of
 from irloom.ir.interp import empty_cache, resolve
 from irloom.ir.op import OPS, Op
 from irloom.ir.parse import parse
-from irloom.ir.seqs import PagedCache, Seqs
+from irloom.ir.seqs import PagedCache, Seqs, StateCache
 from irloom.ir.types import Type
 
 ENV = {"T": 4, "S": 2, "P": 6}
 LENGTHS = [3, 1]
 TABLES = {
-    None: torch.tensor([[4, 1], [0, 5]], dtype=torch.int32),
-    3: torch.tensor([[2, 3], [5, 0]], dtype=torch.int32),
+    "full": torch.tensor([[4, 1], [0, 5]], dtype=torch.int32),
+    "window 3": torch.tensor([[2, 3], [5, 0]], dtype=torch.int32),
+    "state": torch.tensor([[3, 1], [0, 2]], dtype=torch.int32),
 }
 
-OWN = [op for op in OPS if op.reference.__module__.startswith("irloom.ir.ops")]
+OWN = [op for op in OPS if op.place.startswith(str(Path(ops.__file__).parent))]
 """Without what other tests define."""
 
 Case = tuple[list[Any], dict[str, Any]]
@@ -58,7 +60,18 @@ def each(*operands: Any, **attrs: Any) -> list[Case]:
     return [(list(x) if isinstance(x, list) else [x], attrs) for x in operands]
 
 
+def recurrent(name: str, required: list[str], optional: list[str], states: str) -> dict[str, list[Case]]:
+    """A recurrent op, and its carried twin."""
+    return {
+        name: each([*required, "seqs[T, S]"], [*required, "seqs[T, S]", *optional]),
+        f"carried_{name}": each(
+            [*required, "seqs[T, S]", states], [*required, "seqs[T, S]", states, *optional]
+        ),
+    }
+
+
 CACHE, WINDOWED = "paged[bf16, 2][P, 2, 8]", "paged[bf16, 2, 3][P, 2, 8]"
+LATENTS, NARROW = "paged[f32, 2](values=0)[P, 2, 8]", "paged[f32, 2](values=5)[P, 2, 8]"
 Q, KV = "f32[T, 6, 8]", "f32[T, 2, 8]"
 CASES: dict[str, list[Case]] = {
     **{n: each(*PAIRS, ["bool[T]", 2], ["bool[T]", 0.5]) for n in ("add", "mul")},
@@ -118,9 +131,34 @@ CASES: dict[str, list[Case]] = {
     "attention": each([Q, KV, "f32[T, 2, 5]", "seqs[T, S]"], scale=0.3)
     + each([*["bf16[T, 2, 8]"] * 3, "seqs[T, S]", "f32[2]"], scale=0.3, window=2, softcap=5.0)
     + each([Q, KV, KV, "seqs[T, S]", "f32[6]", "f32[6]"], scale=0.3, chunk=4),
-    "kv_append": each([CACHE, KV, KV, "seqs[T, S]"], [WINDOWED, KV, KV, "seqs[T, S]"]),
+    "kv_append": each([CACHE, KV, KV, "seqs[T, S]"], [WINDOWED, KV, KV, "seqs[T, S]"])
+    + each([LATENTS, KV, None, "seqs[T, S]"], [NARROW, KV, "f32[T, 2, 5]", "seqs[T, S]"]),
     "paged_attention": each([Q, CACHE, "seqs[T, S]"], [Q, CACHE, "seqs[T, S]", "f32[6]"], scale=0.3)
-    + each([Q, WINDOWED, "seqs[T, S]"], scale=0.3, window=3),
+    + each([Q, WINDOWED, "seqs[T, S]"], scale=0.3, window=3)
+    + each([Q, NARROW, "seqs[T, S]"], scale=0.3)
+    + each([Q, LATENTS, "seqs[T, S]"], scale=0.3, values=6),
+    **recurrent("causal_conv", ["f32[T, 6]", "f32[6, 4]"], ["f32[6]"], "state[f32, 2][P, 6, 3]"),
+    **recurrent("token_shift", ["bf16[T, 2, 8]"], [], "state[bf16, 2][P, 2, 8]"),
+    **recurrent("linear_scan", ["bf16[T, 6]", "f32[T, 6]"], [], "state[f32, 2][P, 6]"),
+    **recurrent(
+        "selective_scan",
+        ["bf16[T, 6]", "f32[T, 6]", "f32[6, 3]", "f32[T, 3]", "f32[T, 3]"], [], "state[f32, 2][P, 6, 3]",
+    ),
+    **recurrent(
+        "ssd_scan",
+        ["f32[T, 4, 5]", "f32[T, 4]", "f32[4]", "f32[T, 2, 3]", "f32[T, 2, 3]"], [],
+        "state[f32, 2][P, 4, 5, 3]",
+    ),
+    **recurrent(
+        "gated_delta",
+        ["f32[T, 4, 5]", "f32[T, 4, 5]", "f32[T, 4, 3]", "f32[T, 4, 1]", "f32[T, 4]"], [],
+        "state[f32, 2][P, 4, 5, 3]",
+    ),
+    **recurrent(
+        "gated_linear_attention",
+        ["f32[T, 4, 5]", "f32[T, 4, 5]", "f32[T, 4, 3]", "f32[T, 4, 5]"], [], "state[f32, 2][P, 4, 5, 3]",
+    ),
+    **recurrent("wkv", ["f32[T, 6]", "f32[T, 6]", "f32[6]", "f32[6]"], [], "state[f32, 2][P, 3, 6]"),
 }  # fmt: skip
 
 
@@ -132,7 +170,7 @@ def sample(t: Type, g: torch.Generator) -> Any:
     """Entries from 1 to 3: indices of anything, and no division by zero."""
     if t.elem == SEQS:
         return Seqs.of(LENGTHS, tables=TABLES)
-    if isinstance(t.elem, Paged):
+    if isinstance(t.elem, Cached):
         return empty_cache(t, ENV["P"])
     dims = [evaluate(d, ENV) for d in t.dims]
     if t.plain.kind == "float":
@@ -143,14 +181,19 @@ def sample(t: Type, g: torch.Generator) -> Any:
 def described(x: Any) -> Any:
     """Element and dims of what a body made."""
     if isinstance(x, PagedCache):
-        return elem_of(x.k.dtype), x.page, x.window, x.k.shape[0], *x.k.shape[2:], x.v.shape == x.k.shape
+        return elem_of(x.k.dtype), x.page, x.pool, x.k.shape[0], *x.k.shape[2:], x.v.shape[3]
+    if isinstance(x, StateCache):
+        return elem_of(x.states.dtype), x.every, *x.states.shape
     return elem_of(x.dtype), *x.shape
 
 
 def expected(t: Type) -> Any:
     dims = [evaluate(d, ENV) for d in t.dims]
     if isinstance(t.elem, Paged):
-        return t.elem.elem, t.elem.page, t.elem.window, *dims, True
+        values = dims[-1] if t.elem.values is None else t.elem.values
+        return t.elem.elem, t.elem.page, t.elem.pool, *dims, values
+    if isinstance(t.elem, State):
+        return t.elem.elem, t.elem.every, *dims
     return t.elem, *dims
 
 
@@ -262,14 +305,15 @@ def test_paged_attention_is_attention_over_the_same_tokens(limits: dict[str, int
     slopes = torch.tensor([0.5, 0.25, 0.1, 0.0])
     window = min(limits.values(), default=None)
     mine, other = range(7), range(7, 12)
-    table = {window: torch.tensor([[5, 2, 0, 1], [3, 6, 4, 7]], dtype=torch.int32)}
-    cache = PagedCache.empty(8, 2, 2, 8, torch.float32, window)
+    pool = "full" if window is None else f"window {window}"
+    table = torch.tensor([[5, 2, 0, 1], [3, 6, 4, 7]], dtype=torch.int32)
+    cache = PagedCache.empty(8, 2, 2, 8, torch.float32, pool)
     got = torch.empty_like(q)
     done = [0, 0]
     for step in ([3, 1], [1, 1], [2, 3], [1, 0]):
         at = [[*tokens][d : d + n] for tokens, d, n in zip((mine, other), done, step, strict=True)]
         now = [i for i, n in enumerate(step) if n]
-        seqs = Seqs.of([step[i] for i in now], [done[i] for i in now], {window: table[window][now]})
+        seqs = Seqs.of([step[i] for i in now], [done[i] for i in now], {pool: table[now]})
         rows = list(itertools.chain(*at))
         cache = ops.kv_append(cache, k[rows], v[rows], seqs)
         got[rows] = ops.paged_attention(q[rows], cache, seqs, None, slopes, scale=0.4, **limits)

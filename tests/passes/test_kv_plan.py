@@ -66,9 +66,9 @@ def test_a_window_bounds_what_a_sequence_holds(program):
 
 def test_the_table_is_plain_text(program):
     assert kv_plan(program).table((1000, 2000)).splitlines() == [
-        "pool      page  caches  keys, values  bytes/page  bytes/token  1000 tokens  2000 tokens",
-        "full        16       2    f32[1, 32]     8.0 KiB        512 B    504.0 KiB   1000.0 KiB",
-        "window 8    16       4    f32[1, 32]    16.0 KiB      1.0 KiB     32.0 KiB     32.0 KiB",
+        "pool      page  caches          each  bytes/page  bytes/token  1000 tokens  2000 tokens",
+        "full        16       2  2 f32[1, 32]     8.0 KiB        512 B    504.0 KiB   1000.0 KiB",
+        "window 8    16       4  2 f32[1, 32]    16.0 KiB      1.0 KiB     32.0 KiB     32.0 KiB",
         "all                  6                                1.5 KiB    536.0 KiB      1.0 MiB",
     ]
 
@@ -120,7 +120,10 @@ def main(q: f32[T, 4, 8], seqs: seqs[T, S], a: paged[f32, 16][P, 4, 8], b: paged
 )
 def test_what_fits_fits_and_no_more(groups, context, tokens, memory):
     t = kv_plan(run_pipeline(parse(TWO_LAYERS), "kv-cache")[0]).groups[0].caches["kv[2]"]
-    made = tuple(CacheGroup(w, 16, {f"{i}.{j}": t for j in range(n)}) for i, (w, n) in enumerate(groups))
+    made = tuple(
+        CacheGroup("full" if w is None else f"window {w}", w, 16, {f"{i}.{j}": t for j in range(n)})
+        for i, (w, n) in enumerate(groups)
+    )
     p = KVPlan(made)
     count = p.fits(memory, context, tokens)
     assert count == 0 or p.bytes(context, count, tokens) <= memory

@@ -112,7 +112,7 @@ class CpuBackend:
 
 
 def _caches(m: Module, made: tuple[Pool, ...], step: Step) -> dict[str, Cache | list[Cache]]:
-    pages = {p.window: p.pages for p in made}
+    pages = {p.name: p.pages for p in made}
     stack = next((p.name for p in m.main.data if p.type.elem == CACHES), None)
     out: dict[str, Any] = {}
     types = cache_types(m)
@@ -125,14 +125,14 @@ def _caches(m: Module, made: tuple[Pool, ...], step: Step) -> dict[str, Cache | 
     return out
 
 
-def _cache(t: Type, pages: dict[int | None, int], step: Step) -> Cache:
+def _cache(t: Type, pages: dict[str, int], step: Step) -> Cache:
     assert isinstance(t.elem, Paged)
     dims, dtype = (
-        (pages[t.elem.window], t.elem.page, *(d for d in t.dims[1:] if isinstance(d, int))),
+        (pages[t.elem.pool], t.elem.page, *(d for d in t.dims[1:] if isinstance(d, int))),
         t.elem.elem.torch,
     )
     k, v = (zeros(math.prod(dims) * dtype.itemsize, dtype)[: math.prod(dims)].view(dims) for _ in range(2))
-    return Cache(PagedCache(k, v, t.elem.window), step.pools[t.elem.window])
+    return Cache(PagedCache(k, v, t.elem.pool), step.pools[t.elem.pool])
 
 
 def extra(kernels: Kernels, program: Program) -> ctypes.CDLL | None:

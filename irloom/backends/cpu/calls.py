@@ -174,7 +174,7 @@ def _tensor(a: Any) -> Any:
         case Step():
             return a.seqs()
         case Cache():
-            return PagedCache(a.k, a.v, a.window)
+            return PagedCache(a.k, a.v, a.pool)
         case _:
             return a
 

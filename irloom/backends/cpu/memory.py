@@ -18,10 +18,10 @@ from irloom.ir.seqs import PagedCache
 class Cache:
     """One layer's pages: keys and values [pages, page, kv heads, head dim], and the pool they belong to."""
 
-    __slots__ = ("arrays", "dim", "elem", "heads", "k", "k_ptr", "page", "v", "v_ptr", "window")
+    __slots__ = ("arrays", "dim", "elem", "heads", "k", "k_ptr", "page", "pool", "v", "v_ptr")
 
     def __init__(self, value: PagedCache, arrays: PoolArrays) -> None:
-        self.k, self.v, self.window, self.arrays = value.k, value.v, value.window, arrays
+        self.k, self.v, self.pool, self.arrays = value.k, value.v, value.pool, arrays
         self.k_ptr, self.v_ptr, self.elem = value.k.data_ptr(), value.v.data_ptr(), CACHE_ELEMS[value.k.dtype]
         self.page, self.heads, self.dim = value.k.shape[1:]
 

@@ -79,8 +79,8 @@ class Step:
         self.last = np.zeros(max_seqs, dtype=np.int32)
         self.starts_ptr, self.context_ptr = self.starts.ctypes.data, self.context.ctypes.data
         self.last_ptr = self.last.ctypes.data
-        self.pools = {p.window: PoolArrays(p, max_tokens, max_seqs, -(-max_context // p.page)) for p in pools}
-        self.order = [p.window for p in pools]
+        self.pools = {p.name: PoolArrays(p, max_tokens, max_seqs, -(-max_context // p.page)) for p in pools}
+        self.order = [p.name for p in pools]
 
     def load(self, batch: Batch) -> None:
         """Copy a batch in."""
@@ -89,14 +89,14 @@ class Step:
         self.tokens[:t], self.positions[:t] = batch.tokens, batch.positions
         self.starts[: s + 1], self.context[:s] = batch.starts, batch.context
         np.subtract(self.starts[1 : s + 1], 1, out=self.last[:s])
-        for window, table in zip(self.order, batch.tables, strict=True):
-            arrays = self.pools[window]
+        for name, table in zip(self.order, batch.tables, strict=True):
+            arrays = self.pools[name]
             arrays.table[:s, : table.shape[1]] = table
             arrays.table[:s, table.shape[1] :] = -1
 
     def seqs(self) -> Seqs:
         """The same as the reference's ``Seqs``, for ops that run their bodies."""
         t, s = self.tokens_now.now, self.seqs_now.now
-        tables = {w: torch.from_numpy(a.table[:s]) for w, a in self.pools.items()}
+        tables = {name: torch.from_numpy(a.table[:s]) for name, a in self.pools.items()}
         starts, context = torch.from_numpy(self.starts[: s + 1]), torch.from_numpy(self.context[:s])
         return Seqs(torch.from_numpy(self.positions[:t]), starts, context, tables)

@@ -14,13 +14,13 @@ from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Limits, Report
 from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
-from irloom.ir.elem import CACHES, Paged
+from irloom.ir.elem import CACHES, Cached
 from irloom.ir.graph import Func, Module, Param
 from irloom.ir.interp import Interpreter, cache_types, empty_cache
 from irloom.ir.parse import parse
 from irloom.ir.plan import Pool
 from irloom.ir.quantized import QuantizedTensor
-from irloom.ir.seqs import PagedCache, Seqs
+from irloom.ir.seqs import PagedCache, Seqs, StateCache
 from irloom.ir.show import show
 from irloom.ir.weights import materialize
 from irloom.runtime.core import Batch, Engine, Sampled
@@ -94,12 +94,12 @@ class ReferenceEngine:
         file = safe_open(engine.file(WEIGHTS), framework="pt")
         names = {(id(p), layer): name for name, p, layer in bound(m)}
         self.interpreter = Interpreter(m, weights=lambda p, layer: file.get_tensor(names[id(p), layer]))
-        self.inputs = [p for p in m.main.data if isinstance(p.type.elem, Paged) or p.type.elem == CACHES]
+        self.inputs = [p for p in m.main.data if isinstance(p.type.elem, Cached) or p.type.elem == CACHES]
         self.caches = _empty(m, self.pools)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Store the batch's keys and values; the logits [S, vocab] of each sequence's last token."""
-        tables = {p.window: torch.from_numpy(t) for p, t in zip(self.pools, batch.tables, strict=True)}
+        tables = {p.name: torch.from_numpy(t) for p, t in zip(self.pools, batch.tables, strict=True)}
         positions, starts = torch.from_numpy(batch.positions), torch.from_numpy(batch.starts)
         seqs = Seqs(positions, starts, torch.from_numpy(batch.context), tables)
         given = [self.caches[p.name] for p in self.inputs]
@@ -114,12 +114,12 @@ class ReferenceEngine:
 
 
 def _empty(m: Module, made: tuple[Pool, ...]) -> dict[str, Any]:
-    pages = {p.window: p.pages for p in made}
+    pages = {p.name: p.pages for p in made}
     types = cache_types(m)
-    empty: dict[str | int, PagedCache] = {}
+    empty: dict[str | int, PagedCache | StateCache] = {}
     for key, t in types.items():
-        assert isinstance(t.elem, Paged)
-        empty[key] = empty_cache(t, pages[t.elem.window])
+        assert isinstance(t.elem, Cached)
+        empty[key] = empty_cache(t, pages[t.elem.pool])
     out: dict[str, Any] = {k: v for k, v in empty.items() if isinstance(k, str)}
     for p in m.main.data:
         if p.type.elem == CACHES:

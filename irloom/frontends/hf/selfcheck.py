@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import nn
 from irloom.frontends.hf.capture import capture
 from irloom.frontends.hf.importer import import_graph
 from irloom.frontends.hf.live import LiveCheckpoint
-from irloom.frontends.hf.skeleton import build, causal_config, meta_parameters, skeleton
+from irloom.frontends.hf.randomized import randomized
+from irloom.frontends.hf.skeleton import skeleton
 from irloom.frontends.hf.tiny import tiny_config
 from irloom.ir.errors import TraceError
 from irloom.ir.interp import Interpreter
@@ -25,7 +26,7 @@ TOLERANCE = 1e-4
 
 def check_architecture(config: Any) -> float:
     """The largest difference of logits, relative to the largest logit; ``TraceError`` past the tolerance."""
-    small = causal_config(tiny_config(config))
+    small = tiny_config(config)
     try:
         model = skeleton(small, torch.float32)
         module = import_graph(capture(model), model, "tiny")
@@ -51,27 +52,9 @@ def check_architecture(config: Any) -> float:
 
 def library_logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """The library's own logits f32[T, V] of one sequence."""
-    return model(input_ids=ids[None], use_cache=False).logits[0].float()
-
-
-def randomized(config: Any, seed: int = 0) -> nn.Module:
-    """A model on the CPU in f32 with weights large enough for a wrong mask, rotation or bias to show.
-
-    Matrices keep the size of activations, norm weights are near their start, biases near 0.
-    """
-    with meta_parameters():
-        model = build(config, torch.float32)
-    generator = _generator(seed)
-    tied: dict[int, nn.Parameter] = {}
-    for path, param in list(model.named_parameters(remove_duplicate=False)):
-        owner, _, name = path.rpartition(".")
-        if id(param) not in tied:
-            values = torch.randn(param.shape, generator=generator)
-            scaled = values / math.sqrt(param.shape[-1]) if param.ndim > 1 else 0.1 * values
-            start = 1.0 if param.ndim == 1 and name == "weight" else 0.0
-            tied[id(param)] = nn.Parameter(scaled + start, requires_grad=False)
-        model.get_submodule(owner)._parameters[name] = tied[id(param)]
-    return model.eval()
+    plain = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    out = model(input_ids=ids[None], **plain)
+    return getattr(out, "logits", out)[0].float()
 
 
 def _generator(seed: int) -> torch.Generator:

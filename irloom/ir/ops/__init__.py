@@ -1,8 +1,8 @@
 """The op set. One function per op; ``OPS`` holds them by name.
 
 Tensor ops (``elementwise``, ``shape``, ``reduce``, ``matmul``, ``index``) are the closed set that a traced
-model decomposes to. Model ops (``norm``, ``attention``, ``experts``) are what ``raise`` finds in it, fused
-ops what passes make of those.
+model decomposes to. Model ops (``norm``, ``attention``, ``recurrent``, ``experts``) are what ``raise`` finds
+in it, fused ops what passes make of those.
 """
 
 from ..op import OPS
@@ -51,6 +51,16 @@ from .fused import add_layer_norm, add_rms_norm, gelu_mul, silu_mul
 from .index import embedding, gather, last_rows, scatter
 from .matmul import linear, matmul
 from .norm import layer_norm, rms_norm
+from .recurrent import (
+    causal_conv,
+    gated_delta,
+    gated_linear_attention,
+    linear_scan,
+    selective_scan,
+    ssd_scan,
+    token_shift,
+    wkv,
+)
 from .reduce import amax, amin, argmax, cumsum, mean, softmax, sum_, topk
 from .shape import arange, concat, expand, full, pad, permute, reshape, slice_, split
 
@@ -67,6 +77,7 @@ __all__ = [
     "argmax",
     "attention",
     "cast",
+    "causal_conv",
     "concat",
     "cos",
     "cumsum",
@@ -79,6 +90,8 @@ __all__ = [
     "expert_linear",
     "floor_div",
     "full",
+    "gated_delta",
+    "gated_linear_attention",
     "gather",
     "ge",
     "gelu",
@@ -89,6 +102,7 @@ __all__ = [
     "layer_norm",
     "le",
     "linear",
+    "linear_scan",
     "log",
     "logical_and",
     "logical_not",
@@ -114,6 +128,7 @@ __all__ = [
     "rope",
     "rsqrt",
     "scatter",
+    "selective_scan",
     "sigmoid",
     "silu",
     "silu_mul",
@@ -123,9 +138,12 @@ __all__ = [
     "softmax",
     "split",
     "sqrt",
+    "ssd_scan",
     "sub",
     "sum_",
     "tanh",
+    "token_shift",
     "topk",
     "where",
+    "wkv",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..dims import Dim, product, sym
+from ..dims import Dim, divide, product, sym
 from ..elem import ELEMS, AnyElem, Paged
 from ..errors import IRError
 from ..op import Attrs, op
@@ -125,7 +125,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: _Score
     if how.sinks is not None:
         scores = torch.cat([scores, how.sinks.float()[:, None, None].expand(-1, len(q), 1)], -1)
     p = torch.softmax(scores, -1)[..., : len(k)]
-    return torch.einsum("hts,shd->thd", p, v.float()).to(q.dtype)
+    return torch.einsum("hts,she->the", p, v.float()).to(q.dtype)
 
 
 @op("t (kv g) !d, t kv !d, t kv !e, t %s, (kv g)?, (kv g)? -> t (kv g) !e")
@@ -155,13 +155,29 @@ def attention(
     return torch.cat([_attend(q[a:b], k[a:b], v[a:b], 0, 0, how) for a, b in seqs.spans()])
 
 
-@op("p kv !d, t kv !d, t kv !d, t %s -> p kv !d")
-def kv_append(cache: PagedCache, k: Tensor, v: Tensor, seqs: Seqs) -> PagedCache:
-    """The cache that also holds this step's keys and values, at the places the page table gives."""
+@op("p kv !d, t kv !d, t kv !e?, t %s -> p kv !d")
+def kv_append(cache: PagedCache, k: Tensor, v: Tensor | None, seqs: Seqs) -> PagedCache:
+    """The cache that also holds this step's keys and values, at the places the page table gives.
+
+    A cache of keys only (``values=0``) takes none.
+    """
     return cache.append(k, v, seqs)
 
 
-@op("t (kv g) !d, p kv !d, t %s, (kv g)?, (kv g)? -> t (kv g) !d")
+@kv_append.verify
+def _(operands: Sequence[Operand], attrs: Attrs) -> None:
+    cache, v = operands[0], operands[2]
+    if not isinstance(cache, Type) or not isinstance(cache.elem, Paged):
+        raise IRError(
+            f"kv_append: operand `cache` is {cache}, not a cache", hint="paged[elem, page][P, kv, d]"
+        )
+    wanted = cache.dims[-1] if cache.elem.values is None else cache.elem.values
+    given = v.dims[-1] if isinstance(v, Type) else 0
+    if given != wanted:
+        raise IRError(f"kv_append: operand `v` has {given} features per head, but {cache} keeps {wanted}")
+
+
+@op("t (kv g) !d, p kv !d, t %s, (kv g)?, (kv g)? -> t (kv g) !e")
 def paged_attention(
     q: Tensor,
     cache: PagedCache,
@@ -173,14 +189,20 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     chunk: int | None = None,
+    values: int | None = None,
 ) -> Tensor:
-    """``attention`` of each token over its whole sequence, read from the pages of a cache."""
+    """``attention`` of each token over its whole sequence, read from the pages of a cache.
+
+    Where the cache has keys only, their first ``values`` features are the values (multi-head latent
+    attention).
+    """
     parts: list[Tensor] = []
     how = _Scores(sinks, slopes, scale, window, chunk, softcap)
     for s, (a, b) in enumerate(seqs.spans()):
         first = int(seqs.context[s]) - (b - a)
         since = how.since(first)
         k, v = cache.read(seqs, s, since)
+        v = v if values is None else k[..., :values]
         parts.append(_attend(q[a:b], k, v, first, since, how))
     return torch.cat(parts)
 
@@ -214,17 +236,38 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> None:
     kept = cache.elem.window
     if kept is not None and (seen is None or seen > kept):
         raise IRError(f"paged_attention: window {seen} reads past the {kept} tokens that {cache} keeps")
+    if (cache.elem.values == 0) != (attrs["values"] is not None):
+        raise IRError(
+            f"paged_attention: values={attrs['values']} of {cache}",
+            hint="a cache of keys only (values=0) needs `values`, any other has its own",
+        )
+
+
+@paged_attention.sizes
+def _(operands: Sequence[Operand], attrs: Attrs) -> dict[str, Dim]:
+    """The features of a value."""
+    cache, values = operands[1], attrs["values"]
+    assert isinstance(cache, Type) and isinstance(cache.elem, Paged)
+    own = cache.elem.values if cache.elem.values is not None else cache.dims[-1]
+    return {"e": values if isinstance(values, int) else own}
 
 
 def _pairs(operands: Sequence[Operand], attrs: Attrs) -> Dim:
     """Two products per head over the ``C`` tokens that a token attends to."""
-    q = operands[0]
-    assert isinstance(q, Type)
-    return product(q.dims) * 4 * sym("C")
+    q, v = operands[0], operands[2]
+    assert isinstance(q, Type) and isinstance(v, Type)
+    return product(q.dims[:-1]) * (q.dims[-1] + v.dims[-1]) * 2 * sym("C")
 
 
 attention.flops(_pairs)
-paged_attention.flops(_pairs)
+
+
+@paged_attention.flops
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    """As those of ``attention``."""
+    q, size = operands[0], paged_attention.hooks["sizes"](operands, attrs)["e"]
+    assert isinstance(q, Type)
+    return product(q.dims[:-1]) * (q.dims[-1] + size) * 2 * sym("C")
 
 
 @paged_attention.bytes
@@ -238,12 +281,13 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
 @kv_append.bytes
 def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
     """The new tokens, read and stored; the rest of the cache stays."""
-    cache, k = operands[0], operands[1]
+    cache, k, v = operands[:3]
     assert isinstance(cache, Type) and isinstance(k, Type)
-    return k.nbytes * 2 + _stored(cache) * k.dims[0]
+    v = v.nbytes if isinstance(v, Type) else 0
+    return k.nbytes + v + _stored(cache) * k.dims[0]
 
 
 def _stored(cache: Type) -> Dim:
     """Bytes of one token's keys and values."""
     assert isinstance(cache.elem, Paged)
-    return cache.elem.elem.nbytes(cache.dims[1:]) * 2
+    return divide(cache.elem.nbytes((1, *cache.dims[1:])), cache.elem.page)

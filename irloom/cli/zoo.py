@@ -1,0 +1,95 @@
+"""``irloom zoo``: every architecture that transformers knows, column by column."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .core import command, json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..zoo import Row
+
+
+@command("zoo")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--raised", is_flag=True, help="Show the share of FLOPs in model ops, and what almost matched.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+@click.option("--limit", type=float, default=180.0, show_default=True, help="Seconds until one is given up.")
+@click.option(
+    "--docs", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the page to FILE."
+)
+@json_option
+def zoo(
+    names: tuple[str, ...], raised: bool, jobs: int, limit: float, docs: Path | None, as_json: bool
+) -> None:
+    """Take tiny models of architectures through irloom: every one that transformers knows, or NAME.
+
+    \b
+    irloom zoo --jobs 2 --docs docs/models.md
+    irloom zoo llama mamba2 --raised
+    """
+    from ..zoo import names as known
+    from ..zoo import sweep
+
+    unknown = sorted(set(names) - set(known()))
+    if unknown:
+        raise click.BadParameter(
+            f"transformers has no causal language model {unknown[0]!r}", param_hint="NAME"
+        )
+    columns = ("raised",) if raised else None
+    say = (lambda row: None) if as_json else _say_raised if raised else _say
+    rows = sweep(names or known(), jobs, limit, columns, say)
+    if docs is not None:
+        from importlib.metadata import version
+
+        from ..zoo import page
+
+        docs.write_text(page(rows, version("transformers")), encoding="utf-8")
+    if as_json:
+        from ..zoo import totals
+
+        print_json({"architectures": [row.to_json() for row in rows], "totals": totals(rows)})
+    else:
+        _end(rows, raised)
+
+
+def _say(row: Row) -> None:
+    """A line per architecture, as soon as it is done."""
+    from ..zoo import COLUMNS
+
+    failed = next((c for c in COLUMNS if getattr(row, c) is not True), None)
+    said = "passes" if failed is None else f"{failed}: {getattr(row, failed)}"
+    click.echo(f"{row.name:28} {row.seconds:6.1f} s  {said}")
+
+
+def _say_raised(row: Row) -> None:
+    share = row.flops_in_model_ops
+    click.echo(f"{row.name:28} {'' if share is None else format(share, '.1%'):>6}  {_ops(row)}")
+    for miss in row.near_misses:
+        click.echo(f"{'':36} almost: {miss}")
+
+
+def _ops(row: Row) -> str:
+    if row.flops_in_model_ops is None:
+        return str(row.traced if row.built is True else row.built)
+    return f"{', '.join(row.model_ops)}; left: {', '.join(row.tensor_ops)}"
+
+
+def _end(rows: list[Row], raised: bool) -> None:
+    from statistics import median
+
+    from ..zoo import COLUMNS, totals
+
+    counts = totals(rows)
+    click.echo()
+    if raised:
+        shares = [r.flops_in_model_ops for r in rows if r.flops_in_model_ops is not None]
+        if shares:
+            click.echo(
+                f"share of FLOPs in model ops: {min(shares):.1%} at least, {median(shares):.1%} median"
+            )
+        return
+    print_table([(*COLUMNS, "all", "of"), tuple(str(counts[c]) for c in (*COLUMNS, "all", "of"))])

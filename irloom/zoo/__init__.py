@@ -1,0 +1,9 @@
+"""Every causal language model that transformers knows, tiny and random, taken through irloom."""
+
+from irloom.zoo.core import COLUMNS, Row
+from irloom.zoo.examine import examine
+from irloom.zoo.models import names
+from irloom.zoo.sweep import sweep
+from irloom.zoo.table import page, totals
+
+__all__ = ["COLUMNS", "Row", "examine", "names", "page", "sweep", "totals"]

@@ -1,0 +1,183 @@
+"""Take one architecture through irloom, column by column."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+
+from irloom import __version__
+from irloom.backends.artifact import EngineReader, EngineWriter, Manifest
+from irloom.backends.core import Limits, backend, quiet
+from irloom.backends.machine import compiler
+from irloom.frontends.hf.capture import capture
+from irloom.frontends.hf.importer import import_graph
+from irloom.frontends.hf.live import LiveCheckpoint
+from irloom.frontends.hf.skeleton import skeleton
+from irloom.ir.errors import IrloomError
+from irloom.ir.graph import Module
+from irloom.ir.interp import Interpreter
+from irloom.ir.seqs import Seqs
+from irloom.passes import run_pipeline
+from irloom.zoo.core import NEEDS, Row
+from irloom.zoo.models import Specimen
+from irloom.zoo.raised import measure
+from irloom.zoo.serve import Script, Stepped, relative, serve
+
+TOLERANCE = 1e-4
+"""For logits of the traced program, relative to the largest one."""
+
+SERVED = 2e-4
+"""For logits of an engine, which computes a sum in other parts than the library does."""
+
+ALONE = (37, 1, 12)
+PACKED = (5, 26, 1, 14)
+PAGE = 4
+"""Tokens of a page: sequences of some dozens then have several, and windows give some back."""
+
+STEP_TOKENS, CONTEXT = 8, 64
+
+
+def examine(name: str, columns: Sequence[str] | None = None) -> Row:
+    """Every column of one architecture, or only ``columns`` and those that they need."""
+    return _Examination(name, columns).row
+
+
+class Differs(Exception):
+    """Something was computed, but not what the library computes."""
+
+
+class _Examination:
+    def __init__(self, name: str, columns: Sequence[str] | None) -> None:
+        self.row = Row(name)
+        self.specimen: Specimen
+        self.module: Module
+        wanted = _with_needs(columns)
+        start = time.perf_counter()
+        steps: list[tuple[str, Callable[[], None]]] = [
+            ("built", self.build),
+            ("traced", self.trace),
+            ("logits", self.alone),
+            ("ragged", self.packed),
+            ("decode", lambda: self.serve("decode", "reference")),
+            ("compiled", lambda: self.serve("compiled", "cpu")),
+            ("raised", self.raise_),
+        ]
+        for column, step in steps:
+            if column in wanted and getattr(self.row, NEEDS.get(column, ""), True) is True:
+                self.attempt(column, step)
+        self.row.seconds = round(time.perf_counter() - start, 2)
+        self.row.settle(wanted)
+
+    def attempt(self, column: str, step: Callable[[], None]) -> None:
+        """Fill a column; whatever goes wrong is the reason."""
+        try:
+            step()
+            setattr(self.row, column, True)
+        except Exception as error:
+            setattr(self.row, column, reason(error))
+
+    def build(self) -> None:
+        self.specimen = Specimen.of(self.row.name)
+        self.row.model_class = type(self.specimen.model).__name__
+        logits = self.specimen.logits(self.specimen.draw(24, 0))
+        if not logits.isfinite().all():
+            raise Differs("the library's own logits are not finite")
+
+    def trace(self) -> None:
+        model = skeleton(self.specimen.config, torch.float32)
+        self.module = import_graph(capture(model), model, self.row.name)
+
+    def alone(self) -> None:
+        run = Interpreter(self.module, LiveCheckpoint(self.specimen.model))
+        for n in ALONE:
+            ids = self.specimen.draw(n, n)
+            with torch.inference_mode():
+                (ours,) = run(ids.int(), Seqs.of([n]))
+            self.agree("logits", ours, self.specimen.logits(ids), f"with {n} tokens")
+
+    def packed(self) -> None:
+        parts = [self.specimen.draw(n, n) for n in PACKED]
+        expected = torch.cat([self.specimen.logits(part) for part in parts])
+        with torch.inference_mode():
+            run = Interpreter(self.module, LiveCheckpoint(self.specimen.model))
+            (ours,) = run(torch.cat(parts).int(), Seqs.of(PACKED))
+        self.agree("ragged", ours, expected, f"with {len(PACKED)} sequences in one batch")
+
+    def agree(self, column: str, ours: torch.Tensor, expected: torch.Tensor, where: str) -> None:
+        error = relative(ours, expected, expected)
+        self.note(column, error)
+        if not error <= TOLERANCE:
+            raise Differs(f"logits differ by {error:.1e} {where}")
+
+    def note(self, column: str, error: float) -> None:
+        self.row.errors[column] = max(error, self.row.errors.get(column, 0.0))
+
+    def serve(self, column: str, target: str) -> None:
+        if target == "cpu" and not compiler():
+            raise Differs("this machine has no C++ compiler")
+        scripts = [self.script(33, 19, 1), self.script(12, 5, 2), self.script(21, 6, 3)]
+        again = torch.cat([scripts[0].tokens[:17], self.specimen.draw(5, 4)])
+        late = [Script(again, 18, self.specimen.logits(again))]
+        with tempfile.TemporaryDirectory() as folder:
+            served = serve(self.engine(target, Path(folder) / "engine"), scripts, late)
+        self.note(column, served.error)
+        if not served.error <= SERVED:
+            raise Differs(f"logits differ by {served.error:.1e}: {served.where}")
+
+    def script(self, length: int, prompt: int, seed: int) -> Script:
+        tokens = self.specimen.draw(length, seed)
+        return Script(tokens, prompt, self.specimen.logits(tokens))
+
+    def engine(self, target: str, out: Path) -> Stepped:
+        """The model as an engine of a backend, with weights from memory."""
+        made = backend(target)
+        steps = [f"kv-cache(page={PAGE})" if step == "kv-cache" else step for step in made.pipeline]
+        m, _ = run_pipeline(self.module, steps)
+        settings = {"max_context": CONTEXT, "eos": [], "int8_activations": False}
+        manifest = Manifest(target, m.model, steps, {"irloom": __version__}, {}, settings=settings)
+        with EngineWriter(out, manifest) as writer:
+            made.build(m, LiveCheckpoint(self.specimen.model), writer, quiet)
+        limits = Limits(max_tokens=STEP_TOKENS, max_seqs=4, max_context=CONTEXT, threads=1)
+        engine: Any = made.open(EngineReader(out), limits)
+        return engine
+
+    def raise_(self) -> None:
+        found = measure(self.module)
+        row = self.row
+        row.flops_in_model_ops = round(found.share, 5)
+        row.model_ops, row.tensor_ops, row.near_misses = found.model_ops, found.tensor_ops, found.near_misses
+        if not found.enough:
+            raise Differs(found.lacking)
+
+
+def _with_needs(columns: Sequence[str] | None) -> set[str]:
+    if columns is None:
+        return {*NEEDS, "built"}
+    wanted = set(columns)
+    for column in reversed(NEEDS):
+        if column in wanted:
+            wanted.add(NEEDS[column])
+    return wanted | {"built"}
+
+
+def reason(error: BaseException) -> str:
+    """An error on one line: what, and the block and source line of the model where it happened."""
+    if isinstance(error, Differs):
+        return str(error)
+    if isinstance(error, IrloomError):
+        where = f" ({_short(error.places[0])})" if error.places else ""
+        return " ".join(error.message.split()) + where
+    first = (str(error).strip() or "no message").splitlines()[0]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {first} ({PurePath(frame.filename).name}:{frame.lineno})"
+
+
+def _short(place: str) -> str:
+    """A place with the file's name instead of its path."""
+    return " ".join(PurePath(word).name if "/" in word and ":" in word else word for word in place.split())

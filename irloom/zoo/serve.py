@@ -1,0 +1,105 @@
+"""Serve known token sequences on an engine as the runtime would, and compare every step.
+
+The scheduler cuts prompts into chunks, mixes them with decodes, and lets a late request start from a prefix
+that an earlier one has left. Tokens are given, not sampled, so a difference stays where it arises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from irloom.runtime.batch import build
+from irloom.runtime.core import Batch, Engine
+from irloom.runtime.pages import Pages, Prefix
+from irloom.runtime.request import FinishReason, Request, SamplingParams
+from irloom.runtime.scheduler import Scheduler
+
+
+class Stepped(Engine, Protocol):
+    """An engine whose logits can be seen."""
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """The logits [S, vocab] of each sequence's last token of the step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Script:
+    """A sequence to serve: its tokens, how many are the prompt, and the logits [T, V] to expect of it."""
+
+    tokens: torch.Tensor
+    prompt: int
+    expected: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Served:
+    """The largest difference relative to the largest logit, where it was, and how many tokens were hits."""
+
+    error: float
+    where: str
+    cached: int
+
+
+def serve(engine: Stepped, scripts: Sequence[Script], late: Sequence[Script] = ()) -> Served:
+    """Serve ``scripts`` together, then ``late`` ones, whose prompts may have been seen before."""
+    pages = Pages(engine.pools, min(engine.max_seqs, engine.max_tokens), engine.max_context)
+    scheduler = Scheduler(pages, engine.max_tokens)
+    worst, cached = Served(0.0, "", 0), 0
+    for group in (scripts, late):
+        requests = {_request(i, s, pages): s for i, s in enumerate(group)}
+        for request in requests:
+            scheduler.add(request)
+        while chunks := scheduler.schedule():
+            batch = build(chunks, pages)
+            logits = engine.logits(batch)
+            scheduler.complete(chunks)
+            for row, chunk in zip(logits, chunks, strict=True):
+                request, script = chunk.request, requests[chunk.request]
+                found = _difference(row, request, script, chunk.count)
+                worst = max(worst, found, key=lambda s: s.error)
+                _go_on(scheduler, request, script)
+        cached += sum(request.cached for request in requests)
+    return Served(worst.error, worst.where, cached)
+
+
+def _request(number: int, script: Script, pages: Pages) -> Request:
+    tokens = script.tokens.numpy().astype(np.int32)
+    return Request(
+        str(number),
+        tokens,
+        script.prompt,
+        SamplingParams(),
+        seed=0,
+        stop_ids=frozenset(),
+        prefix=Prefix(tokens, pages.unit),
+        known=script.prompt,
+    )
+
+
+def _difference(row: torch.Tensor, request: Request, script: Script, count: int) -> Served:
+    at = request.computed - 1
+    error = relative(row, script.expected[at], script.expected)
+    where = f"sequence {request.id}, position {at}, a step of {count} of its tokens"
+    return Served(error, where, 0)
+
+
+def _go_on(scheduler: Scheduler, request: Request, script: Script) -> None:
+    """Give a request its next token once all it has is computed; the last one ends it."""
+    if request.computed < request.known:
+        return
+    if request.known == len(script.tokens):
+        scheduler.finish(request, FinishReason.LENGTH)
+    else:
+        request.append(int(script.tokens[request.known]))
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:
+    """The largest difference as a share of the largest entry of ``scale`` (1 at least); NaN is infinite."""
+    gap = (found.float() - expected).abs().max().item()
+    return gap / max(1.0, scale.abs().max().item()) if gap == gap else float("inf")

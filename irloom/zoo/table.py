@@ -1,0 +1,89 @@
+"""The rows of a sweep as text: totals per column, and the page ``docs/models.md``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import median
+
+from irloom.zoo.core import COLUMNS, UNTRIED, Row
+
+HEAD = """# Architectures
+
+Every causal language model of transformers {version}, tiny and with random weights, taken through irloom.
+Written by `irloom zoo --docs docs/models.md`.
+
+- *traced*: irloom makes a program of it, with no model code.
+- *logits*: the program computes what the library computes, at other lengths than it was traced with.
+- *ragged*: several sequences packed in one batch equal each alone.
+- *decode*: prompts in chunks, tokens one by one through the caches, requests mixed, one from a cached prefix:
+  each step equals the library's forward over the whole sequence (reference backend).
+- *compiled*: the same on an engine of the CPU backend.
+- *raised*: at least 99 % of the FLOPs are in model ops; the number is the share.
+"""
+
+
+def totals(rows: Sequence[Row]) -> dict[str, int]:
+    """How many architectures are true in each column, how many in all, and how many there are."""
+    counts = {column: sum(getattr(row, column) is True for row in rows) for column in COLUMNS}
+    return {**counts, "all": sum(row.passed for row in rows), "of": len(rows)}
+
+
+def page(rows: Sequence[Row], version: str) -> str:
+    """The page of a sweep: totals, a line per architecture, and every reason with those it holds for."""
+    counts = totals(rows)
+    built = [row for row in rows if row.built is True]
+    shares = [row.flops_in_model_ops for row in rows if row.flops_in_model_ops is not None]
+    lines = [
+        HEAD.format(version=version),
+        _line(["", *COLUMNS, "all"]),
+        _line(["---"] * (len(COLUMNS) + 2)),
+        _line([f"of {counts['of']}", *(str(counts[c]) for c in COLUMNS), str(counts["all"])]),
+        "",
+    ]
+    if shares:
+        lines += [
+            f"Share of the FLOPs in model ops: {min(shares):.1%} at least, {median(shares):.1%} median.",
+            "",
+        ]
+    lines += [
+        "## One by one",
+        "",
+        _line(["architecture", *COLUMNS[1:], "model ops", "tensor ops that stayed"]),
+    ]
+    lines.append(_line(["---"] * (len(COLUMNS) + 2)))
+    lines += [_row(row) for row in built]
+    lines += ["", "## What does not pass, and why", ""]
+    for (column, reason), names in sorted(
+        _reasons(rows).items(), key=lambda x: (COLUMNS.index(x[0][0]), x[1])
+    ):
+        lines.append(f"- {', '.join(names)}: *{column}*: {_plain(reason)}")
+    return "\n".join(lines) + "\n"
+
+
+def _reasons(rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:
+    """Each column's reasons and the architectures they hold for; what was not reached has none of its own."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        for column in COLUMNS:
+            said = getattr(row, column)
+            if isinstance(said, str) and not said.startswith(UNTRIED):
+                found[column, said].append(row.name)
+    return dict(found)
+
+
+def _row(row: Row) -> str:
+    marks = ["yes" if getattr(row, c) is True else "no" for c in COLUMNS[1:-1]]
+    share = "" if row.flops_in_model_ops is None else f"{row.flops_in_model_ops:.1%}"
+    share = share if row.raised is True else f"no {share}".rstrip()
+    ops = [", ".join(sorted(names)) for names in (row.model_ops, row.tensor_ops)]
+    return _line([row.name, *marks, share, *ops])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(reason: str) -> str:
+    """A reason inside Markdown: no character of it means anything."""
+    return reason.replace("|", "\\|").replace("<", "&lt;")
