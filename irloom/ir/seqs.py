@@ -7,7 +7,7 @@ prompt, a chunk of one, or one token: ``attention`` and ``paged_attention`` trea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 
 import torch
@@ -88,12 +88,14 @@ class Seqs:
 class PagedCache:
     """Keys ``[pages, page, kv heads, head dim]`` and values of one layer, and the pool that pages come from.
 
-    Values have a last dim of their own, 0 where only keys are kept.
+    Values have a last dim of their own, 0 where only keys are kept. One that is renewed ``in_place`` writes
+    into its own tensors: nothing may read it as it was before.
     """
 
     k: torch.Tensor
     v: torch.Tensor
     pool: str = "full"
+    in_place: bool = False
 
     @staticmethod
     def empty(
@@ -119,11 +121,11 @@ class PagedCache:
     def append(self, k: torch.Tensor, v: torch.Tensor | None, seqs: Seqs) -> PagedCache:
         """A cache that also holds ``k`` and ``v`` [T, kv heads, head dim] at the tokens' places."""
         at = seqs.slots(self.pool, self.page)
-        keys, values = self.k.clone(), self.v.clone()
+        keys, values = (self.k, self.v) if self.in_place else (self.k.clone(), self.v.clone())
         keys.view(-1, *keys.shape[2:])[at] = k.to(keys.dtype)
         if v is not None:
             values.view(-1, *values.shape[2:])[at] = v.to(values.dtype)
-        return PagedCache(keys, values, self.pool)
+        return replace(self, k=keys, v=values)
 
     def read(self, seqs: Seqs, s: int, since: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [n, kv heads, head dim] of sequence ``s`` from position ``since`` on."""
@@ -134,11 +136,15 @@ class PagedCache:
 
 @dataclass(frozen=True)
 class StateCache:
-    """The states ``[slots, ...]`` of one layer: a slot holds what a sequence's tokens so far have come to."""
+    """The states ``[slots, ...]`` of one layer: a slot holds what a sequence's tokens so far have come to.
+
+    ``in_place`` as for ``PagedCache``.
+    """
 
     states: torch.Tensor
     every: int
     pool: str = "state"
+    in_place: bool = False
 
     @staticmethod
     def empty(slots: int, dims: Sequence[int], dtype: torch.dtype, every: int) -> StateCache:
@@ -154,9 +160,9 @@ class StateCache:
 
     def written(self, seqs: Seqs, states: Sequence[torch.Tensor]) -> StateCache:
         """The cache that holds each sequence's state after this step."""
-        kept = self.states.clone()
+        kept = self.states if self.in_place else self.states.clone()
         for s, state in enumerate(states):
             kept[int(seqs.table(self.pool)[s, (int(seqs.context[s]) - 1) // self.every])] = state.to(
                 kept.dtype
             )
-        return StateCache(kept, self.every, self.pool)
+        return replace(self, states=kept)

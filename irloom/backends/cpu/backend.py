@@ -12,12 +12,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+import torch
+
 from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Limits, Report, quiet
 from irloom.backends.cpu.elementwise import source
 from irloom.backends.cpu.engine import CpuEngine
 from irloom.backends.cpu.lower import lower
-from irloom.backends.cpu.memory import Cache
+from irloom.backends.cpu.memory import AnyCache, Cache, States
 from irloom.backends.cpu.native import Kernels, load_kernels
 from irloom.backends.cpu.program import Program
 from irloom.backends.cpu.runner import Runner
@@ -26,13 +28,12 @@ from irloom.backends.cpu.weights import read_weights, size, write_weights
 from irloom.backends.machine import cores, cpu_features
 from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
-from irloom.ir.elem import CACHES, Paged
+from irloom.ir.elem import CACHES, Cached, Paged
 from irloom.ir.errors import EngineMismatch
 from irloom.ir.graph import Module
 from irloom.ir.interp import cache_types
 from irloom.ir.parse import parse
-from irloom.ir.plan import Pool
-from irloom.ir.seqs import PagedCache
+from irloom.ir.seqs import PagedCache, StateCache
 from irloom.ir.show import show
 from irloom.ir.types import Type
 from irloom.runtime.core import Engine
@@ -103,7 +104,7 @@ class CpuBackend:
             step,
             extra(kernels, program),
             weights,
-            _caches(m, made, step),
+            _caches(m, step),
         )
         (logits, *_) = m.main.returns
         vocab = logits.type.dims[1]
@@ -111,13 +112,12 @@ class CpuBackend:
         return CpuEngine(runner, step, vocab, made, max_context, size(weights))
 
 
-def _caches(m: Module, made: tuple[Pool, ...], step: Step) -> dict[str, Cache | list[Cache]]:
-    pages = {p.name: p.pages for p in made}
+def _caches(m: Module, step: Step) -> dict[str, AnyCache | list[AnyCache]]:
     stack = next((p.name for p in m.main.data if p.type.elem == CACHES), None)
     out: dict[str, Any] = {}
     types = cache_types(m)
     for key in sorted(types, key=lambda k: (isinstance(k, str), k)):
-        one = _cache(types[key], pages, step)
+        one = _cache(types[key], step)
         if isinstance(key, int):
             out.setdefault(str(stack), []).append(one)
         else:
@@ -125,14 +125,22 @@ def _caches(m: Module, made: tuple[Pool, ...], step: Step) -> dict[str, Cache | 
     return out
 
 
-def _cache(t: Type, pages: dict[str, int], step: Step) -> Cache:
-    assert isinstance(t.elem, Paged)
-    dims, dtype = (
-        (pages[t.elem.pool], t.elem.page, *(d for d in t.dims[1:] if isinstance(d, int))),
-        t.elem.elem.torch,
-    )
-    k, v = (zeros(math.prod(dims) * dtype.itemsize, dtype)[: math.prod(dims)].view(dims) for _ in range(2))
-    return Cache(PagedCache(k, v, t.elem.pool), step.pools[t.elem.pool])
+def _cache(t: Type, step: Step) -> AnyCache:
+    assert isinstance(t.elem, Cached)
+    arrays, dtype = step.pools[t.elem.pool], t.elem.elem.torch
+    dims = tuple(d for d in t.dims[1:] if isinstance(d, int))
+
+    def made(*sizes: int) -> torch.Tensor:
+        n = math.prod(sizes)
+        return zeros(n * dtype.itemsize, dtype)[:n].view(sizes)
+
+    if not isinstance(t.elem, Paged):
+        states = made(arrays.pool.pages, *dims)
+        return States(StateCache(states, t.elem.every, t.elem.pool, in_place=True), arrays)
+    heads, dim = dims
+    widths = dim, dim if t.elem.values is None else t.elem.values
+    k, v = (made(arrays.pool.pages, t.elem.page, heads, d) for d in widths)
+    return Cache(PagedCache(k, v, t.elem.pool, in_place=True), arrays)
 
 
 def extra(kernels: Kernels, program: Program) -> ctypes.CDLL | None:

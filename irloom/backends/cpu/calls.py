@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from irloom.backends.cpu.elementwise import bind
-from irloom.backends.cpu.memory import Cache, Size, Turns
+from irloom.backends.cpu.memory import AnyCache, Cache, Size, States, Turns
 from irloom.backends.cpu.native import ACTIVATIONS, Raw
 from irloom.backends.cpu.pack import Packed
 from irloom.backends.cpu.step import Rows, Step
 from irloom.ir.elem import ELEMS
 from irloom.ir.op import OPS
-from irloom.ir.seqs import PagedCache
 
 Vector = torch.Tensor | None
 
@@ -78,11 +77,12 @@ class Calls:
             self._tokens.now, heads, dim, 2 * table.half, interleaved, eps,
         )  # fmt: skip
 
-    def kv_append(self, cache: Cache, k: Rows, v: Rows) -> None:
-        """Keys and values to their pages."""
+    def kv_append(self, cache: Cache, k: Rows, v: Rows | None) -> None:
+        """Keys and values to their pages; a cache of keys only takes no values."""
+        values, stride = (0, 0) if v is None else (v.ptr, v.stride)
         self._raw.kv_append(
-            k.ptr, k.stride, v.ptr, v.stride, cache.k_ptr, cache.v_ptr, cache.elem, cache.arrays.slots_ptr,
-            self._tokens.now, cache.heads, cache.dim, cache.dim,
+            k.ptr, k.stride, values, stride, cache.k_ptr, cache.v_ptr, cache.elem, cache.arrays.slots_ptr,
+            self._tokens.now, cache.heads, cache.dim, cache.values,
         )  # fmt: skip
 
     def paged_attention(
@@ -97,13 +97,15 @@ class Calls:
         softcap: float | None,
         chunk: int | None,
         slopes: Vector,
+        values: int | None,
     ) -> None:
-        """Attention of every token over the pages of its sequence."""
+        """Attention of every token over the pages of its sequence; ``values`` as in the op."""
         pool = cache.arrays
+        v, width = (cache.v_ptr, cache.values) if values is None else (cache.k_ptr, values)
         self._raw.paged_attention(
-            q.ptr, q.stride, cache.k_ptr, cache.v_ptr, cache.elem, cache.page, cache.heads,
+            q.ptr, q.stride, cache.k_ptr, v, cache.elem, cache.page, cache.heads,
             self._starts, self._context, pool.table_ptr, self._seqs.now, pool.max_pages, q.dims[1], cache.dim,
-            cache.dim, window or 0, chunk or 0, _at(sinks), _at(slopes), y.ptr, y.stride,
+            width, window or 0, chunk or 0, _at(sinks), _at(slopes), y.ptr, y.stride,
             scale, softcap or 0.0,
         )  # fmt: skip
 
@@ -125,12 +127,13 @@ class Calls:
         else:
             y.tensor().copy_(x.tensor())
 
-    def reference(self, op: str, outs: list[Rows], *args: Any, **attrs: Any) -> None:
-        """An op's body in torch, on views of the rows."""
+    def reference(self, op: str, outs: list[Rows | AnyCache], *args: Any, **attrs: Any) -> None:
+        """An op's body in torch, on views of the rows; caches are renewed in place."""
         given = [_tensor(a) for a in args]
         made = OPS[op].reference(*given, **{k: _plain(v) for k, v in attrs.items()})
         for out, value in zip(outs, made if isinstance(made, tuple | list) else (made,), strict=True):
-            out.tensor().copy_(value)
+            if isinstance(out, Rows):
+                out.tensor().copy_(value)
 
     def names(self) -> dict[str, Any]:
         """Everything that a program may name beside its own memory."""
@@ -173,8 +176,8 @@ def _tensor(a: Any) -> Any:
             return a.tensor()
         case Step():
             return a.seqs()
-        case Cache():
-            return PagedCache(a.k, a.v, a.pool)
+        case Cache() | States():
+            return a.value
         case _:
             return a
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from irloom.backends.cpu.place import Place
 from irloom.backends.cpu.program import INDENT
-from irloom.ir.elem import Elem, Paged
+from irloom.ir.elem import Cached, Elem
 from irloom.ir.errors import IrloomError
 from irloom.ir.graph import Call, Func, Loop, Module, Node, Value
 
@@ -73,7 +73,7 @@ def call(f: Lowering, c: Call, indent: str) -> None:
     _save(f, [c], c, indent)
     _bring(f, _moves(f, c), indent)
     index = [str(c.index)] if f.shared.layers(c.callee) else []
-    caches = [f.name_of(a) for a in c.args if isinstance(a.type.elem, Paged)]
+    caches = [f.name_of(a) for a in c.args if isinstance(a.type.elem, Cached)]
     f.lines.append(f"{indent}{c.callee}({', '.join([*index, *caches, *(str(x) for x in c.slots)])})")
     for r, place in zip(c.results, results(f.shared.m, f.shared.m.funcs[c.callee]), strict=True):
         if place is not None:

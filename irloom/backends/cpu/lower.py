@@ -12,9 +12,10 @@ from irloom.backends.cpu import convention
 from irloom.backends.cpu.place import Place, by_rows
 from irloom.backends.cpu.program import INDENT, LOWERINGS, Bound, Program, Shared
 from irloom.ir.buffers import storage
-from irloom.ir.elem import CACHES, ELEMS, SEQS, Paged
+from irloom.ir.elem import CACHES, ELEMS, SEQS, Cached
 from irloom.ir.errors import IrloomError
 from irloom.ir.graph import Arg, Call, Func, Loop, Module, Node, Param, Stmt, Value
+from irloom.ir.ops import OPS
 from irloom.ir.show import show_attr, show_weight
 from irloom.ir.weight_expr import WeightExpr
 
@@ -47,6 +48,7 @@ RESERVED = frozenset(
         "paged_attention",
         "act_mul",
         "last_rows",
+        *(op.name for op in OPS if op.name.startswith("carried_")),
     ]
 )
 """Names that mean something in every program; a value of such a name gets another."""
@@ -54,9 +56,9 @@ RESERVED = frozenset(
 
 def lower(m: Module) -> Program:
     """The program of a module whose pipeline has run."""
-    from irloom.backends.cpu import elementwise, lowerings
+    from irloom.backends.cpu import elementwise, lowerings, recurrent
 
-    assert lowerings and elementwise, "imported for their lowerings"
+    assert lowerings and elementwise and recurrent, "imported for their lowerings"
     program, shared = Program(), Shared(m)
     called = {"main", *(c.callee for c, _, _ in m.calls())}
     functions = [Lowering(program, shared, f).text() for f in m.funcs.values() if f.name in called]
@@ -92,7 +94,7 @@ class Lowering:
         convention.leave(self)
         index = ["i"] if self.layers else []
         own = self.func.data if self.func.name != "main" else []
-        caches = [p.name for p in own if isinstance(p.type.elem, Paged)]
+        caches = [p.name for p in own if isinstance(p.type.elem, Cached)]
         head = [*index, *caches, *(f"{name}={made}" for name, made in self.given.items())]
         body = self.lines or [f"{INDENT}pass"]
         return "\n".join([f"def {self.func.name}(", *(f"{INDENT}{h}," for h in head), "):", *body])
@@ -112,7 +114,7 @@ class Lowering:
 
     def name_of(self, v: Value) -> str:
         """The name of a value's place; it becomes a parameter of the function the first time."""
-        if isinstance(v.type.elem, Paged):
+        if isinstance(v.type.elem, Cached):
             return self._root_cache(v)
         if v.type.elem in (SEQS, CACHES):
             return "seqs" if v.type.elem == SEQS else v.name
@@ -134,7 +136,7 @@ class Lowering:
     def _root_cache(self, v: Value) -> str:
         made = self.producers.get(v)
         while isinstance(made, Node):
-            v = made.values[0]
+            v = next(x for x in made.values if isinstance(x.type.elem, Cached))
             made = self.producers.get(v)
         return v.name
 
@@ -222,7 +224,7 @@ class Lowering:
         del self.given[self.weight(p, "vector")]
         return f'vector("{self.program.weights[f"{show_weight(p.weight)} as vector"].name}")'
 
-    def is_weight(self, a: Arg) -> bool:
+    def is_weight(self, a: object) -> bool:
         """Whether an operand is bound to a weight."""
         return isinstance(a, Param) and a.weight is not None
 
@@ -265,7 +267,8 @@ class Lowering:
         self.program.fallbacks[n.op.name] = self.program.fallbacks.get(n.op.name, 0) + 1
         args = [self.weight(a, "tensor") if self.is_weight(a) else self.ref(a) for a in n.args]
         for r in n.results:
-            self.place(r)
+            if not isinstance(r.type.elem, Cached):
+                self.place(r)
         outs = [self.name_of(r) for r in n.results]
         attrs = [f"{k}={show_attr(v)}" for k, v in n.attrs.items()]
         given = ", ".join([f'"{n.op.name}"', f"[{', '.join(outs)}]", *args, *attrs])

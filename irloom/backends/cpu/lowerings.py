@@ -228,8 +228,8 @@ def _rope(f: Lowering, n: Node, x: Value, norm: str, eps: object) -> bool:
 @lowers("kv_append")
 def kv_append(f: Lowering, n: Node) -> bool:
     """Keys and values go to their pages, in place."""
-    cache, k, v = (_value(n, i) for i in range(3))
-    if not f.f32(k, v):
+    cache, k, v = n.args[:3]
+    if not f.f32(k) or not (v is None or f.f32(v)):
         return False
     f.call("kv_append", cache, k, v, loc=n.loc)
     return True
@@ -242,7 +242,7 @@ def paged_attention(f: Lowering, n: Node) -> bool:
     if (
         not f.f32(q)
         or not isinstance(cache.type.elem, Paged)
-        or not all(w is None or isinstance(w, Param) for w in per_head)
+        or not all(w is None or f.is_weight(w) for w in per_head)
     ):
         return False
     sinks, slopes = (f.weight(w, "vector") if isinstance(w, Param) else "None" for w in per_head)

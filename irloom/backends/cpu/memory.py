@@ -12,18 +12,34 @@ from irloom.backends.cpu.native import Raw
 from irloom.backends.cpu.step import Count, PoolArrays, Rows, Step, zeros
 from irloom.ir.elem import ELEMS
 from irloom.ir.ops.attention import default_frequencies
-from irloom.ir.seqs import PagedCache
+from irloom.ir.seqs import PagedCache, StateCache
 
 
 class Cache:
-    """One layer's pages: keys and values [pages, page, kv heads, head dim], and the pool they belong to."""
+    """One layer's pages: keys and values [pages, page, kv heads, head dim], and the pool they belong to.
 
-    __slots__ = ("arrays", "dim", "elem", "heads", "k", "k_ptr", "page", "pool", "v", "v_ptr")
+    ``dim`` are the features of a key, ``values`` those of a value: 0 where there are keys only.
+    """
+
+    __slots__ = ("arrays", "dim", "elem", "heads", "k_ptr", "page", "v_ptr", "value", "values")
 
     def __init__(self, value: PagedCache, arrays: PoolArrays) -> None:
-        self.k, self.v, self.pool, self.arrays = value.k, value.v, value.pool, arrays
+        self.value, self.values, self.arrays = value, value.v.shape[3], arrays
         self.k_ptr, self.v_ptr, self.elem = value.k.data_ptr(), value.v.data_ptr(), CACHE_ELEMS[value.k.dtype]
         self.page, self.heads, self.dim = value.k.shape[1:]
+
+
+class States:
+    """One layer's states [slots, ...] of sequences, and the pool that slots come from."""
+
+    __slots__ = ("arrays", "every", "ptr", "value")
+
+    def __init__(self, value: StateCache, arrays: PoolArrays) -> None:
+        self.value, self.every, self.arrays = value, value.every, arrays
+        self.ptr = value.states.data_ptr()
+
+
+AnyCache = Cache | States
 
 
 class Turns:

@@ -26,6 +26,13 @@ paged_attention  q, ldq, kcache, vcache, elem, page, KV, starts, context, table,
 act_mul          kind, gate, ldg, up, ldu, y, ldy, T, N: y = kind(gate) * up; kind(gate) without up
 gather_rows      x, ldx, index i32[T], y, ldy, T, N
 copy             x, ldx, y, ldy, T, N
+causal_conv      x, ldx, w, bias, y, ldy, C, K, states
+token_shift      x, ldx, y, ldy, C, states
+linear_scan      x, ldx, decay, ldd, y, ldy, C, states
+selective_scan   x, ldx, dt, lddt, a, b, ldb, c, ldc, y, ldy, C, N, states
+ssd_scan         x, ldx, dt, lddt, a, b, ldb, c, ldc, y, ldy, H, P, G, N, states
+gated_delta      q, ldq, k, ldk, v, ldv, decay, ldd, beta, ldb, y, ldy, H, K, V, D, states: beta 0 is none
+wkv              k, ldk, v, ldv, decay, first, y, ldy, C, states
 argmax           x, ldx, T, N, out i64[T]
 read             data, bytes: the read-bandwidth probe
 set_threads      n
@@ -34,6 +41,7 @@ threads
 
 ``elem``: 0 f32, 1 bf16, 2 f16 (``ELEMS``). ``kind``: ``ACTIVATIONS``. ``weight``: ``Packed.address``. Caches:
 [pages, page, KV heads, head dim]; ``table`` i32 [S, max_pages]; ``starts`` i32 [S + 1]; ``context`` i32 [S].
+``states``: slots [slots, ...], starts, context, table, S, max_slots, every; slots are renewed in place.
 """
 
 from __future__ import annotations
@@ -54,6 +62,7 @@ from irloom.backends.cpu.pack import Packed
 ELEMS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATIONS = ("identity", "silu", "gelu_tanh", "gelu_erf", "relu", "relu2", "sigmoid", "tanh")
 
+_STATES = "ppppiii"
 # p pointer, i int64, d double; after the colon what is returned.
 SIGNATURES = {
     "linear": "ppipipii",
@@ -69,6 +78,13 @@ SIGNATURES = {
     "act_mul": "ipipipiii",
     "gather_rows": "pippiii",
     "copy": "pipiii",
+    "causal_conv": "pipppiii" + _STATES,
+    "token_shift": "pipii" + _STATES,
+    "linear_scan": "pipipii" + _STATES,
+    "selective_scan": "pipippipipiii" + _STATES,
+    "ssd_scan": "pipippipipiiiii" + _STATES,
+    "gated_delta": "pipipipipipiiiii" + _STATES,
+    "wkv": "pipipppii" + _STATES,
     "argmax": "piiip",
     "read": "pi:d",
     "set_threads": "i",

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from irloom.backends.cpu.calls import Calls, generated
-from irloom.backends.cpu.memory import Cache, Memory
+from irloom.backends.cpu.memory import AnyCache, Memory
 from irloom.backends.cpu.native import Raw
+from irloom.backends.cpu.recurrent import Recurrences
 from irloom.backends.cpu.step import PoolArrays, Rows, Step
 
 
@@ -30,18 +31,20 @@ class Runner:
         step: Step,
         extra: ctypes.CDLL | None,
         weights: Mapping[str, Any],
-        caches: Mapping[str, Cache | Sequence[Cache]],
+        caches: Mapping[str, AnyCache | Sequence[AnyCache]],
     ) -> None:
         self._raw, self._step, self._memory = raw, step, Memory(raw, step, weights)
         text = program.read_text(encoding="utf-8")
-        names = {**self._memory.names(), **Calls(raw, step).names(), **generated(extra, text), **caches}
+        calls = {**Calls(raw, step).names(), **Recurrences(raw, step).names(), **generated(extra, text)}
+        names = {**self._memory.names(), **calls, **caches}
         self._names = runpy.run_path(str(program), names)
         self._main: Callable[[], Rows] = self._names["main"]
 
     def run(self) -> torch.Tensor:
         """One step on what the step's arrays hold: the logits [S, vocab], valid until the next one."""
         for pool in self._step.pools.values():
-            self._slots(pool)
+            if not pool.pool.cut:
+                self._slots(pool)
         for table in self._memory.turns:
             table.update()
         return self._main().tensor()

@@ -6,6 +6,7 @@ It needs no compiler, and computes what every other target is compared with.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ def _empty(m: Module, made: tuple[Pool, ...]) -> dict[str, Any]:
     empty: dict[str | int, PagedCache | StateCache] = {}
     for key, t in types.items():
         assert isinstance(t.elem, Cached)
-        empty[key] = empty_cache(t, pages[t.elem.pool])
+        empty[key] = replace(empty_cache(t, pages[t.elem.pool]), in_place=True)
     out: dict[str, Any] = {k: v for k, v in empty.items() if isinstance(k, str)}
     for p in m.main.data:
         if p.type.elem == CACHES:

@@ -31,6 +31,7 @@ struct Attention {
   int64_t group() const { return H / KV; }
   int64_t Dp() const { return (D + 15) / 16 * 16; }
   int64_t Dvp() const { return (Dv + 15) / 16 * 16; }
+  int64_t value_width() const { return vcache == kcache ? D : Dv; }  // one cache: values are the first features of keys
   bool direct() const { return elem == ELEM_F32 && D % 16 == 0 && Dv % 16 == 0; }
 };
 
@@ -99,7 +100,7 @@ void locate(const Attention& a, const Item& it, int64_t start, Block& b) {
   const int32_t* table = a.table + it.s * a.max_pages;
   for (int64_t j = b.j0; j < b.j1; j++) {
     const int64_t key = start + j, slot = table[key / a.page] * a.page + key % a.page;
-    const int64_t ka = (slot * a.KV + it.kv) * a.D, va = (slot * a.KV + it.kv) * a.Dv;
+    const int64_t ka = (slot * a.KV + it.kv) * a.D, va = (slot * a.KV + it.kv) * a.value_width();
     b.k[j] = direct ? (const float*)a.kcache + ka : widened(a.kcache, (int)a.elem, ka, a.D, ks + j * a.Dp(), a.Dp());
     b.v[j] = direct ? (const float*)a.vcache + va : widened(a.vcache, (int)a.elem, va, a.Dv, vs + j * a.Dvp(), a.Dvp());
   }
@@ -287,7 +288,7 @@ void attention(const Attention& a) {
 }  // namespace
 }  // namespace irl
 
-// q [T, H, D] rows ldq apart; caches [P, page, KV, D] and [P, page, KV, Dv] of `elem`; starts [S + 1], context [S],
+// q [T, H, D] rows ldq apart; caches [P, page, KV, D] and [P, page, KV, Dv] of `elem`, or one: its first Dv features are values; starts [S + 1], context [S],
 // table [S, max_pages]; window, chunk or softcap 0: none; sinks [H] or null; slopes [H] or null; out [T, H, Dv] rows ldo apart.
 extern "C" void irl_paged_attention(const float* q, int64_t ldq, const void* kcache, const void* vcache, int64_t elem, int64_t page,
                                     int64_t KV, const int32_t* starts, const int32_t* context, const int32_t* table, int64_t S,
