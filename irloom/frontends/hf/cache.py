@@ -80,20 +80,24 @@ class ProbingCache(Cache):
     def layers(self) -> NoReturn:
         self._refuse("what a cache layer holds (`past_key_values.layers`)")
 
-    def update_conv_state(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("a convolution state (`update_conv_state`)")
+    def update_conv_state(self, conv_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """What a convolution reads: of what it keeps nothing shows, so this step's tokens alone."""
+        return conv_states
 
-    def get_conv_state(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("a convolution state (`get_conv_state`)")
+    def update_recurrent_state(self, recurrent_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return recurrent_states
 
-    def update_recurrent_state(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("a recurrent state (`update_recurrent_state`)")
+    def get_conv_state(self, *_: Any, **__: Any) -> None:
+        """None: the recurrent ops of the IR carry their states themselves."""
 
-    def get_recurrent_state(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("a recurrent state (`get_recurrent_state`)")
+    def get_recurrent_state(self, *_: Any, **__: Any) -> None:
+        """None, as of a convolution."""
+
+    def has_previous_state(self, *_: Any, **__: Any) -> bool:
+        return False
+
+    def is_recording_past(self, *_: Any, **__: Any) -> bool:
+        return False
 
     def update_indexer(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("a key cache of a sparse attention indexer (`update_indexer`)")
-
-    def has_previous_state(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("a recurrent state (`has_previous_state`)")

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from irloom.frontends.hf.blocks import replaced_blocks
 from irloom.frontends.hf.experts import irloom_experts
 from irloom.frontends.hf.interfaces import irloom_attention
+from irloom.frontends.hf.kernels import recurrent_kernels
 from irloom.frontends.hf.lengths import DYNAMIC, Lengths, lengths_of, settling_raises
 from irloom.frontends.hf.repeat import Repeats, Unlike, find_layers, marked
 from irloom.frontends.hf.skeleton import buffers_on
@@ -118,7 +119,7 @@ class _Logits(nn.Module):
 @contextlib.contextmanager
 def _as_ops(model: nn.Module) -> Iterator[None]:
     """Within, what stays whole in a graph is one op of ours wherever ``model`` computes it."""
-    with irloom_attention(model), irloom_experts(model), replaced_blocks(model):
+    with irloom_attention(model), irloom_experts(model), recurrent_kernels(model), replaced_blocks(model):
         yield
 
 

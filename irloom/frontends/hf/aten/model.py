@@ -51,6 +51,8 @@ def matmul(a: Any, b: Any) -> View:
     own_tokens(a, -1, "a product")
     if b.rank == 2:
         return linear(a, b.swapped(0, 1))
+    if a.rank == 2 < b.rank:
+        return linear(b.swapped(-1, -2), a).swapped(-1, -2)
     if a.rank != b.rank or a.rank < 3:
         raise TraceError(f"a product of {a.dims} and {b.dims} has no translation")
     outer = [d for d in range(a.rank - 2) if a.order[d] is not None or b.order[d] is not None]

@@ -109,6 +109,8 @@ def cut(x: Any, dim: int = 0, start: Dim | None = None, end: Dim | None = None, 
     d = x.dim(dim)
     size = x.dims[d]
     first = 0 if start is None else start if not isinstance(start, int) or start >= 0 else size + start
+    if not isinstance(first, int) and size + first == 0:
+        first = 0  # the last T of T tokens
     last = size if end is None or (isinstance(end, int) and end >= END) else end
     if isinstance(last, int) and isinstance(size, int):
         last = min(last, size) if last >= 0 else size + last

@@ -1,0 +1,67 @@
+"""Every recurrent op of the IR as an op of torch, so that a captured graph keeps it whole.
+
+Tensors with a token dim are the library's ``[1, T, ...]``; operands are those of the IR's op, less ``seqs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from irloom.frontends.hf.aten.core import tensor, translates
+from irloom.frontends.hf.views import View, viewed
+from irloom.ir.op import OPS, Op
+from irloom.ir.signature import Term
+
+TOKENS = "t"
+
+
+def _by_token(term: Term) -> bool:
+    return bool(term.axes) and term.axes[0].factors == (TOKENS,)
+
+
+def _terms(op: Op) -> list[tuple[str, Term]]:
+    """Operands and their terms, less ``seqs``."""
+    pairs = zip(op.operands, op.signature.ins, strict=True)
+    return [(name, term) for name, term in pairs if name != "seqs"]
+
+
+def register(op: Op) -> Callable[..., Tensor]:
+    """The op as ``torch.ops.irloom.NAME``, with its translation back."""
+    terms = _terms(op)
+    given = ", ".join(f"Tensor{'?' if term.optional else ''} {name}" for name, term in terms)
+    torch.library.define(f"irloom::{op.name}", f"({given}) -> Tensor")
+    (out,) = op.signature.outs
+    like = next(i for i, (_, term) in enumerate(terms) if term.axes == out.axes)
+
+    @torch.library.register_fake(f"irloom::{op.name}")
+    def _(*operands: Tensor | None) -> Tensor:
+        shape, first = operands[like], operands[0]
+        assert shape is not None and first is not None
+        return first.new_empty(shape.shape)
+
+    @translates(f"irloom.{op.name}.default")
+    def _(*operands: Any, seqs: Any) -> View:
+        return _apply(op, terms, operands, seqs)
+
+    return getattr(torch.ops.irloom, op.name)
+
+
+def _apply(op: Op, terms: Sequence[tuple[str, Term]], operands: Sequence[Any], seqs: Any) -> View:
+    values: list[Any] = []
+    for (name, term), x in zip(terms, operands, strict=False):
+        if x is None:
+            values.append(None)
+            continue
+        view = tensor(x, f"operand `{name}`")
+        values.append(view.arranged(range(1 if _by_token(term) else 0, view.rank)))
+    values.insert(op.operands.index("seqs"), seqs)
+    out = op(*values)
+    return viewed(out, range(1, out.type.rank + 1), out.type.rank + 1)
+
+
+RECURRENT = {op.name: register(op) for op in OPS if op.carried is not None}
+"""Torch ops by the names of the IR's ops."""
