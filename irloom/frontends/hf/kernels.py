@@ -46,15 +46,14 @@ def recurrent_kernels(model: nn.Module) -> Iterator[None]:
 
 def kernel_name(module: ModuleType, name: str, fn: Any) -> str:
     """The kernel that a function stands for, by the library's mark or by its own name; else nothing."""
-    seen: set[int] = set()
-    link = fn
-    while callable(link) and id(link) not in seen and hasattr(link, "__wrapped__"):
-        seen.add(id(link))
-        free = getattr(getattr(link, "__code__", None), "co_freevars", ())
-        held = dict(zip(free, getattr(link, "__closure__", None) or (), strict=True))
+    link: Any = fn
+    while callable(link) and (inner := getattr(link, "__wrapped__", None)) is not None:
+        code: Any = getattr(link, "__code__", None)
+        cells: Any = getattr(link, "__closure__", None) or ()
+        held = dict(zip(code.co_freevars if code else (), (c.cell_contents for c in cells), strict=False))
         if "func_name" in held and "package" in held:
-            return str(held["func_name"].cell_contents)
-        link = link.__wrapped__
+            return str(held["func_name"])
+        link = inner
     own = getattr(fn, "__module__", None) == module.__name__ and not isinstance(fn, type)
     return name if own and callable(fn) else ""
 
