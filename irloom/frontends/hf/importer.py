@@ -18,6 +18,7 @@ from torch.fx.node import map_arg
 from irloom.frontends.hf.aten import TRANSLATORS, Stored
 from irloom.frontends.hf.aten.core import PAST, TOKENS, Translator
 from irloom.frontends.hf.capture import Capture
+from irloom.frontends.hf.spelled import Probe, raise_spelled
 from irloom.frontends.hf.symbols import dim_of
 from irloom.frontends.hf.trace_errors import OTHERS, place_of
 from irloom.frontends.hf.views import View
@@ -25,14 +26,12 @@ from irloom.ir import ops
 from irloom.ir.dims import sym
 from irloom.ir.elem import ELEMS, SEQS, elem_of
 from irloom.ir.errors import IRError, IrloomError, TraceError
-from irloom.ir.graph import Builder, Func, Module, Param
+from irloom.ir.graph import Builder, Func, Module, Param, Value
 from irloom.ir.types import Type
 from irloom.ir.weights import Const, Tensor, WeightExpr
 
 WRAPPER = "model."
 """Where the library's model sits in the module that was exported."""
-
-CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range")
 
 
 def import_graph(capture: Capture, model: nn.Module, name: str) -> Module:
@@ -58,11 +57,15 @@ class _Importer:
         self.build = Builder(self.func)
         self.env: dict[FxNode, Any] = {}
         self.bound: dict[str, Any] = {}
-        self.wants_seqs: dict[Translator, bool] = {}
+        self.made: list[tuple[torch.Tensor, Value]] = []
+        self.offered = {"seqs": self.seqs, "constant": self.constant}
+        self.wants: dict[Translator, dict[str, Any]] = {}
         self.symbols = {capture.tokens: TOKENS, capture.past: PAST}
 
     def run(self) -> Module:
         specs = {spec.arg.name: spec for spec in self.capture.whole.specs}
+        symbols = (self.capture.tokens, self.capture.past)
+        raise_spelled(Probe(self.graph, symbols, lambda n: self.known(specs[n.name]), self.placed))
         live = _live(self.graph)
         with self.build:
             for node in self.graph.nodes:
@@ -103,15 +106,38 @@ class _Importer:
         leaf = re.sub(r"\W", "_", ".".join(path.split(".")[-2:]))
         if kind is InputKind.PARAMETER or (persistent and kind is InputKind.BUFFER):
             return self.param(leaf, fake, Tensor(path))
-        constants = self.capture.whole.constants
-        value = self.capture.buffers.get(path, constants.get(WRAPPER + path, constants.get(path)))
-        if not isinstance(value, torch.Tensor) or value.is_meta:
+        value = self.value(path)
+        if value is None:
             raise TraceError(f"buffer `{path}` has no value and is in no checkpoint")
         if value.ndim == 0:
             return value.item()
         const = leaf if leaf not in self.module.consts else re.sub(r"\W", "_", path)
         self.module.consts[const] = value.contiguous()
         return self.param(leaf, value, Const(const))
+
+    def value(self, path: str) -> torch.Tensor | None:
+        """The value of the buffer or constant at ``path``, if it has one."""
+        constants = self.capture.whole.constants
+        value = self.capture.buffers.get(path, constants.get(WRAPPER + path, constants.get(path)))
+        return value if isinstance(value, torch.Tensor) and not value.is_meta else None
+
+    def known(self, spec: InputSpec) -> torch.Tensor | None:
+        """The value of a graph input that is no weight, if it has one."""
+        return (
+            None
+            if spec.kind is InputKind.PARAMETER
+            else self.value((spec.target or "").removeprefix(WRAPPER))
+        )
+
+    def constant(self, name: str, value: torch.Tensor) -> Any:
+        """A parameter of ``main`` that holds ``value``; the same one for the same value."""
+        for held, param in self.made:
+            if held.dtype == value.dtype and torch.equal(held, value):
+                return param
+        const = self.build.fresh(name)
+        self.module.consts[const] = value
+        self.made.append((value, self.param(const, value, Const(const)).value))
+        return self.made[-1][1]
 
     def param(self, name: str, like: torch.Tensor, weight: WeightExpr) -> View:
         kind = Type(elem_of(like.dtype), tuple(like.shape))
@@ -134,10 +160,10 @@ class _Importer:
         translator = TRANSLATORS.get(key)
         if translator is None:
             raise TraceError(f"op `{name}` has no translation")
-        if translator not in self.wants_seqs:
-            self.wants_seqs[translator] = "seqs" in inspect.signature(translator).parameters
-        if self.wants_seqs[translator]:
-            kwargs = {**kwargs, "seqs": self.seqs}
+        if translator not in self.wants:
+            takes = inspect.signature(translator).parameters
+            self.wants[translator] = {k: v for k, v in self.offered.items() if k in takes}
+        kwargs = {**kwargs, **self.wants[translator]}
         self.build.name = source_name(node)
         result = translator(*args, **kwargs)
         self.build.name = None
@@ -196,12 +222,20 @@ class _Importer:
 def _live(graph: torch.fx.Graph) -> set[FxNode]:
     """Nodes that the output depends on. The library's own checks and what only feeds a dead value do not."""
     live: set[FxNode] = set()
+    read: set[FxNode] = set()
     for node in reversed(graph.nodes):
         needed = node.op == "output" or any(user in live for user in node.users)
-        mutates = node.op == "call_function" and str(node.target).split(".")[-2:-1] and _in_place(node)
-        if needed or (mutates and not str(node.target).startswith(CHECKS)):
+        if needed or (node.op == "call_function" and _in_place(node) and _memory(node) in read):
             live.add(node)
+            read |= {_memory(n) for n in (node, *node.all_input_nodes)}
     return live
+
+
+def _memory(node: FxNode) -> FxNode:
+    """The node whose memory a node shows."""
+    while node.op == "call_function" and _aliases(node) and node.args and isinstance(node.args[0], FxNode):
+        node = node.args[0]
+    return node
 
 
 def _in_place(node: FxNode) -> bool:

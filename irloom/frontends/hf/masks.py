@@ -87,3 +87,15 @@ def _all_of(parts: list[MaskKind | None]) -> MaskKind | None:
     if narrow:
         return narrow.pop() if MaskKind("causal") in kinds else None
     return MaskKind("causal") if MaskKind("causal") in kinds else MaskKind("full")
+
+
+def dense_mask(queries: int, keys: int, kind: str, size: int) -> Tensor:
+    """A mask as the library would spell it: f32 [1, 1, queries, keys], 0 where seen, else the least float."""
+    at = keys - queries + torch.arange(queries)[:, None]
+    key = torch.arange(keys)[None]
+    seen = torch.ones(queries, keys, dtype=torch.bool) if kind == "full" else key <= at
+    if kind == "sliding":
+        seen = seen & (key > at - size)
+    if kind == "chunked":
+        seen = seen & (key >= at // size * size)
+    return torch.zeros(queries, keys).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]

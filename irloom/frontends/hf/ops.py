@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# q [B, H, T, D], k [B, KV, S, D], v [B, KV, S, E] -> [B, T, H, E]; zero softcap or window means none.
+# q [B, H, T, D], k [B, KV, S, D], v [B, KV, S, E] -> [B, T, H, E]; zero softcap, window or chunk means none.
 torch.library.define(
     "irloom::attention",
     "(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? sinks, float scale, float softcap, SymInt window,"
-    " bool causal, int layer) -> Tensor",
+    " bool causal, int layer, int chunk=0, float[]? slopes=None) -> Tensor",
 )
 # What the library would spell as a dense additive mask [1, 1, T, S]; kind is causal, sliding or chunked.
 torch.library.define(
@@ -40,6 +40,8 @@ def _attention(
     window: int,
     causal: bool,
     layer: int,
+    chunk: int = 0,
+    slopes: list[float] | None = None,
 ) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 

@@ -160,40 +160,37 @@ def attention(
     window: int,
     causal: bool,
     layer: int,
+    chunk: int = 0,
+    slopes: Sequence[float] | None = None,
     *,
     seqs: Any,
+    constant: Any,
 ) -> View:
     k, v = (x.view if isinstance(x, Stored) else tensor(x) for x in (k, v))
     heads = [x.arranged((2, 1, 3)) for x in (tensor(q), k, v)]
-    out = ops.attention(
-        *heads,
-        seqs,
-        _plain(sinks),
-        scale=scale,
-        window=_window(mask, window, causal),
-        softcap=softcap or None,
-    )
+    seen = {"window": window or None, "chunk": chunk or None} if mask is None else _seen(mask)
+    if mask is None and not causal:
+        raise TraceError("attention sees later tokens", hint="only decoders, which look back, can be traced")
+    given = [seqs, _plain(sinks), None if slopes is None else constant("slopes", torch.tensor(slopes))]
+    while given[-1] is None:
+        given.pop()
+    out = ops.attention(*heads, *given, scale=scale, softcap=softcap or None, **seen)
     return viewed(out, (1, 2, 3), 4)
 
 
-def _window(mask: Any, window: int, causal: bool) -> int | None:
-    """How many tokens an attention looks back. The mask decides; without one, what the layer asks for."""
+def _seen(mask: Any) -> dict[str, int]:
+    """How far an attention with this mask looks back, as its attributes."""
     match mask:
-        case None if causal:
-            return window or None
         case Mask(kind="causal"):
-            return None
+            return {}
         case Mask(kind="sliding", size=size):
-            return size
+            return {"window": size}
+        case Mask(kind="chunked", size=size):
+            return {"chunk": size}
         case Mask(kind=kind):
             raise TraceError(
-                f"attention with a {kind} mask has no translation", hint="causal and sliding masks have one"
-            )
-        case None:
-            raise TraceError(
-                "attention sees later tokens", hint="only decoders, which look back, can be traced"
+                f"attention with a {kind} mask has no translation",
+                hint="causal, sliding and chunked masks have one",
             )
         case _:
-            raise TraceError(
-                "attention takes a mask that the model computed", hint="only causal and sliding masks"
-            )
+            raise TraceError("attention takes a mask that depends on tokens")
