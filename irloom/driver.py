@@ -21,6 +21,7 @@ from .backends.machine import cpu_features, read_bandwidth
 from .frontends.core import Frontend, TraceOptions, frontend_of
 from .frontends.facts import fingerprint
 from .frontends.hf.hub import find
+from .frontends.hf.remote import remote_code
 from .frontends.store import cache_dir
 from .ir.elem import ELEMS
 from .ir.errors import EngineMismatch, PipelineError, RequestError
@@ -35,15 +36,18 @@ Prompt = str | Mapping[str, Any] | Sequence[int] | Sequence[Mapping[str, str]]
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def trace(model: Any, dtype: str | None = None, layers: int | None = None) -> Module:
+def trace(
+    model: Any, dtype: str | None = None, layers: int | None = None, trust_remote_code: bool = False
+) -> Module:
     """The program of a model: a path, a hub id, a config object of the library, or an ``nn.Module``.
 
     ``dtype`` is the element of weights and activations (default: as stored); ``layers`` keeps the first.
+    ``trust_remote_code`` runs Python files that a directory brings with it; without, they are refused.
     """
     elem = ELEMS[dtype] if dtype else None
     if isinstance(model, (str, Path)):
-        path = find(str(model))
-        return frontend_of(path).trace(path, TraceOptions(dtype=elem, layers=layers))
+        path = find(str(model), trust_remote_code)
+        return frontend_of(path).trace(path, TraceOptions(dtype=elem, layers=layers, trust=trust_remote_code))
     from .frontends.hf import trace_hf
 
     return trace_hf(model, dtype=elem, layers=layers)
@@ -55,13 +59,14 @@ def rewritten(
     pipeline: str | None = None,
     after: str | None = None,
     layers: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Module:
     """The program after the target's pipeline, or after a part of it (``after="trace"`` runs none)."""
-    path = find(str(model))
+    path = find(str(model), trust_remote_code)
     if is_engine(path):
         return parse(EngineReader(path).read_text("module.irloom"))
     made = backend(target)
-    m = trace(path, dtype=made.dtype, layers=layers)
+    m = trace(path, made.dtype, layers, trust_remote_code)
     steps = [spell(p) for p in parse_pipeline(pipeline if pipeline is not None else made.pipeline)]
     if after == "trace":
         return m
@@ -100,12 +105,13 @@ def compile(
     *,
     out: str | Path,
     progress: Report | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Build an engine directory and give its path; an engine there is replaced when the new one is whole."""
-    report, out, path = progress or quiet, Path(out), find(str(model))
+    report, out, path = progress or quiet, Path(out), find(str(model), trust_remote_code)
     target = available(target)
     made, front = backend(target), frontend_of(path)
-    options = TraceOptions(dtype=ELEMS[made.dtype])
+    options = TraceOptions(dtype=ELEMS[made.dtype], trust=trust_remote_code)
     made.prepare()
     report("trace", 0, 1)
     m = front.trace(path, options)
@@ -130,6 +136,7 @@ def compile(
             target,
             "--pipeline",
             ", ".join(steps),
+            *(["--trust-remote-code"] if trust_remote_code else []),
         ],
         settings={"max_context": facts.max_context, "eos": list(facts.eos), "int8_activations": True},
     )
@@ -168,18 +175,23 @@ def _summary(record: Record) -> list[dict[str, Any]]:
     ]
 
 
-def engine_for(model: str | Path, target: str, pipeline: str | None, progress: Report) -> Path:
+def engine_for(
+    model: str | Path, target: str, pipeline: str | None, progress: Report, trust_remote_code: bool = False
+) -> Path:
     """The engine of a model: itself, or one kept in the cache for this model, pipeline and machine."""
-    path = find(str(model))
+    path = find(str(model), trust_remote_code)
     if is_engine(path):
         return path
     steps = [spell(p) for p in parse_pipeline(pipeline if pipeline is not None else backend(target).pipeline)]
     frontend_of(path)
     facts = [fingerprint(path), target, steps, list(cpu_features()), __version__, version("torch"), _code()]
+    facts += [trust_remote_code] if remote_code(path) else []
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     out = cache_dir() / "engines" / key
     if not is_engine(out):
-        compile(path, target, ", ".join(steps), out=out, progress=progress)
+        compile(
+            path, target, ", ".join(steps), out=out, progress=progress, trust_remote_code=trust_remote_code
+        )
     return out
 
 
@@ -206,10 +218,11 @@ class LLM:
         target: str | None = None,
         pipeline: str | None = None,
         progress: Report | None = None,
+        trust_remote_code: bool = False,
         **limits: Any,
     ) -> None:
         report = progress or quiet
-        folder = engine_for(model, available(target or "cpu"), pipeline, report)
+        folder = engine_for(model, available(target or "cpu"), pipeline, report, trust_remote_code)
         report("open", 0, 1)
         reader = EngineReader(folder)
         if target is not None and available(target) != reader.manifest.target:
@@ -267,7 +280,7 @@ class LLM:
         from transformers import AutoTokenizer
 
         self._need_tokenizer()
-        tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", trust_remote_code=False)
         if not tokenizer.chat_template:
             raise RequestError(
                 f"{self.manifest.model} has no chat template: it continues text",

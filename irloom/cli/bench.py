@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .core import command, json_option, pipeline_option, print_json, print_table, target_option
+from .core import command, json_option, pipeline_option, print_json, print_table, target_option, trust_option
 from .progress import progress_bars
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 )
 @target_option
 @pipeline_option
+@trust_option
 @json_option
 def bench(
     model: str,
@@ -33,6 +34,7 @@ def bench(
     repeats: int,
     target: str,
     pipeline: str | None,
+    trust: bool,
     as_json: bool,
 ) -> None:
     """Measure throughput and latency.
@@ -44,7 +46,7 @@ def bench(
     from ..driver import measure
 
     with progress_bars() as report:
-        llm = LLM(model, target=target, pipeline=pipeline, progress=report)
+        llm = LLM(model, target=target, pipeline=pipeline, progress=report, trust_remote_code=trust)
         figures = measure(llm, requests, prompt_tokens, new_tokens, repeats, progress=report)
     if as_json:
         print_json(asdict(figures))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .core import command, json_option, pipeline_option, print_json, target_option
+from .core import command, json_option, pipeline_option, print_json, target_option, trust_option
 from .progress import progress_bars
 
 
@@ -17,8 +17,9 @@ from .progress import progress_bars
 )
 @target_option
 @pipeline_option
+@trust_option
 @json_option
-def compile_(model: str, out: Path, target: str, pipeline: str | None, as_json: bool) -> None:
+def compile_(model: str, out: Path, target: str, pipeline: str | None, trust: bool, as_json: bool) -> None:
     """Build an engine: a directory that `irloom run` opens in seconds.
 
     Batch size, sequence length and page count are chosen when it runs, not here. A build that is stopped
@@ -27,7 +28,9 @@ def compile_(model: str, out: Path, target: str, pipeline: str | None, as_json: 
     import irloom
 
     with progress_bars() as report:
-        irloom.compile(model, target=target, pipeline=pipeline, out=out, progress=report)
+        irloom.compile(
+            model, target=target, pipeline=pipeline, out=out, progress=report, trust_remote_code=trust
+        )
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     if as_json:
         print_json({"engine": str(out), "target": target, "bytes": size})

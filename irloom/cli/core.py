@@ -114,6 +114,10 @@ pipeline_option = click.option(
     "--pipeline", help='The passes, such as "canonicalize, raise, outline"; default: that of the target.'
 )
 
+trust_option = click.option(
+    "--trust-remote-code", "trust", is_flag=True, help="Run the Python files that MODEL brings with it."
+)
+
 
 def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
     """A command named ``name`` that takes ``--plugin``; its docstring is its help."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .core import command, json_option, pipeline_option, print_json, target_option
+from .core import command, json_option, pipeline_option, print_json, target_option, trust_option
 
 if TYPE_CHECKING:
     from .. import Module
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--lowered", is_flag=True, help="Print the program that the target runs.")
 @target_option
 @pipeline_option
+@trust_option
 @json_option
 def dump(
     model: str,
@@ -29,6 +30,7 @@ def dump(
     lowered: bool,
     target: str,
     pipeline: str | None,
+    trust: bool,
     as_json: bool,
 ) -> None:
     """Print MODEL as IR text.
@@ -41,7 +43,7 @@ def dump(
     """
     from .. import driver
 
-    m = driver.rewritten(model, target=target, pipeline=pipeline, after=after)
+    m = driver.rewritten(model, target, pipeline, after, trust_remote_code=trust)
     text = driver.lowered(m, target) if lowered else str(m) if layer is None else _layer(m, layer)
     if as_json:
         print_json({"model": m.model, "passes": m.passes, "functions": list(m.funcs), "text": text})

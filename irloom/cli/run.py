@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from .core import command, pipeline_option, target_option
+from .core import command, pipeline_option, target_option, trust_option
 from .progress import progress_bars
 
 if TYPE_CHECKING:
@@ -42,7 +42,10 @@ class Talker(Protocol):
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given again.")
 @target_option
 @pipeline_option
-def run(model: str, prompt: str | None, target: str, pipeline: str | None, **sampling: Any) -> None:
+@trust_option
+def run(
+    model: str, prompt: str | None, target: str, pipeline: str | None, trust: bool, **sampling: Any
+) -> None:
     """Trace, compile and generate, streaming the text to stdout.
 
     Without PROMPT: a chat when stdin is a terminal, else the prompt is read from stdin.
@@ -58,7 +61,7 @@ def run(model: str, prompt: str | None, target: str, pipeline: str | None, **sam
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
     with progress_bars() as report:
-        llm = LLM(model, target=target, pipeline=pipeline, progress=report)
+        llm = LLM(model, target=target, pipeline=pipeline, progress=report, trust_remote_code=trust)
     if prompt is not None:
         _stream(llm, prompt, params)
     else:

@@ -27,12 +27,14 @@ BUILT_IN = {
 @dataclass(frozen=True)
 class TraceOptions:
     """``dtype`` of weights and activations, by default the checkpoint's; only the first ``layers`` layers;
-    whether an architecture is ``check``ed against its library on a tiny model before its trace is used.
+    whether an architecture is ``check``ed against its library on a tiny model before its trace is used;
+    whether the user ``trust``s Python code that the model brings with it.
     """
 
     dtype: Elem | None = None
     layers: int | None = None
     check: bool = True
+    trust: bool = False
 
 
 class Frontend(Protocol):

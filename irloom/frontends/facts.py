@@ -24,9 +24,9 @@ class Facts:
 
 def directory_facts(path: Path) -> Facts:
     """Of a Hugging Face directory: generation_config.json where it speaks, else config.json."""
-    config = _json(path / "config.json")
+    config = read_json(path / "config.json")
     text = config.get("text_config") or config
-    said = _json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
+    said = read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
     eos = next((c["eos_token_id"] for c in (said, config, text) if c.get("eos_token_id") is not None), ())
     length = next((text[k] for k in _LENGTHS if isinstance(text.get(k), int)), DEFAULT_CONTEXT)
     return Facts(tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),), int(length))
@@ -54,7 +54,8 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ``CheckpointError`` where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

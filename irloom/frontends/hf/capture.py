@@ -99,6 +99,8 @@ class _Logits(nn.Module):
         super().__init__()
         self.model = model
         self.takes = set(inspect.signature(model.forward).parameters)
+        if "input_ids" not in self.takes:  # it passes on whatever it gets
+            self.takes |= {"position_ids", "past_key_values"}
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, past: Tensor) -> Tensor:
         from irloom.frontends.hf.cache import ProbingCache

@@ -24,9 +24,14 @@ _TOKENIZER_FILES = (
 )
 
 
-def read_config(path: Path) -> Any:
-    """The library's config object of a directory."""
+def read_config(path: Path, trust: bool = False) -> Any:
+    """The library's config object of a directory; of code in it, where the user trusts that.
+
+    Raises ``CheckpointError`` where there is none, ``TraceError`` where it takes code that is not trusted.
+    """
     from transformers import AutoConfig
+
+    from irloom.frontends.hf.remote import load_config, remote_code
 
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or directory")
@@ -34,8 +39,11 @@ def read_config(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: no config.json", hint="a model is a Hugging Face directory, a .gguf file or a hub id"
         )
+    code = remote_code(path)
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
+        if code is not None:
+            return load_config(code, trust)
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError(f"{path / 'config.json'}: {error}".splitlines()[0]) from None
 
@@ -78,6 +86,6 @@ def load_tokenizer(path: Path) -> Any:
             hint="copy the tokenizer's files beside config.json, or give prompts as token ids",
         )
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError(f"{path}: its tokenizer does not load: {error}".splitlines()[0]) from None

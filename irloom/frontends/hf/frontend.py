@@ -29,7 +29,7 @@ class HuggingFace:
         from irloom.frontends.hf.tiny import with_layers
         from irloom.frontends.hf.trace import model_dtype
 
-        config = read_config(path)
+        config = read_config(path, options.trust)
         kept = config if options.layers is None else with_layers(config, options.layers)
         return open_checkpoint(
             path, skeleton(kept, model_dtype(config, options)), whole=options.layers is None
@@ -40,6 +40,8 @@ class HuggingFace:
 
     def tokenizer(self, path: Path) -> Path:
         from irloom.frontends.hf.checkpoint import load_tokenizer
+        from irloom.frontends.hf.remote import remote_code
 
-        load_tokenizer(path)
+        if not (remote_code(path) and (path / "tokenizer.json").is_file()):
+            load_tokenizer(path)  # of a model with code of its own, the library asks for that code here, too
         return path

@@ -14,8 +14,11 @@ PICKLED = ["pytorch_model*.bin"]
 """Fetched only where a model has no other weights."""
 
 
-def find(model: str) -> Path:
-    """The path ``model``, or the directory of the hub id ``org/name``, downloaded unless it is there."""
+def find(model: str, code: bool = False) -> Path:
+    """The path ``model``, or the directory of the hub id ``org/name``, downloaded unless it is there.
+
+    Python files are fetched only where ``code`` says so.
+    """
     path = Path(model).expanduser()
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+|[\w-]+", model):
         return path
@@ -23,7 +26,7 @@ def find(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = Path(snapshot_download(model, allow_patterns=FILES))
+        found = Path(snapshot_download(model, allow_patterns=[*FILES, "*.py"] if code else FILES))
         if (found / "config.json").is_file() and not any(found.glob("*.safetensors")):
             snapshot_download(model, allow_patterns=PICKLED)
         return found

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from irloom.frontends.hf.remote import TRUSTED
 from irloom.ir.errors import TraceError
 
 
@@ -42,6 +43,8 @@ def causal_class(config: Any) -> Any:
     """The library's causal language model class for a config, or a ``TraceError`` that names the config."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    if type(config) in TRUSTED:
+        return TRUSTED[type(config)]
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         kind = getattr(config, "model_type", type(config).__name__)
         raise TraceError(

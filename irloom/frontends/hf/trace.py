@@ -22,17 +22,19 @@ def trace_hf(
     dtype: Elem | torch.dtype | None = None,
     layers: int | None = None,
     check: bool = True,
+    trust_remote_code: bool = False,
 ) -> Module:
     """The program of a directory or hub id, of a config object, or of a library module that is already built.
 
     ``dtype`` is that of weights and activations, by default the checkpoint's; ``layers`` keeps only the first
     ones. Unless ``check`` is off, a config's architecture is first compared with the library on a tiny model.
-    Traces of directories and configs are kept on disk.
+    ``trust_remote_code`` lets a directory run Python code of its own. Traces of directories and configs are
+    kept on disk.
     """
     from torch import nn
 
     elem = dtype if dtype is None or isinstance(dtype, Elem) else elem_of(dtype)
-    options = TraceOptions(dtype=elem, layers=layers, check=check)
+    options = TraceOptions(dtype=elem, layers=layers, check=check, trust=trust_remote_code)
     if isinstance(source, nn.Module):
         return trace_module(source, options)
     if isinstance(source, str | Path):
@@ -45,21 +47,23 @@ def trace_hf(
 def trace_directory(path: Path, options: TraceOptions) -> Module:
     """Trace the model in a directory; the library is not even imported when the trace is in the cache."""
     from irloom.frontends.hf.checkpoint import read_config
+    from irloom.frontends.hf.remote import code_key
 
     file = path / "config.json"
     if not file.is_file():
         return trace_config(read_config(path), options)
-    module = stored_trace(
-        file.read_text(encoding="utf-8"), options, lambda: _trace(read_config(path), options)
-    )
+    key = file.read_text(encoding="utf-8") + code_key(path, options.trust)
+    module = stored_trace(key, options, lambda: _trace(read_config(path, options.trust), options))
     module.model = path.resolve().name
     return module
 
 
 def trace_config(config: Any, options: TraceOptions) -> Module:
     """Trace the causal language model of a config object of the library."""
+    from irloom.frontends.hf.remote import class_key
+
     text = f"{type(config).__name__} {json.dumps(config.to_dict(), sort_keys=True, default=str)}"
-    return stored_trace(text, options, lambda: _trace(config, options))
+    return stored_trace(text + class_key(config), options, lambda: _trace(config, options))
 
 
 def trace_module(model: nn.Module, options: TraceOptions) -> Module:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from irloom.frontends.hf.lengths import Settled
+from irloom.frontends.hf.remote import source_of
 from irloom.ir.errors import IrloomError, TraceError
 
 OTHERS = (str(PurePath(torch.__file__).parent), str(PurePath(__file__).parent))
@@ -107,10 +108,13 @@ def _place(error: BaseException, model: nn.Module) -> Place | None:
 
 
 def place_of(model: nn.Module, path: str, file: str, line: int) -> Place:
-    """A line as a place in the smallest block around ``path`` that is not torch's own."""
+    """A line as a place in the smallest block around ``path`` that is not torch's own.
+
+    Code that the library copied is named where the user has it.
+    """
     block = model.get_submodule(path)
     while path and type(block).__module__.startswith("torch."):
         path = path.rpartition(".")[0]
         block = model.get_submodule(path)
     name = type(block).__name__
-    return Place(path or name, name, str(inspect.signature(type(block).forward)), file, line)
+    return Place(path or name, name, str(inspect.signature(type(block).forward)), source_of(file), line)
