@@ -26,7 +26,7 @@ class Limits:
     """Run-time settings of an engine; none of them needs a rebuild.
 
     ``max_tokens`` tokens of one step, ``max_seqs`` sequences of one step, ``max_context`` tokens of one
-    sequence (None: what the model was made for, as far as the pages reach), ``memory`` bytes for cache pages
+    sequence (None: what the model was made for, as far as the pages reach), ``memory`` bytes for caches
     (None: what ``max_seqs`` sequences of ``max_context`` need, but at most a quarter of the machine's),
     ``threads`` (None: every core).
     """

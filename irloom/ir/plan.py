@@ -91,6 +91,11 @@ class KVPlan:
         """What one more token of a sequence costs, until windows give pages back."""
         return sum(g.token_bytes for g in self.groups)
 
+    @property
+    def state_bytes(self) -> int:
+        """What the states of one sequence cost, however long it is."""
+        return sum(g.page_bytes for g in self.groups if g.recurrent)
+
     def bytes(self, context: int, seqs: int = 1, tokens: int = 1) -> int:
         """What ``seqs`` sequences of ``context`` tokens hold, in steps of up to ``tokens`` new tokens."""
         return sum(g.pages(context, seqs, tokens) * g.page_bytes for g in self.groups)
@@ -130,7 +135,8 @@ class KVPlan:
 
     def to_json(self) -> dict[str, Any]:
         """For ``plan.json``."""
-        return {"token_bytes": self.token_bytes, "pools": [_json(g) for g in self.groups]}
+        sizes = {"token_bytes": self.token_bytes, "state_bytes": self.state_bytes}
+        return {**sizes, "pools": [_json(g) for g in self.groups]}
 
 
 def kv_plan(m: Module) -> KVPlan:

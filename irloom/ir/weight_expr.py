@@ -89,6 +89,13 @@ class Affine:
 
 
 @dataclass(frozen=True)
+class Exp:
+    """``e ** x``, as decay rates are stored; computed in f32 and rounded once to the element of ``x``."""
+
+    x: WeightExpr
+
+
+@dataclass(frozen=True)
 class Quantize:
     """Rounded to a scheme; where the file already stores exactly that scheme, its values as they are."""
 
@@ -96,7 +103,7 @@ class Quantize:
     quant: Quant
 
 
-WeightExpr = Tensor | Const | Concat | Slice | Transpose | Reshape | Cast | Affine | Quantize
+WeightExpr = Tensor | Const | Concat | Slice | Transpose | Reshape | Cast | Affine | Exp | Quantize
 
 
 def show_weight(expr: WeightExpr) -> str:
@@ -118,6 +125,8 @@ def show_weight(expr: WeightExpr) -> str:
             return f"cast({show_weight(x)}, {elem})"
         case Affine(x, scale, shift):
             return f"affine({show_weight(x)}, {scale!r}, {shift!r})"
+        case Exp(x):
+            return f"exp({show_weight(x)})"
         case Quantize(x, quant):
             return f"quantize({show_weight(x)}, {quant})"
 
@@ -164,6 +173,7 @@ _FORMS = {
     "reshape": _Form(Reshape, 1, ("dims",), "x, (2, 3)"),
     "cast": _Form(Cast, 1, ("elem",), "x, f32"),
     "affine": _Form(Affine, 1, ("number", "number"), "x, scale, shift"),
+    "exp": _Form(Exp, 1, (), "x"),
     "quantize": _Form(Quantize, 1, ("quant",), "x, scheme"),
 }
 _KINDS = {

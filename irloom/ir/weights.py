@@ -20,6 +20,7 @@ from irloom.ir.weight_expr import (
     Cast,
     Concat,
     Const,
+    Exp,
     Quantize,
     Reshape,
     Slice,
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from irloom.ir.quantized import QuantizedTensor
 
 __all__ = [
-    "NO_CONSTS", "Affine", "Binding", "Cast", "Concat", "Const", "Consts", "Quantize", "Reshape", "Slice",
-    "Tensor", "Transpose", "WeightExpr", "expression_blocks", "kept_quantized", "materialize",
+    "NO_CONSTS", "Affine", "Binding", "Cast", "Concat", "Const", "Consts", "Exp", "Quantize", "Reshape",
+    "Slice", "Tensor", "Transpose", "WeightExpr", "expression_blocks", "kept_quantized", "materialize",
     "materialize_all", "parse_weight", "show_weight", "split_rows", "tensor_name", "tensor_names",
     "weight_type",
 ]  # fmt: skip
@@ -103,7 +104,7 @@ def weight_type(
             return x.with_dims(new)
         case Cast(_, elem):
             return x.with_elem(elem)
-        case Affine() if x.plain.kind == "float":
+        case Affine() | Exp() if x.plain.kind == "float":
             return x
         case Quantize(_, quant) if x.plain.kind == "float":
             quant.scale_dims(dims)
@@ -189,7 +190,7 @@ class _Source:
             case Slice(x, 0, start, stop):
                 low, high, _ = rows.indices(stop - start)
                 yield from self.blocks(x, slice(start + low, start + high))
-            case Slice() | Cast() | Affine():
+            case Slice() | Cast() | Affine() | Exp():
                 for block in self.blocks(expr.x, rows):
                     yield _rowwise(expr, block)
             case Transpose(x) if self.type(x).rank > 2:
@@ -256,7 +257,7 @@ class _Source:
                 return None
 
 
-def _rowwise(expr: Slice | Cast | Affine, block: torch.Tensor) -> torch.Tensor:
+def _rowwise(expr: Slice | Cast | Affine | Exp, block: torch.Tensor) -> torch.Tensor:
     """What an expression does to some rows of its operand."""
     match expr:
         case Slice(_, dim, start, stop):
@@ -265,6 +266,8 @@ def _rowwise(expr: Slice | Cast | Affine, block: torch.Tensor) -> torch.Tensor:
             return block.to(elem.torch)
         case Affine(_, scale, shift):
             return block.float().mul(scale).add_(shift).to(block.dtype)
+        case Exp():
+            return block.float().exp().to(block.dtype)
 
 
 def split_rows(whole: torch.Tensor, rows: slice = slice(None)) -> Iterator[torch.Tensor]:

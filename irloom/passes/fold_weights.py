@@ -6,7 +6,7 @@ from typing import Any
 
 from irloom.ir import ops
 from irloom.ir.graph import Builder, Func, Node, Param, Stmt, Value
-from irloom.ir.weight_expr import Affine, Cast, Concat, Reshape, Slice, Transpose, WeightExpr
+from irloom.ir.weight_expr import Affine, Cast, Concat, Exp, Reshape, Slice, Transpose, WeightExpr
 
 from .core import Changes, spend
 
@@ -67,6 +67,8 @@ def _moved(n: Node, w: Param, x: WeightExpr) -> WeightExpr | None:
         return Cast(x, n.result.type.plain)
     if n.op is ops.neg:
         return Affine(x, -1.0, 0.0)
+    if n.op is ops.exp:
+        return Exp(x)
     if n.op is ops.permute and n.attrs["dims"] == (*range(len(dims) - 2), len(dims) - 1, len(dims) - 2):
         return Transpose(x)
     if n.op is ops.reshape and all(isinstance(d, int) for d in dims):

@@ -18,6 +18,7 @@ from irloom.ir.weight_expr import (
     Cast,
     Concat,
     Const,
+    Exp,
     Quantize,
     Reshape,
     Slice,
@@ -117,6 +118,8 @@ def rename_tensors(expr: WeightExpr, rename: Callable[[str], str]) -> WeightExpr
             return Cast(rename_tensors(x, rename), elem)
         case Affine(x, scale, shift):
             return Affine(rename_tensors(x, rename), scale, shift)
+        case Exp(x):
+            return Exp(rename_tensors(x, rename))
         case Quantize(x, quant):
             return Quantize(rename_tensors(x, rename), quant)
 

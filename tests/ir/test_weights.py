@@ -69,7 +69,7 @@ def test_the_text_of_an_expression_reads_back_as_the_expression(expr):
     assert read(show_weight(expr)) == expr
 
 
-FORMS = "hint: one of weight, const, concat, slice, transpose, reshape, cast, affine, quantize"
+FORMS = "hint: one of weight, const, concat, slice, transpose, reshape, cast, affine, exp, quantize"
 ELEM_HINT = "hint: known: f64, f32, f16, bf16, f8e4m3, f8e5m2, i64, i32, i16, i8, i4, u8, u4, bool"
 SCHEME_HINT = f"hint: known: {', '.join(SCHEMES)}"
 REFUSED = {
@@ -136,6 +136,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> SafetensorsCheckpoin
         ("reshape(weight('a'), (2, 2, 64))", A.reshape(2, 2, 64)),
         ("cast(weight('a'), bf16)", A.bfloat16()),
         ("affine(weight('a'), 2.0, 1.0)", A * 2 + 1),
+        ("affine(exp(cast(weight('half'), f32)), -1.0, 0.0)", -A.bfloat16().float().exp()),
         ("affine(weight('half'), 1.0, 1.0)", (A.bfloat16().float() + 1).bfloat16()),
         (
             "affine(cast(slice(transpose(weight('half')), 0, 0, 8), f32), 3, -1)",

@@ -70,6 +70,20 @@ def slice_(f: Lowering, n: Node) -> bool:
     )
 
 
+@lowers("concat")
+def concat(f: Lowering, n: Node) -> bool:
+    """Each part is copied to its columns."""
+    if not f.f32(n.result, *n.args) or n.attrs["dim"] not in (1, 1 - n.result.type.rank):
+        return False
+    place, at = f.place(n.result), 0
+    for x in n.values:
+        f.call(
+            "copy", x, f.name_place(place.columns(at, x.type.dims), f"{n.result.name}_{x.name}"), loc=n.loc
+        )
+        at += f.places[x].width
+    return True
+
+
 @lowers("embedding")
 def embedding(f: Lowering, n: Node) -> bool:
     """Rows of a packed table, scaled when the only reader is a product with a number."""

@@ -120,6 +120,18 @@ def test_pieces_within_heads_are_copies():
     compare(parse(MAIN + more), fallbacks={"split", "concat"})
 
 
+def test_joined_columns_are_copied_in_place():
+    more = """
+    a, b = split(x, dim=1, sizes=(6, 10))
+    q = reshape(x, dims=(T, 2, 8))
+    h = concat(q, q, dim=1)
+    r = reshape(h, dims=(T, 32))
+    c = concat(b, r, a, b, dim=-1)
+    d, y = split(c, dim=1, sizes=(42, 16))
+    return y"""
+    compare(parse(MAIN + more), fallbacks=set())
+
+
 def test_heads_are_normalized_one_by_one():
     main = MAIN.replace('w: f32[16, 16] = weight("w")', 'k: f32[8] = weight("k")')
     more = """
