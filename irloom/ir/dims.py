@@ -131,6 +131,15 @@ def symbols(dim: Dim) -> frozenset[str]:
     return frozenset(name for k, _ in dim.terms for name in k) if isinstance(dim, Sym) else frozenset()
 
 
+def without(dim: Dim, name: str) -> Dim:
+    """What a dim is where a symbol is 0.
+
+    >>> without(sym("P") + sym("T") * 2, "P")
+    2*T
+    """
+    return _make({k: c for k, c in _terms(dim).items() if name not in k})
+
+
 def evaluate(dim: Dim, env: Mapping[str, int]) -> int:
     """The integer a dim is when each symbol has the value that ``env`` gives.
 

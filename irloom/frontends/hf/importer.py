@@ -17,13 +17,14 @@ from torch.fx.node import map_arg
 
 from irloom.frontends.hf.aten import TRANSLATORS, Stored
 from irloom.frontends.hf.aten.core import PAST, TOKENS, Translator
+from irloom.frontends.hf.aten.stored import by_token, reads_cache
 from irloom.frontends.hf.capture import Capture
 from irloom.frontends.hf.spelled import Probe, raise_spelled
 from irloom.frontends.hf.symbols import dim_of
 from irloom.frontends.hf.trace_errors import OTHERS, place_of
 from irloom.frontends.hf.views import View
 from irloom.ir import ops
-from irloom.ir.dims import sym
+from irloom.ir.dims import sym, without
 from irloom.ir.elem import ELEMS, SEQS, elem_of
 from irloom.ir.errors import IRError, IrloomError, TraceError
 from irloom.ir.graph import Builder, Func, Module, Param, Value
@@ -165,7 +166,8 @@ class _Importer:
             self.wants[translator] = {k: v for k, v in self.offered.items() if k in takes}
         kwargs = {**kwargs, **self.wants[translator]}
         self.build.name = source_name(node)
-        result = translator(*args, **kwargs)
+        cached = reads_cache(name, (args, kwargs))
+        result = by_token(translator, args, kwargs) if cached else translator(*args, **kwargs)
         self.build.name = None
         if inplace:
             self.rebind(node, result)
@@ -191,8 +193,10 @@ class _Importer:
     def check(self, node: FxNode, result: Any) -> None:
         """Dims here are the dims there: the translation's own proof."""
         fake = node.meta.get("val")
-        if isinstance(result, View) and isinstance(fake, torch.Tensor):
+        if isinstance(result, View | Stored) and isinstance(fake, torch.Tensor):
             wanted = tuple(dim_of(d, self.symbols) for d in fake.shape)
+            if isinstance(result, Stored):
+                result, wanted = result.view, tuple(without(d, str(PAST)) for d in wanted)
             if wanted != result.dims:
                 raise TraceError(
                     f"op `{node.target}` gives {wanted} in the library, but {result.dims} in the IR"

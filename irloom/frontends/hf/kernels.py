@@ -50,7 +50,9 @@ def kernel_name(module: ModuleType, name: str, fn: Any) -> str:
     while callable(link) and (inner := getattr(link, "__wrapped__", None)) is not None:
         code: Any = getattr(link, "__code__", None)
         cells: Any = getattr(link, "__closure__", None) or ()
-        held = dict(zip(code.co_freevars if code else (), (c.cell_contents for c in cells), strict=False))
+        held: dict[str, Any] = dict(
+            zip(code.co_freevars if code else (), (c.cell_contents for c in cells), strict=False)
+        )
         if "func_name" in held and "package" in held:
             return str(held["func_name"])
         link = inner
