@@ -53,6 +53,10 @@ class Backend(Protocol):
         """The program that the target runs, as text."""
         ...
 
+    def fallbacks(self, m: Module) -> dict[str, int]:
+        """Ops that run their reference body here, and how many nodes of ``m`` do."""
+        ...
+
     def prepare(self) -> None:
         """Start what a build needs beside the trace, such as compiling kernels, in the background."""
         ...

@@ -7,12 +7,13 @@ from .compile import compile_
 from .core import irloom, main
 from .doctor import doctor
 from .dump import dump
+from .explain import explain
 from .op import op
 from .passes import pass_, passes
 from .run import run
 from .zoo import zoo
 
-for command in (run, compile_, dump, passes, pass_, op, bench, zoo, doctor):
+for command in (run, compile_, dump, explain, passes, pass_, op, bench, zoo, doctor):
     irloom.add_command(command)
 
 __all__ = ["main"]

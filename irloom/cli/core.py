@@ -52,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(argv: Sequence[str] | None) -> Exit:
     try:
-        irloom.main(argv, prog_name="irloom", standalone_mode=False)
+        ended: Any = irloom.main(argv, prog_name="irloom", standalone_mode=False)
         sys.stdout.flush()
+        return Exit(ended or Exit.OK)  # what a command gave to `ctx.exit`, else None
     except click.ClickException as e:
         return _report(e.format_message(), _usage_hint(e))
     except click.Abort:  # Ctrl-C, or end of input where an answer was asked for
@@ -68,7 +69,6 @@ def _run(argv: Sequence[str] | None) -> Exit:
         if isinstance(e, IrloomError):
             return _report(str(e))
         return _report_internal(e)
-    return Exit.OK
 
 
 def _report(message: str, hint: str = "") -> Exit:

@@ -8,7 +8,8 @@ from typing import Any
 import networkx as nx
 import torch
 
-from .graph import Arg, Call, Func, Loop, Module, Node, Param, Slot, Stmt, Value
+from .elem import Elem
+from .graph import Arg, Call, Func, Loop, Module, Node, Param, Slot, Stmt, Value, retype
 
 
 def copy_module(m: Module) -> Module:
@@ -148,3 +149,18 @@ def to_networkx(f: Func) -> nx.MultiDiGraph[str]:
     for i, v in enumerate(f.returns):
         g.add_edge(source[v], "return", value=v.name, operand=i)
     return g
+
+
+def with_elem(m: Module, old: Elem, new: Elem) -> None:
+    """Let ``m`` compute in ``new`` where it does in ``old``, in place: weights, casts, what follows."""
+
+    def swapped(a: Any) -> Any:
+        return new if a == old else a
+
+    for f in m.funcs.values():
+        for p in f.params:
+            p.type = p.type.with_elem(swapped(p.type.elem))
+        for n in f.nodes:
+            n.attrs = {k: swapped(v) for k, v in n.attrs.items()}
+        retype(f)
+    m.consts = {k: x.to(new.torch) if x.dtype == old.torch else x for k, x in m.consts.items()}

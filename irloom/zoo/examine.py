@@ -24,9 +24,9 @@ from irloom.ir.graph import Module
 from irloom.ir.interp import Interpreter
 from irloom.ir.seqs import Seqs
 from irloom.passes import run_pipeline
+from irloom.passes.raised import measure
 from irloom.zoo.core import NEEDS, Row
 from irloom.zoo.models import Specimen
-from irloom.zoo.raised import measure
 from irloom.zoo.serve import Script, Stepped, relative, serve
 
 TOLERANCE = 1e-4

@@ -62,6 +62,10 @@ class CpuBackend:
         """The program as text."""
         return lower(m).text
 
+    def fallbacks(self, m: Module) -> dict[str, int]:
+        """What has no kernel."""
+        return lower(m).fallbacks
+
     def prepare(self) -> None:
         """Let the compiler work on the kernels while the model is traced."""
         _kernels()

@@ -5,6 +5,7 @@ It needs no compiler, and computes what every other target is compared with.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -40,6 +41,10 @@ class ReferenceBackend:
     def lowered(self, m: Module) -> str:
         """The module itself: it is what runs."""
         return show(m)
+
+    def fallbacks(self, m: Module) -> dict[str, int]:
+        """All that there is."""
+        return dict(Counter(n.op.name for f in m.funcs.values() for n in f.nodes))
 
     def prepare(self) -> None:
         """Nothing is needed."""

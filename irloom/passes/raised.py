@@ -14,7 +14,9 @@ from pathlib import PurePath
 from irloom.ir.cost import node_cost
 from irloom.ir.graph import Func, Loop, Module, Node, Stmt
 from irloom.ir.op import Op
-from irloom.passes import run_pipeline
+
+from .pipeline import run_pipeline
+from .record import Record
 
 PIPELINE = ("canonicalize", "raise", "canonicalize", "outline", "fuse-qkv", "fuse-mlp", "fuse-norm")
 GOAL = 0.99
@@ -42,6 +44,12 @@ class Raised:
         return inside / max(sum(self.flops.values()), 1)
 
     @property
+    def shares(self) -> dict[str, float]:
+        """Each op's share of the FLOPs."""
+        total = max(sum(self.flops.values()), 1)
+        return {op: n / total for op, n in self.flops.items()}
+
+    @property
     def enough(self) -> bool:
         """Whether so little is left in tensor ops that it does not count."""
         return self.share >= GOAL
@@ -57,11 +65,15 @@ class Raised:
 
 def measure(m: Module) -> Raised:
     """Raise and fuse a traced program, and count what became of it."""
-    made, record = run_pipeline(m, PIPELINE)
+    return count(*run_pipeline(m, PIPELINE))
+
+
+def count(m: Module, record: Record) -> Raised:
+    """Count the ops of a program that is raised already; ``record`` is that of its pipeline."""
     nodes: Counter[Op] = Counter()
     flops: Counter[str] = Counter()
-    times = Counter(call.callee for call, _, _ in made.calls()) + Counter({"main": 1})
-    for f in made.funcs.values():
+    times = Counter(call.callee for call, _, _ in m.calls()) + Counter({"main": 1})
+    for f in m.funcs.values():
         for n in _nodes(f):
             nodes[n.op] += 1
             flops[n.op.name] += node_cost(n, TOKENS, 1, TOKENS).flops * times[f.name]

@@ -1,0 +1,47 @@
+"""``irloom explain``: what irloom makes of a model, without its weights and without a device."""
+
+from __future__ import annotations
+
+import click
+
+from .core import command, json_option, print_json, trust_option
+
+
+@command("explain")
+@click.argument("model")
+@click.option("--target", "targets", multiple=True, default=("cpu",), show_default=True, help="May repeat.")
+@click.option("--context", type=click.IntRange(min=1), default=8192, show_default=True, help="In tokens.")
+@click.option("--memory", metavar="SIZE", help="Say how many sequences fit, such as 80GiB with the weights.")
+@click.option("--dtype", help="Of weights and caches, such as bf16; default: as stored.")
+@trust_option
+@json_option
+@click.pass_context
+def explain(
+    ctx: click.Context,
+    model: str,
+    targets: tuple[str, ...],
+    context: int,
+    memory: str | None,
+    dtype: str | None,
+    trust: bool,
+    as_json: bool,
+) -> None:
+    """Say what traces, what falls back, and what a step costs.
+
+    MODEL needs no weights: a directory with a config.json is enough. The exit code is 1 when MODEL does not
+    trace, or a target refuses it.
+
+    \b
+    irloom explain Qwen/Qwen3-0.6B
+    irloom explain deepseek-v3/ --memory 1.5TiB --context 32768 --json
+    """
+    from ..explain import explain as explained
+    from ..ir.plan import read_bytes
+
+    found = explained(model, targets, context, read_bytes(memory) if memory else None, dtype, trust)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo(str(found))
+    if not found.ok:
+        ctx.exit(1)
