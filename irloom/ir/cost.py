@@ -160,10 +160,8 @@ def _window(n: Node) -> int | None:
 
 def _experts(n: Node, tokens: int) -> int:
     """How many experts a node reads for ``tokens``; 0 for one that has none."""
-    if n.op.name != "expert_linear":
-        return 0
-    _, index, weight = (v.type for v in n.values[:3])
-    return experts_used(weight, index, tokens)
+    at = {"expert_linear": 2, "moe": 3}.get(n.op.name)
+    return 0 if at is None else experts_used(n.values[at].type, n.values[1].type, tokens)
 
 
 def _attended(new: int, context: int, window: int | None) -> int:

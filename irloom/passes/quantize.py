@@ -1,4 +1,4 @@
-"""Store the weights of linears in 8 or 4 bits.
+"""Store the weights of linears, and of experts, in 8 or 4 bits.
 
 Weight-only, round to nearest: entries of a row are rounded in groups that share a scale, activations stay
 as they are. The weight's expression is wrapped in ``quantize(...)`` and its type names the scheme, which
@@ -22,12 +22,15 @@ from irloom.ir.elem import ELEMS, Elem, Quant
 from irloom.ir.errors import IRError, PipelineError
 from irloom.ir.graph import Func, Module, Node, Param, Stmt
 from irloom.ir.op import Op
-from irloom.ir.ops import embedding, linear
+from irloom.ir.ops import embedding, expert_linear, linear, moe
 from irloom.ir.weight_expr import Quantize as QuantizeExpr
 from irloom.ir.weight_expr import tensor_names
 
 from .core import Changes, NoMatch, Pass, spend
 from .layers import split_loc
+
+WEIGHTS: dict[Op, tuple[int, ...]] = {linear: (1,), embedding: (1,), expert_linear: (2,), moe: (3, 4)}
+"""The operands that an op takes quantized."""
 
 _BASES = {"int8": ELEMS["i8"], "int4": ELEMS["i4"]}
 _BUDGET = {"int8": 0.02, "int4": 0.25}
@@ -137,18 +140,20 @@ def layers(m: Module, f: Func) -> list[int | None]:
 
 
 def _nodes(p: Param, readers: Iterable[Stmt]) -> list[Node]:
-    """The linears and embeddings that read ``p``; ``NoMatch`` if beside them something else does."""
-    takes: dict[Op, int] = {linear: 1, embedding: 1}
+    """The products and embeddings that read ``p``; ``NoMatch`` if beside them something else does."""
     given = dict.fromkeys(readers)
     nodes = [
-        s
-        for s in given
-        if isinstance(s, Node) and [i for i, a in enumerate(s.args) if a is p] == [takes.get(s.op)]
+        s for s in given if isinstance(s, Node) and _takes(s, [i for i, a in enumerate(s.args) if a is p])
     ]
     others = [s for s in given if s not in nodes]
     if nodes and others:
         raise NoMatch(f"{others[0].results[0].name} reads it, too")
     return nodes
+
+
+def _takes(n: Node, places: list[int]) -> bool:
+    """Whether ``places`` is one operand where the op takes a weight."""
+    return len(places) == 1 and places[0] in WEIGHTS.get(n.op, ())
 
 
 def _declare(m: Module, q: Quant) -> Quant:

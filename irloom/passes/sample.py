@@ -38,7 +38,7 @@ class Batch:
         return f"{list(self.lengths)} tokens after {list(self.past)}"
 
 
-INDEXED = {"embedding": (1, 0), "gather": (0, -1), "scatter": (0, -1), "expert_linear": (2, 0)}
+INDEXED = {"embedding": (1, 0), "gather": (0, -1), "scatter": (0, -1), "expert_linear": (2, 0), "moe": (3, 0)}
 """Ops that index: which operand, and which dim of it."""
 
 BATCHES = (Batch((1,), (3,), 1), Batch((5,), (0,), 2), Batch((3, 1, 4), (0, 20, 2), 3))

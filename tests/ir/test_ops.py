@@ -102,6 +102,11 @@ CASES: dict[str, list[Case]] = {
         ["f32[T, 8]", "i32[T, 2]", "f32[3, 5, 8]"],
         ["bf16[T, 2, 8]", "i64[T, 2]", "f32[3, 5, 8]", "f32[3, 5]"],
     ),
+    "moe": each(
+        ["bf16[T, 8]", "i32[T, 2]", "f32[T, 2]", "f32[3, 6, 8]", "f32[3, 5, 3]"],
+        ["f32[T, 8]", "i32[T, 2]", "f32[T, 2]", "f32[3, 6, 8]", "f32[3, 5, 3]", "f32[3, 6]", "f32[3, 5]"],
+        act="gelu_tanh",
+    ),
     "linear": each(["f32[T, 8]", "f32[5, 8]"], ["bf16[2, T, 8]", "f32[5, 8]", "bf16[5]"])
     + each(["f32[8]", "bf16[5, 8]"]),
     "matmul": each(["f32[T, 8]", "f32[8, 3]"], ["bf16[2, T, 8]", "bf16[2, 8, T]"]),
@@ -198,10 +203,10 @@ def expected(t: Type) -> Any:
 
 
 def symbolic(v: Any) -> Any:
-    """``"T"`` as the symbol."""
+    """``"T"`` as the symbol; other text is text."""
     if isinstance(v, tuple):
         return tuple(symbolic(x) for x in v)
-    return read(f"f32[{v}]").dims[0] if isinstance(v, str) else v
+    return read(f"f32[{v}]").dims[0] if isinstance(v, str) and v.isupper() else v
 
 
 @pytest.mark.parametrize("op", OWN, ids=lambda op: op.name)

@@ -52,6 +52,7 @@ class CpuBackend:
         "gather-logits",
         "fuse-qkv",
         "fuse-mlp",
+        "fuse-moe",
         "fuse-norm",
         "kv-cache",
         "kv-plan",

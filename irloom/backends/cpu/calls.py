@@ -37,6 +37,41 @@ class Calls:
         r, ldr = (0, 0) if residual is None else (residual.ptr, residual.stride)
         self._raw.linear(w.address, x.ptr, x.stride, y.ptr, y.stride, r, ldr, x.count.now)
 
+    def expert_linear(self, x: Rows, index: Rows, w: Packed, y: Rows) -> None:
+        """``y[t, j] = x[t] @ w[index[t, j]].T + bias``; ``x`` may have a row for each choice."""
+        at = w.layout
+        self._raw.expert_linear(
+            w.address, at.stack, at.each, x.ptr, x.stride, len(x.dims) - 2, index.ptr, index.stride,
+            index.width, y.ptr, y.stride, y.count.now,
+        )  # fmt: skip
+
+    def moe(self, act: str, x: Rows, index: Rows, weights: Rows, up: Packed, down: Packed, y: Rows) -> None:
+        """The gated experts that each token chooses, summed by ``weights``."""
+        a, b = up.layout, down.layout
+        self._raw.moe(
+            ACTIVATIONS.index(act), up.address, a.each, down.address, b.each, a.stack, x.ptr, x.stride,
+            index.ptr, index.stride, weights.ptr, weights.stride, index.width, y.ptr, y.stride, y.count.now,
+        )  # fmt: skip
+
+    def softmax(self, x: Rows, y: Rows) -> None:
+        """Along the last dim of [T, N]."""
+        self._raw.softmax(x.ptr, x.stride, y.ptr, y.stride, x.count.now, x.width)
+
+    def row_sum(self, x: Rows, y: Rows) -> None:
+        """Along the last dim, of each row or of each part of a row."""
+        n = x.last
+        for at in range(x.width // n):
+            self._raw.row_sum(x.ptr + 4 * at * n, x.stride, y.ptr + 4 * at, y.stride, x.count.now, n)
+
+    def topk(self, x: Rows, values: Rows, index: Rows) -> None:
+        """The largest of each row of [T, N], or of each part of a row, and their places in it."""
+        n, k = x.last, values.last
+        for at in range(x.width // n):
+            to, places = values.ptr + 4 * at * k, index.ptr + 4 * at * k
+            self._raw.topk(
+                x.ptr + 4 * at * n, x.stride, to, values.stride, places, index.stride, x.count.now, n, k
+            )
+
     def rms_norm(self, x: Rows, w: Vector, y: Rows, *, eps: float) -> None:
         """Each row, or each head of each row, to unit root-mean-square."""
         n = x.last
@@ -140,8 +175,7 @@ class Calls:
         calls = {
             name: getattr(self, name) for name in vars(Calls) if not name.startswith("_") and name != "names"
         }
-        elems = {name: e for name, e in ELEMS.items() if name != "bool"}
-        return {**calls, **elems, "seqs": self._step, "inf": float("inf")}
+        return {**calls, **ELEMS, "seqs": self._step, "inf": float("inf")}
 
 
 def generated(extra: ctypes.CDLL | None, text: str) -> dict[str, Callable[..., None]]:

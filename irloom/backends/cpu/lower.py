@@ -40,6 +40,11 @@ RESERVED = frozenset(
         "reference",
         "embedding",
         "linear",
+        "expert_linear",
+        "moe",
+        "softmax",
+        "row_sum",
+        "topk",
         "rms_norm",
         "add_rms_norm",
         "layer_norm",
@@ -56,9 +61,9 @@ RESERVED = frozenset(
 
 def lower(m: Module) -> Program:
     """The program of a module whose pipeline has run."""
-    from irloom.backends.cpu import elementwise, lowerings, recurrent
+    from irloom.backends.cpu import elementwise, experts, lowerings, recurrent
 
-    assert lowerings and elementwise and recurrent, "imported for their lowerings"
+    assert lowerings and elementwise and experts and recurrent, "imported for their lowerings"
     program, shared = Program(), Shared(m)
     called = {"main", *(c.callee for c, _, _ in m.calls())}
     functions = [Lowering(program, shared, f).text() for f in m.funcs.values() if f.name in called]

@@ -10,6 +10,9 @@ Every kernel writes the same bits for a row whatever else is in the batch, on an
 raw function     arguments, and what it computes
 ===============  ==========================================================================================
 linear           weight, x, ldx, y, ldy, residual, ldr, T: y = x @ W.T + bias + residual; residual may be y
+expert_linear    weight, E, stride, x, ldx, wide, index i32[T, k], ldi, k, y, ldy, T: y[t, j] = x[t] @
+                 W[index[t, j]].T + bias; x[t, j] with wide; experts are stride bytes apart
+moe              act, up, up_stride, down, down_stride, E, x, ldx, index, ldi, weights, ldw, k, y, ldy, T
 embedding        weight, ids i32[T], y, ldy, T, scale: rows of a packed weight, times scale
 rms_norm         x, ldx, w, y, ldy, T, N, eps: w may be 0
 add_rms_norm     x, a, wa, r, w, y, T, N, eps, eps_a: r = x + a, or x + rms_norm(a, wa) with wa;
@@ -24,6 +27,9 @@ kv_append        k, ldk, v, ldv, kcache, vcache, elem, slots, T, KV, D, Dv
 paged_attention  q, ldq, kcache, vcache, elem, page, KV, starts, context, table, S, max_pages, H, D, Dv,
                  window, chunk, sinks, slopes, out, ldo, scale, softcap: window, chunk, softcap 0 are none
 act_mul          kind, gate, ldg, up, ldu, y, ldy, T, N: y = kind(gate) * up; kind(gate) without up
+softmax          x, ldx, y, ldy, T, N
+row_sum          x, ldx, y, ldy, T, N: y[t] = the sum of row t
+topk             x, ldx, values, ldv, index i32, ldi, T, N, k: largest first
 gather_rows      x, ldx, index i32[T], y, ldy, T, N
 copy             x, ldx, y, ldy, T, N
 causal_conv      x, ldx, w, bias, y, ldy, C, K, states
@@ -66,6 +72,8 @@ _STATES = "ppppiii"
 # p pointer, i int64, d double; after the colon what is returned.
 SIGNATURES = {
     "linear": "ppipipii",
+    "expert_linear": "piipiipiipii",
+    "moe": "ipipiipipipiipii",
     "embedding": "pppiid",
     "rms_norm": "pippiiid",
     "add_rms_norm": "ppppppiidd",
@@ -76,6 +84,9 @@ SIGNATURES = {
     "kv_append": "pipippipiiii",
     "paged_attention": "pippiiipppiiiiiiipppidd",
     "act_mul": "ipipipiii",
+    "softmax": "pipiii",
+    "row_sum": "pipiii",
+    "topk": "pipipiiii",
     "gather_rows": "pippiii",
     "copy": "pipiii",
     "causal_conv": "pipppiii" + _STATES,

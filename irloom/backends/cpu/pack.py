@@ -65,7 +65,8 @@ def _up(n: int, to: int) -> int:
 class Layout:
     """Where everything of a packed weight lies; with the bytes, all there is to store in an engine.
 
-    ``group`` is the values of k per scale (K itself: one scale a row); ``scale`` the element of the scales.
+    ``group`` is the values of k per scale (K itself: one scale a row); ``scale`` the element of the scales. A
+    weight of experts is a ``stack`` of matrices, each packed by itself, one after another.
 
     >>> Layout(1024, 640, "i4", group=32, scale="f16").bytes / (1024 * 640)
     0.5625
@@ -77,6 +78,7 @@ class Layout:
     group: int = 0
     scale: FloatKind = "f32"
     has_zeros: bool = False
+    stack: int = 1
 
     def __post_init__(self) -> None:
         assert self.n > 0 and self.k > 0
@@ -116,8 +118,13 @@ class Layout:
         return _up(self.n, PANEL) // PANEL
 
     @property
-    def bytes(self) -> int:
+    def each(self) -> int:
+        """Bytes of one matrix."""
         return self.panels * self.panel
+
+    @property
+    def bytes(self) -> int:
+        return self.stack * self.each
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class Packed:
 
     layout: Layout
     data: Tensor  # u8 [layout.bytes]
-    bias: Tensor | None = None  # f32 [n]
+    bias: Tensor | None = None  # f32 [n], or [stack, n]
     int8_activations: bool = True
     descriptor: Descriptor = field(init=False, repr=False)
     address: int = field(init=False, repr=False)
@@ -139,7 +146,7 @@ class Packed:
         at, bias = self.layout, self.bias
         assert self.data.dtype == torch.uint8 and self.data.numel() == at.bytes and self.data.is_contiguous()
         assert bias is None or (
-            bias.dtype == torch.float32 and bias.shape == (at.n,) and bias.is_contiguous()
+            bias.dtype == torch.float32 and bias.numel() == at.stack * at.n and bias.is_contiguous()
         )
         scale = _KINDS.index(at.scale)
         group = _up(at.group, 32) if at.low_bit else 1

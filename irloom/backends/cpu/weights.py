@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from irloom.backends.core import Report
-from irloom.backends.cpu.pack import Layout, Packed, pack, pack_quantized
+from irloom.backends.cpu.pack import Layout, Packed, allocate, pack, pack_quantized
 from irloom.backends.cpu.program import Bound, Program
 from irloom.backends.cpu.store import Entry, Reader, Writer
 from irloom.ir.checkpoint import Checkpoint
@@ -21,6 +21,7 @@ from irloom.ir.graph import Module, Param
 from irloom.ir.quantized import QuantizedTensor
 from irloom.ir.weights import materialize, weight_type
 
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 FLOATS = ("f32", "bf16", "f16")
 
 
@@ -32,7 +33,7 @@ def write_weights(path: Path, program: Program, m: Module, checkpoint: Checkpoin
             report("weights", done, len(plan))
             value = _read(param, checkpoint, layer, m)
             packed = bound.form == "packed" and param is bound.param
-            writer.put(name, _packed(value, entry) if packed else _plain(value))
+            writer.put(name, packed_bytes(value, Layout(**entry.facts)) if packed else _plain(value))
             del value
     report("weights", len(plan), len(plan))
 
@@ -54,7 +55,7 @@ def _entries(
         for layer in bound.layers or (None,):
             yield _name(bound.name, layer), _entry(bound, m, checkpoint, layer), bound, bound.param, layer
             if bound.bias is not None:
-                entry = Entry(_dims(bound.bias)[0] * 4, {})
+                entry = Entry(math.prod(_dims(bound.bias)) * 4, {})
                 yield _name(bound.name, layer) + ".bias", entry, bound, bound.bias, layer
 
 
@@ -68,18 +69,19 @@ def _entry(bound: Bound, m: Module, checkpoint: Checkpoint, layer: int | None) -
 def layout_of(p: Param, m: Module, checkpoint: Checkpoint, layer: int | None) -> Layout:
     """How a weight is packed. Half floats stay as they are: widening them in a register is exact."""
     elem = p.type.elem
-    n, k = _dims(p)
+    *experts, n, k = _dims(p)
+    stack = math.prod(experts)
     if isinstance(elem, Quant):
         if elem.base.name not in ("i4", "i8") or elem.scale.name not in FLOATS:
             raise IRError(
                 f"cpu: no kernel for weight {p.name} of {elem.declaration()}",
                 hint="int8 or int4, with a float scale",
             )
-        return Layout(n, k, elem.base.name, elem.group or k, elem.scale.name, elem.zero is not None)
+        return Layout(n, k, elem.base.name, elem.group or k, elem.scale.name, elem.zero is not None, stack)
     assert p.weight is not None
     stored = weight_type(p.weight, checkpoint, layer, m.consts).elem
     kind = stored.name if isinstance(stored, Elem) and stored.name in FLOATS else "f32"
-    return Layout(n, k, kind)
+    return Layout(n, k, kind, stack=stack)
 
 
 def _read(p: Param, checkpoint: Checkpoint, layer: int | None, m: Module) -> torch.Tensor | QuantizedTensor:
@@ -90,20 +92,26 @@ def _read(p: Param, checkpoint: Checkpoint, layer: int | None, m: Module) -> tor
     return value
 
 
-def _packed(value: torch.Tensor | QuantizedTensor, entry: Entry) -> torch.Tensor:
+def packed_bytes(value: torch.Tensor | QuantizedTensor, layout: Layout) -> torch.Tensor:
+    """The bytes of a matrix, or of the matrices of a stack, one packed after another."""
     if isinstance(value, QuantizedTensor):
-        bits: Any = 4 if entry.facts["kind"] == "i4" else 8
-        signed = value.quant.base.kind == "int"
-        packed = pack_quantized(
-            value.values, value.scales, value.zeros, bits=bits, group=entry.facts["group"], signed=signed
-        )
+        tables = [t for t in (value.values, value.scales, value.zeros) if t is not None]
     else:
-        packed = pack(
-            value.to(
-                {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[entry.facts["kind"]]
-            )
-        )
-    return packed.data
+        tables = [value.to(DTYPES[layout.kind])]
+    if tables[0].ndim == 2:
+        return _matrix(tables, layout)
+    out = allocate(layout.bytes)
+    for expert, to in enumerate(out.split(layout.each)):
+        to.copy_(_matrix([t[expert] for t in tables], layout))
+    return out
+
+
+def _matrix(tables: list[torch.Tensor], layout: Layout) -> torch.Tensor:
+    """Packed bytes of one matrix: its values, and where it is quantized its scales and zeros."""
+    if not layout.low_bit:
+        return pack(tables[0]).data
+    bits = 4 if layout.kind == "i4" else 8
+    return pack_quantized(*tables, bits=bits, group=layout.group).data
 
 
 def _plain(value: torch.Tensor | QuantizedTensor) -> torch.Tensor:

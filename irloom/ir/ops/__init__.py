@@ -46,7 +46,7 @@ from .elementwise import (
     tanh,
     where,
 )
-from .experts import expert_linear
+from .experts import expert_linear, moe
 from .fused import add_layer_norm, add_rms_norm, gelu_mul, silu_mul
 from .index import embedding, gather, last_rows, scatter
 from .matmul import linear, matmul
@@ -113,6 +113,7 @@ __all__ = [
     "mean",
     "minimum",
     "mod",
+    "moe",
     "mul",
     "ne",
     "neg",

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..dims import Dim, product, sym
+from ..elem import AnyElem
 from ..errors import IRError
 from ..op import Attrs, op
 from ..signature import Operand
 from ..types import Type
+from .elementwise import promoted
 
 USED = sym("E")
 """Experts that a step uses, in counts of bytes: few tokens read few experts."""
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+"""What a gate may be, by its name."""
 
 
 @op("*b h, t k, %e n h, %e n? -> t k n")
@@ -64,6 +73,67 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
     each = [w.elem.nbytes((1, *w.dims[1:])) for w in (weight, bias) if isinstance(w, Type)]
     made = x.elem.nbytes((*index.dims, weight.dims[1]))
     return x.nbytes + index.nbytes + made + USED * sum(each, 0)
+
+
+@op("t h, t k, t k, %e m h, %e n i, %e m?, %e n? -> t n")
+def moe(
+    x: Tensor,
+    index: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    *,
+    act: str = "silu",
+) -> Tensor:
+    """The gated MLPs of the ``k`` experts that a token chooses, summed by ``weights`` [t, k].
+
+    Each is ``down @ (act(gate) * up)``, with gate and up the halves of ``gate_up @ x``; ``act`` is silu, gelu
+    or gelu_tanh. The products are those of ``expert_linear``.
+    """
+    gate, up = expert_linear.reference(x, index, gate_up, gate_up_bias).chunk(2, -1)
+    gated = ACTIVATIONS[act](gate) * up
+    out = expert_linear.reference(gated, index, down, down_bias)
+    return (out * weights.unsqueeze(-1)).sum(1)
+
+
+@moe.dtype
+def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
+    return promoted([operands[0], operands[2]], attrs)
+
+
+@moe.verify
+def _(operands: Sequence[Operand], attrs: Attrs) -> None:
+    index, gate_up, down = operands[1], operands[3], operands[4]
+    if attrs["act"] not in ACTIVATIONS:
+        raise IRError(f"moe: act is {attrs['act']!r}", hint=f"one of {', '.join(ACTIVATIONS)}")
+    if isinstance(index, Type) and index.plain.kind not in ("int", "uint"):
+        raise IRError(f"moe: operand `index` is {index}", hint="it holds the numbers of experts")
+    if isinstance(gate_up, Type) and isinstance(down, Type) and gate_up.dims[1:2] != (down.dims[-1] * 2,):
+        raise IRError(
+            f"moe: operand `gate_up` is {gate_up}, not two times as high as `down` ({down}) is wide"
+        )
+
+
+@moe.flops
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    """Both products; the gate and the sum, one per entry each."""
+    index, gate_up, down = operands[1], operands[3], operands[4]
+    assert isinstance(index, Type) and isinstance(gate_up, Type) and isinstance(down, Type)
+    products = 2 * (product(gate_up.dims[1:]) + product(down.dims[1:]))
+    return product(index.dims) * (products + gate_up.dims[1] + 2 * down.dims[1])
+
+
+@moe.bytes
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    """The weights of the experts in use, once each, beside inputs and the result."""
+    x, index, weights, *stacks = operands
+    assert isinstance(x, Type) and isinstance(index, Type) and isinstance(weights, Type)
+    given = [w for w in stacks if isinstance(w, Type)]
+    made = x.elem.nbytes((x.dims[0], given[1].dims[1]))
+    each = sum((w.elem.nbytes((1, *w.dims[1:])) for w in given), 0)
+    return x.nbytes + index.nbytes + weights.nbytes + made + USED * each
 
 
 def experts_used(weight: Type, index: Type, tokens: int) -> int:

@@ -30,6 +30,10 @@ DIMS = {
     "down": (16, 32),
     "bias": (16,),
     "k": (8,),
+    "router": (5, 16),
+    "experts.up": (5, 24, 16),
+    "experts.down": (5, 16, 12),
+    "experts.bias": (5, 24),
 }
 CHECKPOINT = RandomCheckpoint(0, {**DIMS, **{f"l.{i}.{n}": d for i in range(6) for n, d in DIMS.items()}})
 LENGTHS = [3, 1, 5]
@@ -141,6 +145,54 @@ def test_heads_are_normalized_one_by_one():
     y = reshape(l, dims=(T, 16))
     return y"""
     compare(parse(main + more), fallbacks=set())
+
+
+ROUTER = """
+def main(
+    ids: i32[T], seqs: seqs[T, S],
+    embed: f32[50, 16] = weight("embed"), router: f32[5, 16] = weight("router"),
+    up: f32[5, 24, 16] = weight("experts.up"), down: f32[5, 16, 12] = weight("experts.down"),
+    bias: f32[5, 24] = weight("experts.bias"),
+):
+    x = embedding(ids, embed)
+    r = linear(x, router)
+    p = softmax(r)
+    w, i = topk(p, k=3)
+    total = sum(w)
+    scaled = div(w, total)
+"""
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu", "gelu_tanh"])
+def test_experts_with_their_router_are_kernels(act):
+    compare(
+        parse(f"{ROUTER}    y = moe(x, i, scaled, up, down, bias, act={act!r})\n    return y"),
+        fallbacks=set(),
+    )
+
+
+def test_products_with_experts_are_kernels():
+    """A row per token, then a row per choice."""
+    more = """
+    h = expert_linear(x, i, up, bias)
+    g = slice(h, dim=2, start=0, stop=12)
+    c = minimum(g, 0.5)
+    o = expert_linear(c, i, down)
+    t = permute(o, dims=(0, 2, 1))
+    y = sum(t, keep=False)
+    return y"""
+    compare(parse(ROUTER + more), fallbacks={"slice", "permute"})
+
+
+def test_choices_within_groups_are_kernels():
+    more = """
+    q = reshape(x, dims=(T, 4, 4))
+    v, j = topk(q, k=2)
+    s = sum(v, keep=False)
+    z = reshape(v, dims=(T, 8))
+    y = concat(s, z, dim=1)
+    return y"""
+    compare(parse(MAIN + more), fallbacks=set())
 
 
 @pytest.mark.parametrize("name", ["rope", "copy", "T1", "embedding", "linear", "rows", "layer"])
