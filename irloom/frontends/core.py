@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "text": "irloom.frontends.text:Text",
     "gguf": "irloom.frontends.gguf.frontend:Gguf",
+    "nemo": "irloom.frontends.nemo.frontend:Nemo",
     "hf": "irloom.frontends.hf.frontend:HuggingFace",
 }
 """Frontends by name, in the order in which they are asked; loaded only then."""
@@ -73,7 +74,7 @@ def frontend_of(path: Path) -> Frontend:
     names = ", ".join(f.name for f in frontends())
     raise TraceError(
         f"{path}: no frontend claims it (asked: {names})",
-        hint="a model is a directory with config.json, a .gguf file or an IR text file",
+        hint="a model is a directory with config.json, a .gguf, a .nemo or a Megatron checkpoint, or IR text",
     )
 
 

@@ -45,11 +45,11 @@ def header_facts(metadata: dict[str, Any]) -> Facts:
 def fingerprint(path: Path) -> str:
     """A model's identity on this disk: its files' names, sizes and times of change, its configs' bytes."""
     digest = hashlib.sha256()
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
         stat = file.stat()
         digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        if file.suffix == ".json" and stat.st_size < 1 << 20:
+        if file.suffix in {".json", ".yaml"} and stat.st_size < 1 << 20:
             digest.update(file.read_bytes())
     return digest.hexdigest()
 
