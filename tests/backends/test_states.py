@@ -4,21 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
-from irloom.backends.artifact import EngineReader, EngineWriter, Manifest
-from irloom.backends.core import Limits, backend, quiet
-from irloom.backends.machine import compiler
+from irloom.backends.artifact import EngineReader
+from irloom.backends.core import Limits
 from irloom.backends.pools import pools
 from irloom.ir.checkpoint import RandomCheckpoint
 from irloom.ir.errors import RequestError
-from irloom.ir.graph import Module
-from irloom.ir.interp import Interpreter
-from irloom.ir.parse import parse
-from irloom.ir.seqs import Seqs
-from irloom.passes import run_pipeline
-from irloom.runtime.loop import Loop
-from irloom.runtime.request import SamplingParams
+
+from .written import EVERY, GREEDY, PAGE, TARGETS, Written, answers, serve
 
 HYBRID = """# irloom 1
 T: dim[1, 8192]; S: dim[1, 256]
@@ -117,69 +110,35 @@ LAYER = {
     "qkv": (32, 16),
 }
 WEIGHTS = {"embed": (40, 16), **{f"l.{i}.{n}": d for i in range(7) for n, d in LAYER.items()}}
-CHECKPOINT = RandomCheckpoint(3, WEIGHTS)
-EVERY = 8
+MODEL = Written(HYBRID, RandomCheckpoint(3, WEIGHTS))
 PROMPTS = [[5], [1, 2, 3], list(range(8)), [7] * 9, [(3 * i) % 40 for i in range(37)], [9, 8] * 12]
-GREEDY = SamplingParams(max_tokens=20, temperature=0.0)
-TARGETS = ["reference", *(["cpu"] if compiler() else [])]
-
-
-def alone(prompt: list[int]) -> list[int]:
-    """Greedy tokens by the plain program, which sees the whole sequence every time."""
-    run, tokens = Interpreter(parse(HYBRID), CHECKPOINT), list(prompt)
-    for _ in range(GREEDY.max_tokens or 0):
-        (logits,) = run(torch.tensor(tokens, dtype=torch.int32), Seqs.of([len(tokens)]))
-        tokens.append(int(logits[-1].argmax()))
-    return tokens[len(prompt) :]
 
 
 @pytest.fixture(scope="module")
 def expected() -> list[list[int]]:
-    return [alone(prompt) for prompt in PROMPTS]
-
-
-def planned(target: str = "cpu") -> Module:
-    steps = [f"kv-plan(page=4, snapshot={EVERY})" if s == "kv-plan" else s for s in backend(target).pipeline]
-    return run_pipeline(parse(HYBRID), steps)[0]
+    return [MODEL.alone(prompt) for prompt in PROMPTS]
 
 
 @pytest.fixture(scope="module", params=TARGETS)
 def engine(request, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("engine") / "engine"
-    manifest = Manifest(request.param, "hybrid", [], {}, {}, settings={"max_context": 96})
-    manifest.settings["int8_activations"] = False
-    with EngineWriter(out, manifest) as writer:
-        backend(request.param).build(planned(request.param), CHECKPOINT, writer, quiet)
-    return out
-
-
-def serve(engine: Path, **limits) -> Loop:
-    reader = EngineReader(engine)
-    return Loop(backend(reader.manifest.target).open(reader, Limits(threads=1, **limits)))
-
-
-def answers(loop: Loop, prompts=PROMPTS) -> list[list[int]]:
-    outputs = loop.generate(prompts, GREEDY)
-    loop.check()
-    assert loop.pages.in_use == 0
-    return [o.token_ids for o in outputs]
+    return MODEL.build(request.param, tmp_path_factory.mktemp("engine") / "engine")
 
 
 STATE = 2 * 4 * (48 * 3 + 4 * 4 * 8 + 16 + 2 * 8 * 7)  # bytes of the states of one sequence
-PAGE = 2 * 4 * (2 * 8) * 4
+PAGES = 2 * 4 * (2 * 8) * PAGE  # and of one page
 
 
 def test_answers_are_those_of_the_plain_program(engine, expected):
-    assert answers(serve(engine)) == expected
+    assert answers(serve(engine), PROMPTS) == expected
 
 
 @pytest.mark.parametrize("limits", [{"max_seqs": 1}, {"max_tokens": 7}, {"max_tokens": 3, "max_seqs": 3}])
 def test_answers_do_not_depend_on_chunks_or_company(engine, expected, limits):
-    assert answers(serve(engine, **limits)) == expected
+    assert answers(serve(engine, **limits), PROMPTS) == expected
 
 
 def test_few_slots_and_pages_preempt_and_resume(engine, expected):
-    memory = 2 * STATE + 24 * PAGE + 2 * STATE + 6 * PAGE
+    memory = 2 * STATE + 24 * PAGES + 2 * STATE + 6 * PAGES
     loop = serve(engine, memory=memory, max_seqs=5)
     for i, prompt in enumerate(PROMPTS):
         loop.add_request(prompt, GREEDY, id=str(i), priority=len(PROMPTS) - i)
@@ -195,7 +154,7 @@ def test_few_slots_and_pages_preempt_and_resume(engine, expected):
 def test_prefixes_go_on_from_snapshots(engine, expected):
     """The second time from the last snapshot before the end; what was generated counts, too."""
     loop = serve(engine)
-    assert answers(loop) == expected
+    assert answers(loop, PROMPTS) == expected
     outputs = loop.generate(PROMPTS, GREEDY)
     assert [o.token_ids for o in outputs] == expected
     assert [o.cached_tokens for o in outputs] == [(len(p) - 1) // EVERY * EVERY for p in PROMPTS]
@@ -223,7 +182,7 @@ def test_recurrent_ops_are_kernels_on_the_cpu():
     """Rates, which no token changes, are weights: nothing is left to torch."""
     from irloom.backends.cpu.lower import lower
 
-    program = lower(planned())
+    program = lower(MODEL.planned("cpu"))
     assert not program.fallbacks
     calls = set(re.findall(r"carried_\w+", program.text))
     names = ["causal_conv", "ssd_scan", "token_shift", "gated_delta"]
@@ -232,7 +191,7 @@ def test_recurrent_ops_are_kernels_on_the_cpu():
 
 def test_the_plan_says_what_a_sequence_costs(engine):
     caches = EngineReader(engine).read_json("plan.json")["caches"]
-    assert (caches["token_bytes"], caches["state_bytes"]) == (PAGE / 4, STATE)
+    assert (caches["token_bytes"], caches["state_bytes"]) == (PAGES / PAGE, STATE)
     state = caches["pools"][1]
     assert (state["pool"], state["page"], state["page_bytes"]) == ("state", EVERY, STATE)
     assert state["caches"]["kv[1]"] == f"state[f32, {EVERY}][N, 4, 4, 8]"
@@ -240,14 +199,14 @@ def test_the_plan_says_what_a_sequence_costs(engine):
 
 def test_pools_have_two_slots_a_sequence_and_snapshots():
     """Memory for one sequence gives two slots, for all four each; between them it is shared in proportion."""
-    m = planned()
-    least = 2 * STATE + 24 * PAGE
+    m = MODEL.planned("cpu")
+    least = 2 * STATE + 24 * PAGES
     full, state = pools(m, Limits(memory=least, max_seqs=3, max_tokens=16), 96)
     assert (state.name, state.page, state.window, state.cut) == ("state", EVERY, 2, True)
     assert (full.pages, state.pages) == (24, 2)
-    assert (full.page_bytes, state.page_bytes) == (PAGE, STATE)
+    assert (full.page_bytes, state.page_bytes) == (PAGES, STATE)
     assert [p.pages for p in pools(m, Limits(max_seqs=3), 96)] == [72, 12]
-    most = 12 * STATE + 72 * PAGE
+    most = 12 * STATE + 72 * PAGES
     half = pools(m, Limits(memory=(least + most) // 2, max_seqs=3), 96)
     assert [p.pages for p in half] == [48, 7]
     with pytest.raises(RequestError, match=f"needs {least:,}"):
