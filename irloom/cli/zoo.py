@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 def zoo(
     names: tuple[str, ...], raised: bool, jobs: int, limit: float, docs: Path | None, as_json: bool
 ) -> None:
-    """Take tiny models of architectures through irloom: every one that transformers knows, or NAME.
+    """Take a tiny model of each architecture through irloom.
+
+    Every one that transformers knows, or NAME.
 
     \b
     irloom zoo --jobs 2 --docs docs/models.md
