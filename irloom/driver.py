@@ -19,9 +19,9 @@ from .backends.artifact import EngineReader, EngineWriter, Manifest, is_engine
 from .backends.core import BACKENDS, Limits, Report, backend, quiet
 from .backends.machine import cpu_features, read_bandwidth
 from .frontends.core import Frontend, TraceOptions, frontend_of
-from .frontends.facts import fingerprint
 from .frontends.hf.hub import find
 from .frontends.hf.remote import remote_code
+from .frontends.peft.frontend import Merged, identity
 from .frontends.store import cache_dir
 from .ir.elem import ELEMS
 from .ir.errors import EngineMismatch, PipelineError, RequestError
@@ -104,13 +104,19 @@ def compile(
     pipeline: str | None = None,
     *,
     out: str | Path,
+    adapter: str | Path | None = None,
     progress: Report | None = None,
     trust_remote_code: bool = False,
 ) -> Path:
-    """Build an engine directory and give its path; an engine there is replaced when the new one is whole."""
+    """Build an engine directory and give its path; an engine there is replaced when the new one is whole.
+
+    ``adapter`` is a directory of PEFT's whose LoRA matrices are merged into the weights.
+    """
     report, out, path = progress or quiet, Path(out), find(str(model), trust_remote_code)
     target = available(target)
     made, front = backend(target), frontend_of(path)
+    if adapter is not None:
+        front = Merged(front, Path(adapter))
     options = TraceOptions(dtype=ELEMS[made.dtype], trust=trust_remote_code)
     made.prepare()
     report("trace", 0, 1)
@@ -136,6 +142,7 @@ def compile(
             target,
             "--pipeline",
             ", ".join(steps),
+            *(["--adapter", str(adapter)] if adapter else []),
             *(["--trust-remote-code"] if trust_remote_code else []),
         ],
         settings={"max_context": facts.max_context, "eos": list(facts.eos), "int8_activations": True},
@@ -176,21 +183,37 @@ def _summary(record: Record) -> list[dict[str, Any]]:
 
 
 def engine_for(
-    model: str | Path, target: str, pipeline: str | None, progress: Report, trust_remote_code: bool = False
+    model: str | Path,
+    target: str,
+    pipeline: str | None,
+    progress: Report,
+    adapter: str | Path | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """The engine of a model: itself, or one kept in the cache for this model, pipeline and machine."""
     path = find(str(model), trust_remote_code)
     if is_engine(path):
+        if adapter is not None:
+            raise EngineMismatch(
+                f"{path}: an engine's weights are final", hint="compile the model with the adapter"
+            )
         return path
     steps = [spell(p) for p in parse_pipeline(pipeline if pipeline is not None else backend(target).pipeline)]
     frontend_of(path)
-    facts = [fingerprint(path), target, steps, list(cpu_features()), __version__, version("torch"), _code()]
+    which = identity(path, Path(adapter) if adapter else None)
+    facts = [which, target, steps, list(cpu_features()), __version__, version("torch"), _code()]
     facts += [trust_remote_code] if remote_code(path) else []
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     out = cache_dir() / "engines" / key
     if not is_engine(out):
         compile(
-            path, target, ", ".join(steps), out=out, progress=progress, trust_remote_code=trust_remote_code
+            path,
+            target,
+            ", ".join(steps),
+            out=out,
+            adapter=adapter,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
         )
     return out
 
@@ -208,8 +231,9 @@ class LLM:
     """A model that answers, embedded in this process.
 
     ``model`` is a path, a hub id or an engine directory; anything but an engine is compiled first and kept in
-    the cache. The rest are run-time settings, see ``backends.core.Limits``: ``max_tokens``, ``max_seqs``,
-    ``max_context``, ``memory`` (bytes), ``threads``.
+    the cache, with the LoRA matrices of the directory ``adapter`` merged into its weights. The rest are
+    run-time settings, see ``backends.core.Limits``: ``max_tokens``, ``max_seqs``, ``max_context``, ``memory``
+    (bytes), ``threads``.
     """
 
     def __init__(
@@ -218,11 +242,13 @@ class LLM:
         target: str | None = None,
         pipeline: str | None = None,
         progress: Report | None = None,
+        adapter: str | Path | None = None,
         trust_remote_code: bool = False,
         **limits: Any,
     ) -> None:
         report = progress or quiet
-        folder = engine_for(model, available(target or "cpu"), pipeline, report, trust_remote_code)
+        chosen = available(target or "cpu")
+        folder = engine_for(model, chosen, pipeline, report, adapter, trust_remote_code)
         report("open", 0, 1)
         reader = EngineReader(folder)
         if target is not None and available(target) != reader.manifest.target:

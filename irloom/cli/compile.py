@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from .core import command, json_option, pipeline_option, print_json, target_option, trust_option
+from .core import (
+    adapter_option,
+    command,
+    json_option,
+    pipeline_option,
+    print_json,
+    target_option,
+    trust_option,
+)
 from .progress import progress_bars
 
 
@@ -17,9 +25,18 @@ from .progress import progress_bars
 )
 @target_option
 @pipeline_option
+@adapter_option
 @trust_option
 @json_option
-def compile_(model: str, out: Path, target: str, pipeline: str | None, trust: bool, as_json: bool) -> None:
+def compile_(
+    model: str,
+    out: Path,
+    target: str,
+    pipeline: str | None,
+    adapter: str | None,
+    trust: bool,
+    as_json: bool,
+) -> None:
     """Build an engine: a directory that `irloom run` opens in seconds.
 
     Batch size, sequence length and page count are chosen when it runs, not here. A build that is stopped
@@ -29,7 +46,13 @@ def compile_(model: str, out: Path, target: str, pipeline: str | None, trust: bo
 
     with progress_bars() as report:
         irloom.compile(
-            model, target=target, pipeline=pipeline, out=out, progress=report, trust_remote_code=trust
+            model,
+            target=target,
+            pipeline=pipeline,
+            out=out,
+            adapter=adapter,
+            progress=report,
+            trust_remote_code=trust,
         )
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     if as_json:

@@ -117,6 +117,9 @@ pipeline_option = click.option(
 trust_option = click.option(
     "--trust-remote-code", "trust", is_flag=True, help="Run the Python files that MODEL brings with it."
 )
+adapter_option = click.option(
+    "--adapter", metavar="DIR", help="A LoRA adapter in PEFT format, merged into the weights."
+)
 
 
 def command(name: str) -> Callable[[Callable[..., None]], click.Command]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from .core import command, pipeline_option, target_option, trust_option
+from .core import adapter_option, command, pipeline_option, target_option, trust_option
 from .progress import progress_bars
 
 if TYPE_CHECKING:
@@ -42,9 +42,16 @@ class Talker(Protocol):
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given again.")
 @target_option
 @pipeline_option
+@adapter_option
 @trust_option
 def run(
-    model: str, prompt: str | None, target: str, pipeline: str | None, trust: bool, **sampling: Any
+    model: str,
+    prompt: str | None,
+    target: str,
+    pipeline: str | None,
+    adapter: str | None,
+    trust: bool,
+    **sampling: Any,
 ) -> None:
     """Trace, compile and generate, streaming the text to stdout.
 
@@ -61,7 +68,14 @@ def run(
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
     with progress_bars() as report:
-        llm = LLM(model, target=target, pipeline=pipeline, progress=report, trust_remote_code=trust)
+        llm = LLM(
+            model,
+            target=target,
+            pipeline=pipeline,
+            adapter=adapter,
+            progress=report,
+            trust_remote_code=trust,
+        )
     if prompt is not None:
         _stream(llm, prompt, params)
     else:

@@ -20,6 +20,7 @@ BUILT_IN = {
     "text": "irloom.frontends.text:Text",
     "gguf": "irloom.frontends.gguf.frontend:Gguf",
     "nemo": "irloom.frontends.nemo.frontend:Nemo",
+    "peft": "irloom.frontends.peft.frontend:Peft",
     "hf": "irloom.frontends.hf.frontend:HuggingFace",
 }
 """Frontends by name, in the order in which they are asked; loaded only then."""
