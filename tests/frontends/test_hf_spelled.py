@@ -240,3 +240,88 @@ def test_a_softmax_over_features_is_none_of_it():
         return plain(m, q, k, v) * q.softmax(-1)
 
     assert [n.op.name for n in trace_hf(Model(mixed).eval()).main.nodes].count("softmax") == 1
+
+
+class Counting(nn.Module):
+    """Takes no positions: ``number`` makes what is added to the embeddings of T tokens, [T, HIDDEN]."""
+
+    def __init__(self, number: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.number, self.padding = number, 1
+        self.embed, self.places = nn.Embedding(VOCAB, HIDDEN), nn.Embedding(64, HIDDEN)
+        self.register_buffer("table", torch.arange(64.0)[:, None].expand(64, HIDDEN).sin(), persistent=False)
+        self.register_buffer("ids", torch.arange(64)[None], persistent=False)
+        self.register_buffer("types", torch.zeros(1, 64, dtype=torch.int64), persistent=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids) + self.number(self, input_ids)
+        q = x.unflatten(-1, (HEADS, DIM)).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, q, q, is_causal=True)
+        return (x + y.transpose(1, 2).flatten(2)) @ self.embed.weight.T
+
+
+def by_range(m, ids):
+    return m.places(torch.arange(ids.shape[1], device=ids.device))
+
+
+def two_ahead(m, ids):
+    """OPT's: a running sum of a mask of ones."""
+    return m.places(torch.ones_like(ids).cumsum(1) - 1 + 2)
+
+
+def without_padding(m, ids):
+    """RoBERTa's: padding is not counted, and a packed batch has none."""
+    mask = ids.ne(m.padding).int()
+    return m.places((mask.cumsum(1).type_as(mask) * mask).long() + m.padding)
+
+
+def slice_of_ids(m, ids):
+    return m.places(m.ids[:, : ids.shape[1]])
+
+
+def slice_of_weights(m, ids):
+    return m.places.weight[3 : ids.shape[1] + 3]
+
+
+def slice_of_a_table(m, ids):
+    return m.table[None][:, : ids.shape[1]]
+
+
+def made_in_place(m, ids):
+    angle = torch.outer(torch.arange(ids.shape[1]).float(), 0.5 ** torch.arange(HIDDEN))
+    return torch.where(torch.arange(HIDDEN) < 3, angle.sin(), angle.cos())
+
+
+def token_types(m, ids):
+    return m.places(m.types[:, : ids.shape[1]]) + by_range(m, ids)
+
+
+COUNTS = [
+    by_range, two_ahead, without_padding, slice_of_ids, slice_of_weights, slice_of_a_table, made_in_place,
+    token_types,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", COUNTS, ids=lambda f: f.__name__)
+def test_counted_tokens_are_positions(number: Callable[[Any, Tensor], Tensor]):
+    """Every sequence of a packed batch starts over, and a later chunk goes on."""
+    model = Counting(number).eval().requires_grad_(False)
+    g = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.copy_(torch.randn(p.shape, generator=g) / math.sqrt(p.shape[-1]))
+    module = trace_hf(model)
+    assert [n.op.name for n in module.main.nodes].count("positions") == 1
+    parts = prompts(VOCAB)
+    check(module, model, parts, torch.cat([model(p[None])[0] for p in parts]))
+
+
+def test_a_count_that_is_no_position_is_refused():
+    def from_the_length(m, ids):
+        t = ids.shape[1]
+        return m.places(torch.arange(t, 2 * t))
+
+    with pytest.raises(
+        TraceError, match=r"counts tokens from T to 2\*T, and not as their positions"
+    ) as error:
+        trace_hf(Counting(from_the_length).eval())
+    assert "test_hf_spelled.py" in str(error.value)

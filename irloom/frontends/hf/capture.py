@@ -101,13 +101,14 @@ class _Logits(nn.Module):
         self.takes = set(inspect.signature(model.forward).parameters)
         if "input_ids" not in self.takes:  # it passes on whatever it gets
             self.takes |= {"position_ids", "past_key_values"}
+        self.numbers_ids = any(hasattr(m, "create_position_ids_from_input_ids") for m in model.modules())
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, past: Tensor) -> Tensor:
         from irloom.frontends.hf.cache import ProbingCache
 
         torch._check(input_ids.shape[1] == position_ids.shape[1])
         kwargs: dict[str, Any] = {"input_ids": input_ids}
-        if "position_ids" in self.takes:
+        if "position_ids" in self.takes and not self.numbers_ids:
             kwargs["position_ids"] = position_ids
         for name in {"past_key_values", "cache_params"} & self.takes:
             kwargs |= {name: ProbingCache(past.shape[0]), "use_cache": True}

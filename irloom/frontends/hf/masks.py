@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from irloom.ir.errors import TraceError
-
 
 @dataclass(frozen=True)
 class MaskKind:
@@ -27,20 +25,21 @@ def mask_op(
     mask_function: Callable[..., Any],
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    **_: Any,
-) -> Tensor:
+    attention_mask: Tensor | None = None,
+    **rest: Any,
+) -> Tensor | None:
     """Registered with the library as a mask implementation: one op in place of a dense [1, 1, T, S] tensor.
 
     The result is additive, as models that add a mask themselves expect. Padding masks are dropped: packed
-    sequences have no padding.
+    sequences have no padding. A mask of no known kind is computed in the graph as the library does, and read
+    there from its values (``spelled``).
     """
     kind = classify(mask_function)
     if kind is None:
-        name = getattr(mask_function, "__qualname__", repr(mask_function))
-        raise TraceError(
-            f"attention mask `{name}` is not one of causal, sliding, chunked",
-            hint="only masks over positions are supported; trace the text part of a multimodal model",
-        )
+        from transformers.masking_utils import eager_mask
+
+        asked = {**rest, "dtype": dtype, "device": device, "allow_is_causal_skip": False}
+        return eager_mask(batch_size, q_length, kv_length, mask_function=mask_function, **asked)
     return torch.ops.irloom.attention_mask(
         q_length, kv_length, kind.name, kind.size, dtype, torch.device(device)
     )
@@ -87,15 +86,3 @@ def _all_of(parts: list[MaskKind | None]) -> MaskKind | None:
     if narrow:
         return narrow.pop() if MaskKind("causal") in kinds else None
     return MaskKind("causal") if MaskKind("causal") in kinds else MaskKind("full")
-
-
-def dense_mask(queries: int, keys: int, kind: str, size: int) -> Tensor:
-    """A mask as the library would spell it: f32 [1, 1, queries, keys], 0 where seen, else the least float."""
-    at = keys - queries + torch.arange(queries)[:, None]
-    key = torch.arange(keys)[None]
-    seen = torch.ones(queries, keys, dtype=torch.bool) if kind == "full" else key <= at
-    if kind == "sliding":
-        seen = seen & (key > at - size)
-    if kind == "chunked":
-        seen = seen & (key >= at // size * size)
-    return torch.zeros(queries, keys).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]

@@ -62,6 +62,11 @@ def matmul(a: Any, b: Any) -> View:
     return viewed(ops.matmul(a.arranged(wanted), b.arranged(wanted)), wanted, a.rank)
 
 
+@translates("aten.outer.default")
+def outer(a: Any, b: Any) -> View:
+    return elementwise(ops.mul, tensor(a).unsqueezed(1), tensor(b).unsqueezed(0))
+
+
 def _plain(x: Any) -> Any:
     return None if x is None else tensor(x).rowmajor().value
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from irloom.frontends.hf.aten.core import PAST, TOKENS, own_tokens, static, tensor, translates
+from irloom.frontends.hf.aten.core import own_tokens, static, tensor, translates
 from irloom.frontends.hf.views import View, aligned, reshape, viewed
 from irloom.ir import ops
-from irloom.ir.dims import Dim, product
+from irloom.ir.dims import Dim, product, symbols
 from irloom.ir.elem import elem_of
 from irloom.ir.errors import TraceError
 
@@ -36,6 +36,11 @@ def dropout(x: Any, p: float, train: bool) -> Any:
 @translates("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
 def view(x: Any, dims: Sequence[Dim]) -> View:
     return reshape(tensor(x), dims)
+
+
+@translates("aten.view_as.default", "aten.reshape_as.default")
+def view_as(x: Any, like: Any) -> View:
+    return reshape(tensor(x), tensor(like).dims)
 
 
 @translates("aten.flatten.using_ints")
@@ -185,6 +190,16 @@ def stack(xs: Sequence[Any], dim: int = 0) -> View:
     return cat([tensor(x).unsqueezed(dim) for x in xs], dim)
 
 
+@translates("aten.repeat.default")
+def repeat(x: Any, times: Sequence[int]) -> View:
+    x = tensor(x)
+    while x.rank < len(times):
+        x = x.unsqueezed(0)
+    for d, n in enumerate(times):
+        x = x if n == 1 else cat([x] * static(n, "a number of repetitions"), d)
+    return x
+
+
 @translates("aten.repeat_interleave.self_int")
 def repeat_interleave(x: Any, repeats: int, dim: int | None = None, **_: Any) -> View:
     x = tensor(x)
@@ -200,6 +215,16 @@ def embedding(table: Any, ids: Any, *_: Any) -> View:
     table, ids = tensor(table), tensor(ids)
     value = ops.embedding(ids.value, table.rowmajor().value)
     return View(value, (*ids.order, value.type.rank - 1))
+
+
+@translates("aten.index_select.default")
+def index_select(table: Any, dim: int, ids: Any) -> View:
+    table = tensor(table)
+    if table.rank != 2 or table.dim(dim) != 0:
+        raise TraceError(
+            f"a choice along dim {dim} of {table.dims} has no translation", hint="rows of a matrix have one"
+        )
+    return embedding(table, ids)
 
 
 @translates("aten.index.Tensor")
@@ -245,13 +270,31 @@ def ones_like(x: Any, **options: Any) -> View:
     return full_like(x, 1, **options)
 
 
+@translates("aten.arange.default")
+def arange_from_0(end: Dim, **options: Any) -> View:
+    return arange(0, end, **options)
+
+
 @translates("aten.arange.start")
-def arange(start: Dim, end: Dim, *, seqs: Any, dtype: torch.dtype | None = None, **_: Any) -> View:
-    """Counting this step's tokens from the number of cached ones is counting positions in a sequence."""
-    if start == PAST and end == PAST + TOKENS:
-        return View.of(ops.positions(seqs))
-    first, last = static(start, "the start of a range"), static(end, "the end of a range")
-    return View.of(ops.arange(start=first, stop=last, elem=elem_of(dtype or torch.int64)))
+def arange(start: Dim, end: Dim, dtype: torch.dtype | None = None, **options: Any) -> View:
+    return arange_step(start, end, dtype=dtype)
+
+
+@translates("aten.arange.start_step")
+def arange_step(
+    start: Dim, end: Dim, step: int = 1, dtype: torch.dtype | None = None, **options: Any
+) -> View:
+    """Counting from number to number. A count of tokens that is their position was found before."""
+    if symbols(start) or symbols(end):
+        raise TraceError(
+            f"the model counts tokens from {start} to {end}, and not as their positions in the sequence",
+            hint="a packed batch has several sequences; only positions say where a token stands",
+        )
+    made = range(static(start, "a start"), static(end, "an end"), step)
+    if step == 1:
+        return View.of(ops.arange(start=made.start, stop=made.stop, elem=elem_of(dtype or torch.int64)))
+    count = ops.arange(start=0, stop=len(made), elem=elem_of(dtype or torch.int64))
+    return View.of(ops.add(ops.mul(count, step), made.start))
 
 
 @translates("aten.scalar_tensor.default")

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from irloom.frontends.hf.spelled.operands import Heads, heads
-from irloom.frontends.hf.spelled.probe import Lengths, Probe, literals
+from irloom.frontends.hf.spelled.probe import Probe, literals
 from irloom.frontends.hf.spelled.scores import Scores, understand
-from irloom.frontends.hf.spelled.seen import Seen, classify
+from irloom.frontends.hf.spelled.seen import Lengths, Seen, classify
 from irloom.frontends.hf.spelled.spine import SDPA, Spine, live_nodes, same_weights, spines
 from irloom.ir.errors import TraceError
 

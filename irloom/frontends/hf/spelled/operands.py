@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from irloom.frontends.hf.spelled.probe import Depends, Lengths, Probe
+from irloom.frontends.hf.spelled.probe import Depends, Probe
+from irloom.frontends.hf.spelled.seen import Lengths
 from irloom.ir.errors import TraceError
 
 MOVES = (

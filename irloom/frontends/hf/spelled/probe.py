@@ -10,7 +10,6 @@ import enum
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from irloom.frontends.hf.masks import dense_mask
+from irloom.frontends.hf.spelled.seen import Lengths, dense_mask
 from irloom.ir.errors import TraceError
 
 HALVES = {torch.float16, torch.bfloat16}
@@ -40,14 +39,6 @@ class Depends(enum.IntEnum):
     LENGTHS = 0
     WEIGHTS = 1
     TOKENS = 2
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """One setting of the two symbols of a graph: tokens of the step, and tokens cached before it."""
-
-    tokens: int
-    past: int
 
 
 class Probe:
@@ -82,7 +73,7 @@ class Probe:
         self.depends: dict[Node, Depends] = {}
         self.roots: dict[Node, Node] = {}
         self.writers: dict[Node, list[Node]] = defaultdict(list)
-        self.place = {node: at for at, node in enumerate(self.graph.nodes)}
+        self.place = {node: float(at) for at, node in enumerate(self.graph.nodes)}
         sharing: dict[Node, list[Node]] = defaultdict(list)
         for node in self.graph.nodes:
             self.depends[node] = self._depends(node)
@@ -93,6 +84,11 @@ class Probe:
                 self.writers[self.roots[node]].append(node)
                 for other in sharing[self.roots[node]]:
                     self.depends[other] = max(self.depends[other], self.depends[node])
+
+    def follow(self, node: Node, after: Node) -> None:
+        """Take note of a node that was put into the graph after another, until the next survey."""
+        self.place[node] = self.place[after] + 1e-4
+        self.depends[node], self.roots[node] = self._depends(node), node
 
     def _depends(self, node: Node) -> Depends:
         name = str(node.target)
@@ -185,7 +181,10 @@ class Probe:
             raise Unknown(n, "depends on the tokens")
         if str(n.target).startswith(SHAPED) and isinstance(n.args[0], Node):
             args = (torch.empty(self.sizes(n.args[0], at), dtype=_dtype(n.args[0])), *args[1:])
-        return _widened(n.target(*_plain(args), **_plain(kwargs)))  # type: ignore[operator]
+        made = _widened(n.target(*_plain(args), **_plain(kwargs)))  # type: ignore[operator]
+        if isinstance(fake, Tensor) and tuple(made.shape) != self.sizes(n, at):
+            raise Unknown(n, f"is {list(made.shape)} for {at.past + at.tokens} tokens: a table ends")
+        return made
 
     def _given_input(self, n: Node, at: Lengths) -> Any:
         if n.name == "position_ids":
@@ -195,7 +194,7 @@ class Probe:
         value = self.constant(n)
         if value is not None:
             return _widened(value)
-        generator = torch.Generator().manual_seed(self.place[n])
+        generator = torch.Generator().manual_seed(int(self.place[n]))
         return torch.randn(self.sizes(n, at), generator=generator)
 
 

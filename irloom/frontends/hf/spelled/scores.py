@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from irloom.frontends.hf.spelled.probe import Lengths
-from irloom.frontends.hf.spelled.seen import HIDDEN, Seen, classify
+from irloom.frontends.hf.spelled.seen import HIDDEN, Lengths, Seen, classify
 from irloom.ir.errors import TraceError
 
 AT = Lengths(6, 5)

@@ -9,11 +9,19 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from irloom.frontends.hf.spelled.probe import Lengths
 from irloom.ir.errors import TraceError
 
 HIDDEN = -2000.0
 """A score this far below that of the token itself has no weight. Models write -1e4, the least float, -inf."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """One setting of the two symbols of a graph: tokens of the step, and tokens cached before it."""
+
+    tokens: int
+    past: int
+
 
 NEAR = (Lengths(5, 3), Lengths(7, 12))
 HINT = "causal, sliding, chunked and ALiBi attention can be traced"
@@ -116,3 +124,15 @@ def _kind(firsts: dict[Lengths, list[int]], slopes: tuple[float, ...] | None) ->
         if all(kind.first(i) == j for i, j in rows):
             return kind
     raise TraceError("attention looks back in a way that is neither a window nor a chunk", hint=HINT)
+
+
+def dense_mask(queries: int, keys: int, kind: str, size: int) -> Tensor:
+    """A mask as the library would spell it: f32 [1, 1, queries, keys], 0 where seen, else the least float."""
+    at = keys - queries + torch.arange(queries)[:, None]
+    key = torch.arange(keys)[None]
+    seen = torch.ones(queries, keys, dtype=torch.bool) if kind == "full" else key <= at
+    if kind == "sliding":
+        seen = seen & (key > at - size)
+    if kind == "chunked":
+        seen = seen & (key >= at // size * size)
+    return torch.zeros(queries, keys).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from irloom.frontends.hf.spelled.probe import Depends, Lengths, Probe
+from irloom.frontends.hf.spelled.probe import Depends, Probe
 from irloom.frontends.hf.spelled.product import Product, product
+from irloom.frontends.hf.spelled.seen import Lengths
 from irloom.ir.errors import TraceError
 
 SOFTMAX = (
