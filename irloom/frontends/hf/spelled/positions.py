@@ -1,8 +1,8 @@
 """Counts of tokens and rows of position tables, by value: what equals the positions becomes the positions.
 
 In a packed batch every sequence starts over, so nothing may count the tokens of the batch. However a model
-numbers its tokens (a range, a running sum of a mask, a slice of a table), what comes out is the number of cached
-tokens plus 0, 1, 2 ... plus a constant.
+numbers its tokens (a range, a running sum of a mask, a slice of a table), what comes out is the number of
+cached tokens plus 0, 1, 2 ... plus a constant.
 """
 
 from __future__ import annotations
