@@ -163,6 +163,11 @@ CASES: dict[str, list[Case]] = {
         "gated_linear_attention",
         ["f32[T, 4, 5]", "f32[T, 4, 5]", "f32[T, 4, 3]", "f32[T, 4, 5]"], [], "state[f32, 2][P, 4, 5, 3]",
     ),
+    **recurrent(
+        "mlstm",
+        ["f32[T, 4, 5]", "f32[T, 4, 5]", "f32[T, 4, 3]", "f32[T, 4]", "f32[T, 4]"], [],
+        "state[f32, 2][P, 4, 5, 5]",
+    ),
     **recurrent("wkv", ["f32[T, 6]", "f32[T, 6]", "f32[6]", "f32[6]"], [], "state[f32, 2][P, 3, 6]"),
 }  # fmt: skip
 

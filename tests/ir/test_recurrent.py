@@ -43,6 +43,7 @@ def operands(op: Op) -> list[Any]:
         "ssd_scan": [normal(t, 4, 5), -below(t, 4), below(4), normal(t, 2, 3), normal(t, 2, 3)],
         "gated_delta": [*keys, below(t, 4, 1), -below(t, 4)],
         "gated_linear_attention": [*keys, below(t, 4, 5)],
+        "mlstm": [*keys, normal(t, 4) * 10, below(t, 4)],
         "wkv": [normal(t, 6) * 30, normal(t, 6), below(6), normal(6)],
     }[op.name]
 

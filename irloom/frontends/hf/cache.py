@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from irloom.ir.errors import TraceError
+
+
+def probing_cache(model: nn.Module, argument: str, past: int) -> ProbingCache | None:
+    """A probing cache of ``past`` tokens for a model's ``argument``, of the kind that its modules ask for.
+
+    None where they ask for something that is no cache of the library: what such a model keeps is state of its
+    own, and it computes without.
+    """
+    for module in model.modules():
+        parameter = inspect.signature(module.forward).parameters.get(argument)
+        names = re.findall(r"\w+", str(parameter.annotation)) if parameter else []
+        scope = vars(sys.modules[type(module).__module__])
+        kinds = [kind for name in names if isinstance(kind := scope.get(name), type)]
+        own = [kind for kind in kinds if kind.__module__ == scope["__name__"]]
+        if own and not issubclass(own[0], Cache):
+            return None
+        if own:
+            return type(f"Probing{own[0].__name__}", (ProbingCache, own[0]), {})(past)
+    return ProbingCache(past)
 
 
 class ProbingCache(Cache):

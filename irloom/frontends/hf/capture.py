@@ -104,14 +104,17 @@ class _Logits(nn.Module):
         self.numbers_ids = any(hasattr(m, "create_position_ids_from_input_ids") for m in model.modules())
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, past: Tensor) -> Tensor:
-        from irloom.frontends.hf.cache import ProbingCache
+        from irloom.frontends.hf.cache import probing_cache
 
         torch._check(input_ids.shape[1] == position_ids.shape[1])
         kwargs: dict[str, Any] = {"input_ids": input_ids}
         if "position_ids" in self.takes and not self.numbers_ids:
             kwargs["position_ids"] = position_ids
+        if "use_cache" in self.takes:
+            kwargs["use_cache"] = False
         for name in {"past_key_values", "cache_params"} & self.takes:
-            kwargs |= {name: ProbingCache(past.shape[0]), "use_cache": True}
+            if (cache := probing_cache(self.model, name, past.shape[0])) is not None:
+                kwargs |= {name: cache, "use_cache": True}
         out = self.model(**kwargs)
         if isinstance(out, Tensor):
             return out

@@ -148,11 +148,19 @@ def _unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt((x * x).sum(dim=-1, keepdim=True) + 1e-6)
 
 
+def rwkv_linear_attention(
+    time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, None]:
+    """RWKV-4: ``key``, ``value`` [B, T, C], ``time_decay`` (its logarithm) and ``time_first`` [C]."""
+    return RECURRENT["wkv"](key, value, -torch.exp(time_decay), time_first), None
+
+
 KERNELS: dict[str, Kernel] = {
     "causal_conv1d_fn": causal_conv1d_fn,
     "selective_scan_fn": selective_scan_fn,
     "mamba_chunk_scan_combined": mamba_chunk_scan_combined,
     "chunk_gated_delta_rule": gated_delta_rule,
     "chunk_kda": gated_delta_rule,
+    "rwkv_linear_attention": rwkv_linear_attention,
 }
 """What stands for a kernel, by the name under which kernel packages have it."""

@@ -5,7 +5,7 @@ Tensors with a token dim are the library's ``[1, T, ...]``; operands are those o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from irloom.frontends.hf.aten.core import tensor, translates
 from irloom.frontends.hf.views import View, viewed
+from irloom.ir import ops
+from irloom.ir.dims import symbols
+from irloom.ir.errors import TraceError
 from irloom.ir.op import OPS, Op
 from irloom.ir.signature import Term
 
@@ -32,25 +35,33 @@ def _terms(op: Op) -> list[tuple[str, Term]]:
 def register(op: Op) -> Callable[..., Tensor]:
     """The op as ``torch.ops.irloom.NAME``, with its translation back."""
     terms = _terms(op)
-    given = ", ".join(f"Tensor{'?' if term.optional else ''} {name}" for name, term in terms)
-    torch.library.define(f"irloom::{op.name}", f"({given}) -> Tensor")
+    given = [f"Tensor{'?' if term.optional else ''} {name}" for name, term in terms]
+    attrs = [f"float {name}={default}" for name, default in op.attrs.items()]
+    schema = ", ".join([*given, *(["*", *attrs] if attrs else [])])
+    torch.library.define(f"irloom::{op.name}", f"({schema}) -> Tensor")
     (out,) = op.signature.outs
     like = next(i for i, (_, term) in enumerate(terms) if term.axes == out.axes)
 
     @torch.library.register_fake(f"irloom::{op.name}")
-    def _(*operands: Tensor | None) -> Tensor:
+    def _(*operands: Tensor | None, **_: float) -> Tensor:
         shape, first = operands[like], operands[0]
         assert shape is not None and first is not None
         return first.new_empty(shape.shape)
 
     @translates(f"irloom.{op.name}.default")
-    def _(*operands: Any, seqs: Any) -> View:
-        return _apply(op, terms, operands, seqs)
+    def _(*operands: Any, seqs: Any, **attrs: float) -> View:
+        return _apply(op, terms, operands, seqs, attrs)
 
     return getattr(torch.ops.irloom, op.name)
 
 
-def _apply(op: Op, terms: Sequence[tuple[str, Term]], operands: Sequence[Any], seqs: Any) -> View:
+def _apply(
+    op: Op,
+    terms: Sequence[tuple[str, Term]],
+    operands: Sequence[Any],
+    seqs: Any,
+    attrs: Mapping[str, float],
+) -> View:
     values: list[Any] = []
     for (name, term), x in zip(terms, operands, strict=False):
         if x is None:
@@ -59,8 +70,26 @@ def _apply(op: Op, terms: Sequence[tuple[str, Term]], operands: Sequence[Any], s
         view = tensor(x, f"operand `{name}`")
         values.append(view.arranged(range(1 if _by_token(term) else 0, view.rank)))
     values.insert(op.operands.index("seqs"), seqs)
-    out = op(*values)
+    out = op(*values, **attrs)
     return viewed(out, range(1, out.type.rank + 1), out.type.rank + 1)
+
+
+@translates("aten.constant_pad_nd.default")
+def constant_pad(x: Any, pads: Sequence[int], value: float = 0.0, *, seqs: Any) -> View:
+    """Padding of dims from the last on. One token more in front and one less behind is a token shift."""
+    x = tensor(x)
+    pairs = [(x.rank - 1 - i // 2, pads[i], pads[i + 1]) for i in range(0, len(pads), 2)]
+    for d, before, after in pairs:
+        if not before and not after:
+            continue
+        if symbols(x.dims[d]):
+            if (before, after, value, x.order[d]) != (1, -1, 0.0, 0):
+                raise TraceError(f"padding of tokens by {before} and {after} mixes sequences")
+            x = View(ops.token_shift(x.value, seqs), x.order)
+        else:
+            rows, dims = x.with_last(d)
+            x = viewed(ops.pad(rows, dim=-1, before=before, after=after, value=value), dims, x.rank)
+    return x
 
 
 RECURRENT = {op.name: register(op) for op in OPS if op.carried is not None}

@@ -190,6 +190,39 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
     return Type(F32, (3, _dims(operands, 0)[1]))
 
 
+@recurrent("t h !k, t h !k, t h !v, t h, t h -> t h !v", state="h !k !w")
+def mlstm(
+    q: Tensor, k: Tensor, v: Tensor, write: Tensor, keep: Tensor, *, eps: float = 1e-6, state: Tensor
+) -> tuple[Tensor, ...]:
+    """The matrix memory of xLSTM (Beck et al., 2024): linear attention with exponential gates, normalized.
+
+    ``c = exp(keep[t]) * c + exp(write[t]) * outer(k[t], v[t])``, ``n`` the same with 1 for ``v``, and
+    ``y[t] = c . q[t] / (max(|n . q[t]|, 1) + eps)``, all over ``exp(m)`` with ``m`` the running maximum of
+    the gates. The state is ``c``, then ``n`` as one more value, then ``m`` as another.
+    """
+    values = v.shape[-1]
+    memory, most = state[..., : values + 1], state[:, 0, values + 1]
+    out: list[Tensor] = []
+    rows = zip(
+        q.float(), k.float(), F.pad(v.float(), (0, 1), value=1.0), write.float(), keep.float(), strict=True
+    )
+    for query, key, value, new, old in rows:
+        top = torch.maximum(old + most, new)
+        kept, fresh = torch.exp(old + most - top), torch.exp(new - top)
+        memory = kept[:, None, None] * memory + fresh[:, None, None] * key[:, :, None] * value[:, None]
+        most = top
+        read = torch.einsum("hkv,hk->hv", memory, query)
+        out.append(read[:, :values] / (torch.maximum(read[:, values].abs(), torch.exp(-most)) + eps)[:, None])
+    after = torch.cat([memory, most[:, None, None].expand(*memory.shape[:2], 1)], -1)
+    return torch.stack(out).to(v.dtype), after
+
+
+@mlstm.state
+def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
+    values = _dims(operands, 2)[2]
+    return Type(F32, (*_dims(operands, 1)[1:], values + 2))
+
+
 def _state_flops(per_entry: int, at: int, *more: int):
     """FLOPs of a recurrence that works on each entry of its state for every token."""
 
@@ -204,3 +237,4 @@ selective_scan.flops(_state_flops(6, 0, 2))
 ssd_scan.flops(_state_flops(5, 0, 3))
 gated_delta.flops(_state_flops(7, 1, 2))
 gated_linear_attention.flops(_state_flops(5, 1, 2))
+mlstm.flops(_state_flops(5, 1, 2))
