@@ -60,13 +60,31 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab_size": 32064, "hidden_size": 5120, "intermediate_size": 17920, "num_hidden_layers": 40,
          "num_attention_heads": 40, "num_key_value_heads": 10},
     ),
+    "DeepSeek V3": (
+        "DeepseekV3Config",
+        {"vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+         "num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128,
+         "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 8,
+         "topk_group": 4, "first_k_dense_replace": 3, "q_lora_rank": 1536, "kv_lora_rank": 512,
+         "max_position_embeddings": 163840,
+         "rope_scaling": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "mscale": 1.0,
+                          "mscale_all_dim": 1.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                          "original_max_position_embeddings": 4096}},
+    ),
+    "Qwen 3 Next 80B": (
+        "Qwen3NextConfig",
+        {"vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 16,
+         "num_key_value_heads": 2, "head_dim": 256, "num_experts": 512, "num_experts_per_tok": 10,
+         "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
+         "max_position_embeddings": 262144},
+    ),
     "GPT-2 XL": ("GPT2Config", {"n_embd": 1600, "n_layer": 48, "n_head": 25}),
 }  # fmt: skip
 
 
 def main() -> None:
     args = arguments()
-    say(f"load average {machine()['load']:.1f}; goals: 30 s to trace, 120 lines\n")
+    say(f"load average {machine()['load']:.1f}; goals: 30 s and 3 GB to trace, 120 lines\n")
     figures: dict[str, Any] = {"machine": machine(), "models": {}}
     rows = []
     for name in args.only or MODELS:
@@ -91,7 +109,7 @@ def measure(cls: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 HEADS = [
-    "", "layers", "trace s", "again s", "outline s", "rest s", "nodes", "outlined", "functions",
+    "", "layers", "trace s", "CPU s", "again s", "outline s", "rest s", "nodes", "outlined", "functions",
     "lines", "outlined", "at the end", "peak GB",
 ]  # fmt: skip
 
@@ -99,7 +117,7 @@ HEADS = [
 def row(name: str, found: dict[str, Any]) -> list[str]:
     """A line of the table; its columns are ``HEADS``."""
     seconds, nodes, lines = found["seconds"], found["nodes"], found["lines"]
-    times = [cell(seconds[k]) for k in ("trace", "trace again", "outline", "rest")]
+    times = [cell(seconds[k]) for k in ("trace", "trace (CPU)", "trace again", "outline", "rest")]
     counts = [
         nodes["trace"],
         nodes["outline"],
