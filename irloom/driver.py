@@ -7,7 +7,9 @@ import json
 import operator
 import shutil
 import statistics
+import tempfile
 import time
+import weakref
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,13 +20,13 @@ from . import __version__
 from .backends.artifact import EngineReader, EngineWriter, Manifest, is_engine
 from .backends.core import BACKENDS, Limits, Report, backend, quiet
 from .backends.machine import cpu_features, read_bandwidth
-from .frontends.core import Frontend, TraceOptions, frontend_of
+from .frontends.core import Frontend, TraceOptions, frontend_of, source
 from .frontends.hf.hub import find
 from .frontends.hf.remote import remote_code
 from .frontends.peft.frontend import Merged, identity
-from .frontends.store import cache_dir
+from .frontends.store import cache_dir, extensions
 from .ir.elem import ELEMS
-from .ir.errors import EngineMismatch, PipelineError, RequestError
+from .ir.errors import CheckpointError, EngineMismatch, PipelineError, RequestError
 from .ir.graph import Module
 from .ir.parse import parse
 from .passes import Record, parse_pipeline, run_pipeline, spell
@@ -99,7 +101,7 @@ def available(target: str) -> str:
 
 
 def compile(
-    model: str | Path,
+    model: Any,
     target: str = "cpu",
     pipeline: str | None = None,
     *,
@@ -107,14 +109,17 @@ def compile(
     adapter: str | Path | None = None,
     progress: Report | None = None,
     trust_remote_code: bool = False,
+    tokenizer: Any = None,
 ) -> Path:
     """Build an engine directory and give its path; an engine there is replaced when the new one is whole.
 
-    ``adapter`` is a directory of PEFT's whose LoRA matrices are merged into the weights.
+    ``model`` is a path, a hub id, or an ``nn.Module``; ``tokenizer`` belongs to a module: a tokenizer object,
+    or where its tokenizer.json is. ``adapter`` is a directory of PEFT's whose LoRA matrices are merged into
+    the weights.
     """
-    report, out, path = progress or quiet, Path(out), find(str(model), trust_remote_code)
-    target = available(target)
-    made, front = backend(target), frontend_of(path)
+    report, out, target = progress or quiet, Path(out), available(target)
+    front, path = source(model, tokenizer, trust_remote_code)
+    made = backend(target)
     if adapter is not None:
         front = Merged(front, Path(adapter))
     options = TraceOptions(dtype=ELEMS[made.dtype], trust=trust_remote_code)
@@ -133,18 +138,13 @@ def compile(
         versions={"irloom": __version__, **{p: version(p) for p in ("torch", "transformers", "tokenizers")}},
         machine={"features": list(cpu_features())},
         rebuild=[
-            "irloom",
-            "compile",
-            str(path),
-            "-o",
-            str(out),
-            "--target",
-            target,
-            "--pipeline",
-            ", ".join(steps),
+            *("irloom", "compile", str(path), "-o", str(out), "--target", target),
+            *("--pipeline", ", ".join(steps)),
             *(["--adapter", str(adapter)] if adapter else []),
             *(["--trust-remote-code"] if trust_remote_code else []),
-        ],
+        ]
+        if isinstance(model, (str, Path))
+        else [],
         settings={"max_context": facts.max_context, "eos": list(facts.eos), "int8_activations": True},
     )
     report("tokenizer", 0, 1)
@@ -158,8 +158,6 @@ def compile(
 
 def _copy_tokenizer(front: Frontend, path: Path, writer: EngineWriter) -> None:
     """The tokenizer's files, as far as the model has one: without it, prompts are token ids."""
-    from .ir.errors import CheckpointError
-
     try:
         folder = front.tokenizer(path)
     except CheckpointError as error:
@@ -201,7 +199,7 @@ def engine_for(
     steps = [spell(p) for p in parse_pipeline(pipeline if pipeline is not None else backend(target).pipeline)]
     frontend_of(path)
     which = identity(path, Path(adapter) if adapter else None)
-    facts = [which, target, steps, list(cpu_features()), __version__, version("torch"), _code()]
+    facts = [which, target, steps, list(cpu_features()), __version__, version("torch"), _code(), extensions()]
     facts += [trust_remote_code] if remote_code(path) else []
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     out = cache_dir() / "engines" / key
@@ -231,24 +229,38 @@ class LLM:
     """A model that answers, embedded in this process.
 
     ``model`` is a path, a hub id or an engine directory; anything but an engine is compiled first and kept in
-    the cache, with the LoRA matrices of the directory ``adapter`` merged into its weights. The rest are
-    run-time settings, see ``backends.core.Limits``: ``max_tokens``, ``max_seqs``, ``max_context``, ``memory``
-    (bytes), ``threads``.
+    the cache, with the LoRA matrices of the directory ``adapter`` merged into its weights. It may also be an
+    ``nn.Module`` with its ``tokenizer``, whose engine lives as long as this object. The rest are run-time
+    settings, see ``backends.core.Limits``: ``max_tokens``, ``max_seqs``, ``max_context``, ``memory`` (bytes),
+    ``threads``.
     """
 
     def __init__(
         self,
-        model: str | Path,
+        model: Any,
         target: str | None = None,
         pipeline: str | None = None,
         progress: Report | None = None,
         adapter: str | Path | None = None,
         trust_remote_code: bool = False,
+        tokenizer: Any = None,
         **limits: Any,
     ) -> None:
-        report = progress or quiet
-        chosen = available(target or "cpu")
-        folder = engine_for(model, chosen, pipeline, report, adapter, trust_remote_code)
+        report, chosen = progress or quiet, available(target or "cpu")
+        if isinstance(model, (str, Path)) and tokenizer is None:
+            folder = engine_for(model, chosen, pipeline, report, adapter, trust_remote_code)
+        else:
+            home = tempfile.mkdtemp(prefix="irloom-engine-")
+            weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)
+            folder = compile(
+                model,
+                chosen,
+                pipeline,
+                out=Path(home) / "engine",
+                adapter=adapter,
+                progress=report,
+                tokenizer=tokenizer,
+            )
         report("open", 0, 1)
         reader = EngineReader(folder)
         if target is not None and available(target) != reader.manifest.target:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from irloom.frontends.facts import Facts
 from irloom.ir.elem import Elem
-from irloom.ir.errors import TraceError
+from irloom.ir.errors import CheckpointError, TraceError
 
 if TYPE_CHECKING:
     from irloom.ir.checkpoint import Checkpoint
@@ -63,6 +63,23 @@ class Frontend(Protocol):
     def tokenizer(self, path: Path) -> Path:
         """A directory with the tokenizer's files; ``CheckpointError`` where there is none."""
         ...
+
+
+def source(model: Any, tokenizer: Any = None, trust: bool = False) -> tuple[Frontend, Path]:
+    """What reads a model, and the path that it reads: a path, a hub id, or a module in memory.
+
+    ``tokenizer`` is for a module, which brings none; ``trust`` also fetches a hub model's Python files.
+    """
+    from irloom.frontends.hf.hub import find
+    from irloom.frontends.hf.module import LiveModule
+
+    if not isinstance(model, (str, Path)):
+        live = LiveModule(model, tokenizer)
+        return live, live.path
+    if tokenizer is not None:
+        raise CheckpointError(f"{model} has a tokenizer of its own", hint="tokenizer= is for an nn.Module")
+    path = find(str(model), trust)
+    return frontend_of(path), path
 
 
 def frontend_of(path: Path) -> Frontend:

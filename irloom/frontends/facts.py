@@ -10,7 +10,7 @@ from typing import Any
 
 from irloom.ir.errors import CheckpointError
 
-_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "block_size")
 DEFAULT_CONTEXT = 2048
 
 
@@ -28,7 +28,7 @@ def directory_facts(path: Path) -> Facts:
     text = config.get("text_config") or config
     said = read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
     eos = next((c["eos_token_id"] for c in (said, config, text) if c.get("eos_token_id") is not None), ())
-    length = next((text[k] for k in _LENGTHS if isinstance(text.get(k), int)), DEFAULT_CONTEXT)
+    length = next((text[k] for k in LENGTHS if isinstance(text.get(k), int)), DEFAULT_CONTEXT)
     return Facts(tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),), int(length))
 
 

@@ -37,13 +37,18 @@ def takes_part(fn: Callable[..., object]) -> None:
         _EXTENSIONS.add(file)
 
 
+def extensions() -> str:
+    """Which code from outside of irloom takes part in tracing, as one hash."""
+    return digest(sorted(map(Path, _EXTENSIONS)))
+
+
 def stored_trace(config: str, options: object, trace: Callable[[], Module]) -> Module:
     """The trace kept for this config and these options, or the one that ``trace`` makes and this keeps.
 
     Its key also holds the versions of transformers and torch, irloom's own tracing code and that of plugins.
     A file is written beside its place and renamed; one that does not parse is made again.
     """
-    facts = [config, repr(options), *_versions(), digest(sorted(map(Path, _EXTENSIONS)))]
+    facts = [config, repr(options), *_versions(), extensions()]
     key = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
     place = cache_dir() / "traces" / f"{key}.irloom"
     kept = _read(place)

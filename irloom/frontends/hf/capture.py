@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from irloom.frontends.hf.blocks import replaced_blocks
+from irloom.frontends.hf.calling import Calling
 from irloom.frontends.hf.experts import irloom_experts
 from irloom.frontends.hf.interfaces import irloom_attention
 from irloom.frontends.hf.kernels import recurrent_kernels
@@ -47,16 +46,17 @@ class Capture:
     longest: int | None = None
 
 
-def capture(model: nn.Module, repeats: bool = True) -> Capture:
+def capture(model: nn.Module, repeats: bool = True, flat: bool = False) -> Capture:
     """Export ``model`` over T tokens after P cached ones, without running it on data.
 
     Weights are on one device, which may be meta: only their shapes and types are used. Attention, masks and
     cache writes are single ops (see ``ops.py``). Nothing is decomposed, so a linear stays a linear. Of layers
-    that are alike two run (see ``repeat.py``), unless ``repeats`` is off; the graph is the same.
+    that are alike two run (see ``repeat.py``), unless ``repeats`` is off; the graph is the same. One
+    that is ``flat`` takes ids without a batch dim.
 
     Raises ``TraceError`` with the module path and source line where the model cannot be captured.
     """
-    wrapper = _Logits(model)
+    wrapper = Calling(model, flat)
     device = next((p.device for p in model.parameters()), torch.device("meta"))
     ids = torch.zeros(1, TOKENS, dtype=torch.int64, device=device)
     args = (ids, ids.clone(), torch.zeros(PAST, dtype=torch.int64, device=device))
@@ -73,7 +73,7 @@ def capture(model: nn.Module, repeats: bool = True) -> Capture:
         else:
             return Capture(whole, buffers, lengths.tokens, lengths.past, lengths.longest)
     LOG.info("every layer of %s is traced on its own: %s", type(model).__name__, why)
-    return capture(model, repeats=False)
+    return capture(model, repeats=False, flat=flat)
 
 
 def _export(wrapper: nn.Module, args: tuple[Tensor, ...], layers: Repeats) -> tuple[ExportedProgram, Lengths]:
@@ -90,36 +90,6 @@ def _export(wrapper: nn.Module, args: tuple[Tensor, ...], layers: Repeats) -> tu
         with settling_raises():
             torch.export.export(wrapper, args, dynamic_shapes=DYNAMIC, strict=False)
         raise
-
-
-class _Logits(nn.Module):
-    """The model as a function of ids [1, T], positions [1, T] and the number of cached tokens, to logits."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.takes = set(inspect.signature(model.forward).parameters)
-        if "input_ids" not in self.takes:  # it passes on whatever it gets
-            self.takes |= {"position_ids", "past_key_values"}
-        self.numbers_ids = any(hasattr(m, "create_position_ids_from_input_ids") for m in model.modules())
-
-    def forward(self, input_ids: Tensor, position_ids: Tensor, past: Tensor) -> Tensor:
-        from irloom.frontends.hf.cache import probing_cache
-
-        torch._check(input_ids.shape[1] == position_ids.shape[1])
-        kwargs: dict[str, Any] = {"input_ids": input_ids}
-        if "position_ids" in self.takes and not self.numbers_ids:
-            kwargs["position_ids"] = position_ids
-        if "use_cache" in self.takes:
-            kwargs["use_cache"] = False
-        for name in {"past_key_values", "cache_params"} & self.takes:
-            if (cache := probing_cache(self.model, name, past.shape[0])) is not None:
-                kwargs |= {name: cache, "use_cache": True}
-        out = self.model(**kwargs)
-        if isinstance(out, Tensor):
-            return out
-        logits = getattr(out, "logits", None)
-        return out[0] if logits is None else logits
 
 
 @contextlib.contextmanager

@@ -166,7 +166,7 @@ def renumbered(one: Layer, other: Layer) -> dict[int, int] | None:
 
 def _said(config: Any, number: int, count: int, describe: _Describe) -> Hashable:
     """What the lists of a config with an entry per layer have for one."""
-    rows = vars(config).items()
+    rows = _fields(config).items()
     return tuple((k, describe(v[number])) for k, v in rows if isinstance(v, list) and len(v) == count)
 
 
@@ -237,3 +237,8 @@ class _Describe:
                 return (type(value), self.texts[id(value)])
             case _:
                 return (type(value), id(value))
+
+
+def _fields(config: Any) -> Mapping[str, Any]:
+    """What a config says, be it an object or a mapping."""
+    return config if isinstance(config, Mapping) else getattr(config, "__dict__", {})

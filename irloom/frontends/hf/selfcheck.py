@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from irloom.frontends.hf.calling import Calling
 from irloom.frontends.hf.capture import capture
 from irloom.frontends.hf.importer import import_graph
 from irloom.frontends.hf.live import LiveCheckpoint
@@ -15,6 +16,7 @@ from irloom.frontends.hf.randomized import randomized
 from irloom.frontends.hf.skeleton import skeleton
 from irloom.frontends.hf.tiny import tiny_config
 from irloom.ir.errors import TraceError
+from irloom.ir.graph import Module
 from irloom.ir.interp import Interpreter
 from irloom.ir.seqs import Seqs
 
@@ -34,13 +36,7 @@ def check_architecture(config: Any) -> float:
         error.at("while checking the architecture on a tiny model of its kind")
         raise
     live = randomized(small)
-    ids = torch.randint(
-        3, small.get_text_config(decoder=True).vocab_size, (sum(LENGTHS),), generator=_generator(1)
-    )
-    with torch.inference_mode():
-        expected = torch.cat([library_logits(live, part) for part in ids.split(LENGTHS)])
-        (ours,) = Interpreter(module, LiveCheckpoint(live))(ids.int(), Seqs.of(LENGTHS))
-    error = (ours - expected).abs().max().item() / max(1.0, expected.abs().max().item())
+    error = _difference(live, module, Calling(live), LENGTHS, small.get_text_config(decoder=True).vocab_size)
     if not error <= TOLERANCE:
         raise TraceError(
             f"{type(config).__name__}: on a tiny model its logits differ from the library's by {error:.1e}"
@@ -50,11 +46,39 @@ def check_architecture(config: Any) -> float:
     return error
 
 
+def check_module(model: nn.Module, module: Module, flat: bool, longest: int) -> float:
+    """The same for a built model, on its own weights; sequences are not longer than ``longest``."""
+    (logits,) = module.main.returns
+    vocab = logits.type.dims[-1]
+    assert isinstance(vocab, int)
+    lengths = [min(n, longest) for n in LENGTHS]
+    error = _difference(model, module, Calling(model, flat), lengths, vocab)
+    dtypes = {p.dtype for p in model.parameters()} - {torch.float32, torch.float64}
+    allowed = max([TOLERANCE, *(16 * torch.finfo(d).eps for d in dtypes if d.is_floating_point)])
+    if not error <= allowed:
+        raise TraceError(
+            f"{type(model).__name__}: logits of its trace differ from its own by {error:.1e}"
+            f" (allowed {allowed:.0e})",
+            hint="the module does something that irloom misreads: a state it keeps, or values it branches on",
+        )
+    return error
+
+
+def _difference(
+    model: nn.Module, module: Module, calling: Calling, lengths: Sequence[int], vocab: int
+) -> float:
+    """Of packed sequences of random ids, in units of the largest logit, or of 1 where that is less."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    ids = torch.randint(min(3, vocab - 1), vocab, (sum(lengths),), generator=_generator(1))
+    with torch.inference_mode():
+        expected = torch.cat([calling.alone(part.to(device)).cpu() for part in ids.split(list(lengths))])
+        (ours,) = Interpreter(module, LiveCheckpoint(model))(ids.int(), Seqs.of(lengths))
+    return (ours.cpu() - expected).abs().max().item() / max(1.0, expected.abs().max().item())
+
+
 def library_logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """The library's own logits f32[T, V] of one sequence."""
-    plain = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    out = model(input_ids=ids[None], **plain)
-    return getattr(out, "logits", out)[0].float()
+    return Calling(model).alone(ids)
 
 
 def _generator(seed: int) -> torch.Generator:

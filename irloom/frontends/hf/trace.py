@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from irloom.frontends.core import TraceOptions
 from irloom.frontends.store import stored_trace
 from irloom.ir.elem import Elem, elem_of
-from irloom.ir.errors import TraceError
 from irloom.ir.graph import Module
 
 if TYPE_CHECKING:
@@ -24,10 +23,11 @@ def trace_hf(
     check: bool = True,
     trust_remote_code: bool = False,
 ) -> Module:
-    """The program of a directory or hub id, of a config object, or of a library module that is already built.
+    """The program of a directory or hub id, of a config object, or of a module that is already built.
 
     ``dtype`` is that of weights and activations, by default the checkpoint's; ``layers`` keeps only the first
-    ones. Unless ``check`` is off, a config's architecture is first compared with the library on a tiny model.
+    ones. Unless ``check`` is off, a config's architecture is first compared with the library on a tiny model,
+    and a module with its own logits.
     ``trust_remote_code`` lets a directory run Python code of its own. Traces of directories and configs are
     kept on disk.
     """
@@ -36,6 +36,8 @@ def trace_hf(
     elem = dtype if dtype is None or isinstance(dtype, Elem) else elem_of(dtype)
     options = TraceOptions(dtype=elem, layers=layers, check=check, trust=trust_remote_code)
     if isinstance(source, nn.Module):
+        from irloom.frontends.hf.module import trace_module
+
         return trace_module(source, options)
     if isinstance(source, str | Path):
         from irloom.frontends.hf.hub import find
@@ -64,18 +66,6 @@ def trace_config(config: Any, options: TraceOptions) -> Module:
 
     text = f"{type(config).__name__} {json.dumps(config.to_dict(), sort_keys=True, default=str)}"
     return stored_trace(text + class_key(config), options, lambda: _trace(config, options))
-
-
-def trace_module(model: nn.Module, options: TraceOptions) -> Module:
-    """Trace a model that is already built, wherever its weights are. Nothing is kept or checked."""
-    from irloom.frontends.hf.capture import capture
-    from irloom.frontends.hf.importer import import_graph
-
-    if options.layers is not None or options.dtype is not None:
-        raise TraceError(
-            "a built module is traced as it is", hint="give its config to choose dtype or layers"
-        )
-    return import_graph(capture(model), model, type(model).__name__)
 
 
 def _trace(config: Any, options: TraceOptions) -> Module:
