@@ -43,7 +43,9 @@ class Extent:
     def read(self, limit: int = SMALL) -> bytes:
         """All of its bytes, which must not be more than ``limit``."""
         if self.nbytes > limit:
-            raise CheckpointError(f"{self.path}: {self.nbytes} bytes where at most {limit} are expected")
+            raise CheckpointError(
+                f"{self.path}: {self.nbytes} bytes where at most {limit} are expected", hint=_UNSAFE
+            )
         with self.path.open("rb") as file:
             file.seek(self.offset)
             data = file.read(self.nbytes)
@@ -117,7 +119,7 @@ class Files:
         try:
             return self.extent(name).read().decode("utf-8")
         except UnicodeDecodeError:
-            raise CheckpointError(f"{self.path}: `{name}` is not UTF-8 text") from None
+            raise CheckpointError(f"{self.path}: `{name}` is not UTF-8 text", hint=_INCOMPLETE) from None
 
     def on_disk(self, folder: str) -> Path | None:
         """The directory that ``folder`` is; None inside an archive."""

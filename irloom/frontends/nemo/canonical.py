@@ -72,7 +72,10 @@ def canonical(stored: dict[str, Laid], path: Path) -> dict[str, Laid]:
             continue
         for name, part in _unstacked(_renamed(key), tensor):
             if name in found:
-                raise CheckpointError(f"{path}: `{name}` is in it twice, once as `{key}`")
+                raise CheckpointError(
+                    f"{path}: `{name}` is in it twice, once as `{key}`",
+                    hint="files of two checkpoints are mixed",
+                )
             found[name] = part
     whole = _joined(found)
     _check_layers(whole, path)
@@ -123,4 +126,7 @@ def _check_layers(found: dict[str, Laid], path: Path) -> None:
             hint="irloom reads language models; speech, vision and embedding models it does not",
         )
     if absent := [i for i in range(max(numbers)) if i not in numbers]:
-        raise CheckpointError(f"{path}: nothing in it for layer {absent[0]} of {max(numbers) + 1}")
+        raise CheckpointError(
+            f"{path}: nothing in it for layer {absent[0]} of {max(numbers) + 1}",
+            hint="fetch every file of the checkpoint",
+        )

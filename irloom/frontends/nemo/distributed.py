@@ -45,7 +45,7 @@ class Chunk:
 def _located(chunk: Chunk) -> Stored:
     found = read_saved(chunk.extent)
     if isinstance(found, Unreadable):
-        raise CheckpointError(f"{chunk.extent.path}: a chunk of `{chunk.key}`: {found.why}")
+        raise CheckpointError(f"{chunk.extent.path}: a chunk of `{chunk.key}`: {found.why}", hint=_DISAGREES)
     if not isinstance(found, Stored) or (found.dims, found.elem) != (chunk.dims, chunk.elem):
         held = f"{found.elem}{list(found.dims)}" if isinstance(found, Stored) else "no tensor"
         raise CheckpointError(
@@ -85,7 +85,9 @@ class Distributed:
     def _tensor(self, key: str, about: Inert) -> Laid:
         dims, elem = _lengths(about.said.get("size")), _elem(about.said.get("properties"))
         if dims is None or elem is None:
-            raise CheckpointError(f"{self._files.path}: .metadata gives no dims or no dtype for `{key}`")
+            raise CheckpointError(
+                f"{self._files.path}: .metadata gives no dims or no dtype for `{key}`", hint=_DISAGREES
+            )
         pieces = tuple(self._piece(key, chunk, elem) for chunk in about.said["chunks"])
         if fault := tiling_fault(dims, [(p.at, p.dims) for p in pieces]):
             raise CheckpointError(
@@ -97,7 +99,9 @@ class Distributed:
         said = chunk.said if isinstance(chunk, Inert) else {}
         at, dims = _lengths(said.get("offsets")), _lengths(said.get("sizes"))
         if at is None or dims is None or len(at) != len(dims):
-            raise CheckpointError(f"{self._files.path}: .metadata describes a chunk of `{key}` wrongly")
+            raise CheckpointError(
+                f"{self._files.path}: .metadata describes a chunk of `{key}` wrongly", hint=_DISAGREES
+            )
         info = self._where.get((key, at))
         if info is None:
             raise CheckpointError(
@@ -110,7 +114,7 @@ class Distributed:
         said = info.said if isinstance(info, Inert) else {}
         file, start, nbytes = said.get("relative_path"), said.get("offset"), said.get("length")
         if not isinstance(file, str) or type(start) is not int or type(nbytes) is not int:
-            raise CheckpointError(f"{self._files.path}: .metadata says not where `{key}` is")
+            raise CheckpointError(f"{self._files.path}: .metadata says not where `{key}` is", hint=_DISAGREES)
         if said.get("transform_descriptors"):
             raise CheckpointError(
                 f"{self._files.path}: `{key}` is stored compressed ({said['transform_descriptors']})",

@@ -27,9 +27,11 @@ def read_yaml(text: str, path: Path, name: str) -> dict[str, Any]:
         ) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         what = str(getattr(error, "problem", "") or error).splitlines()[0]
-        raise CheckpointError(f"{path}: `{name}` is not YAML: {what}") from None
+        raise CheckpointError(
+            f"{path}: `{name}` is not YAML: {what}", hint="the file is damaged, or was edited"
+        ) from None
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: `{name}` is no mapping")
+        raise CheckpointError(f"{path}: `{name}` is no mapping", hint="the file is damaged, or was edited")
     return found
 
 
@@ -39,9 +41,13 @@ def read_json(text: str, path: Path, name: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: `{name}` is not JSON: {error}") from None
+        raise CheckpointError(
+            f"{path}: `{name}` is not JSON: {error}", hint="the file is damaged, or was edited"
+        ) from None
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: `{name}` is no JSON object")
+        raise CheckpointError(
+            f"{path}: `{name}` is no JSON object", hint="the file is damaged, or was edited"
+        )
     return found
 
 
@@ -55,7 +61,9 @@ def read_fiddle(text: str, path: Path, name: str) -> dict[str, Any]:
     try:
         return _Fiddle(document["objects"]).value(document["root"])
     except (KeyError, TypeError, AttributeError, RecursionError, IndexError):
-        raise CheckpointError(f"{path}: `{name}` is not what NeMo 2 writes") from None
+        raise CheckpointError(
+            f"{path}: `{name}` is not what NeMo 2 writes", hint="the file is damaged, or was edited"
+        ) from None
 
 
 class _Fiddle:
@@ -98,4 +106,7 @@ def _argument(place: str) -> str:
 
 def _bounded(text: str, path: Path, name: str) -> None:
     if len(text) > LIMIT:
-        raise CheckpointError(f"{path}: `{name}` has {len(text)} characters, where {LIMIT} are a lot")
+        raise CheckpointError(
+            f"{path}: `{name}` has {len(text)} characters, where {LIMIT} are a lot",
+            hint="the file is damaged, or was edited",
+        )

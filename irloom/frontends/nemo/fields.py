@@ -92,7 +92,10 @@ def nemo2_fields(model: Fields, path: Path) -> Fields:
     """Of the ``model`` call in ``context/model.yaml`` or ``context/io.json``."""
     config = model.get("config")
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: context describes no language model: it has no `config`")
+        raise CheckpointError(
+            f"{path}: context describes no language model: it has no `config`",
+            hint="irloom reads language models",
+        )
     for call in (model, config):
         _refuse_target(str(call.get("_target_", "")), path)
     scaling = {"rope_scaling": True, "rope_scaling_factor": config.get("scale_factor", 8.0)}

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_OTHER = "the config is that of another model, or parts of two checkpoints are mixed"
+
+
 class Source(Protocol):
     """A tensor whose entries lie in one run in a file."""
 
@@ -63,7 +66,7 @@ class Laid:
     def rows(self, begin: int, end: int) -> Laid:
         """Rows ``begin`` to ``end`` of the first dim."""
         if not 0 <= begin <= end <= self.dims[0]:
-            raise CheckpointError(f"rows {begin} to {end} wanted of a tensor {list(self.dims)}")
+            raise CheckpointError(f"rows {begin} to {end} wanted of a tensor {list(self.dims)}", hint=_OTHER)
         kept: list[Piece] = []
         for piece in self.pieces:
             low, high = max(begin, piece.at[0]), min(end, piece.at[0] + piece.dims[0])
@@ -82,7 +85,7 @@ class Laid:
     def split(self, sizes: Sequence[int]) -> list[Laid]:
         """Consecutive rows, ``sizes`` of them, which must be all."""
         if sum(sizes) != self.dims[0]:
-            raise CheckpointError(f"a tensor {list(self.dims)} does not have {sum(sizes)} rows")
+            raise CheckpointError(f"a tensor {list(self.dims)} does not have {sum(sizes)} rows", hint=_OTHER)
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         return [self.rows(start, start + size) for start, size in zip(starts, sizes, strict=True)]
 
@@ -122,7 +125,7 @@ def joined(parts: Sequence[Laid], dim: int = 0) -> Laid:
     rest = [(*p.dims[:dim], *p.dims[dim + 1 :]) for p in parts]
     if len({*rest}) > 1 or len({p.elem for p in parts}) > 1:
         shown = ", ".join(f"{p.elem}{list(p.dims)}" for p in parts[:4])
-        raise CheckpointError(f"tensors {shown} do not join along dim {dim}")
+        raise CheckpointError(f"tensors {shown} do not join along dim {dim}", hint=_OTHER)
     pieces: list[Piece] = []
     start = 0
     for part in parts:

@@ -77,7 +77,7 @@ def _nemo1(files: Files) -> Contents:
     elif files.names("model_weights"):
         stored = _weights(files, "model_weights")
     else:
-        raise CheckpointError(f"{files.path}: no model_weights.ckpt and no model_weights/")
+        raise CheckpointError(f"{files.path}: no model_weights.ckpt and no model_weights/", hint=_FORMATS)
     tokenizer = document.get("tokenizer", fields.get("tokenizer"))
     said = {k: v.removeprefix("nemo:") if isinstance(v, str) else v for k, v in _mapping(tokenizer).items()}
     return Contents("nemo1", fields, stored, said, "")
@@ -90,7 +90,7 @@ def _nemo2(files: Files) -> Contents:
         run = read_fiddle(files.text("context/io.json"), files.path, "context/io.json")
         model = with_defaults(_mapping(run.get("model", run)))
     else:
-        raise CheckpointError(f"{files.path}: context has neither model.yaml nor io.json")
+        raise CheckpointError(f"{files.path}: context has neither model.yaml nor io.json", hint=_FORMATS)
     fields = nemo2_fields(model, files.path)
     return Contents("nemo2", fields, _weights(files, "weights"), _mapping(model.get("tokenizer")), "context")
 

@@ -80,7 +80,10 @@ class Model:
         """
         up, down = (self._mlp(f"linear_fc{i}.weight") for i in (1, 2))
         if up[0] not in (down[1], 2 * down[1]):
-            raise CheckpointError(f"{self.path}: an MLP of {list(up)} and {list(down)} is not understood")
+            raise CheckpointError(
+                f"{self.path}: an MLP of {list(up)} and {list(down)} is not understood",
+                hint="is the checkpoint whole?",
+            )
         return up[0] == 2 * down[1]
 
     @property

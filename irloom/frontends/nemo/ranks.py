@@ -27,6 +27,7 @@ _OLD = (
     (".dense_4h_to_h.", ".linear_fc2."),
     (".post_attention_layernorm.", ".pre_mlp_layernorm."),
 )
+_WHOLE = "the weights are damaged, or those of two models are mixed"
 _OLD_UP = ".dense_h_to_4h_2."  # the second half of a gated MLP, once a tensor of its own
 _LAYER = re.compile(r"(?<=decoder\.layers\.)\d+(?=\.)")
 _ROWS = re.compile(
@@ -77,11 +78,11 @@ def _stages(files: Files) -> dict[int, dict[int, str]]:
 def _tensors(files: Files, name: str) -> dict[str, Laid]:
     saved = read_saved(files.extent(name))
     if not isinstance(saved, dict):
-        raise CheckpointError(f"{files.path}: `{name}` is no dictionary of tensors")
+        raise CheckpointError(f"{files.path}: `{name}` is no dictionary of tensors", hint=_WHOLE)
     found: dict[str, Laid] = {}
     for key, value in dict.items(saved):
         if isinstance(value, Unreadable):
-            raise CheckpointError(f"{files.path}: `{key}` of `{name}`: {value.why}")
+            raise CheckpointError(f"{files.path}: `{key}` of `{name}`: {value.why}", hint=_WHOLE)
         if isinstance(key, str) and isinstance(value, Stored):
             found[_renamed(key)] = laid(value)
     return found
@@ -95,7 +96,7 @@ def _renamed(key: str) -> str:
 
 def _merged(files: Files, key: str, ranks: list[dict[str, Laid]]) -> Laid:
     if any(key not in rank for rank in ranks):
-        raise CheckpointError(f"{files.path}: `{key}` is not in the weights of every rank")
+        raise CheckpointError(f"{files.path}: `{key}` is not in the weights of every rank", hint=_WHOLE)
     parts = [rank[key] for rank in ranks]
     up = key.replace(".linear_fc1.", _OLD_UP)
     if len(parts) == 1 or _ALIKE.search(key):

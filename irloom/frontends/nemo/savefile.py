@@ -15,6 +15,7 @@ from irloom.frontends.nemo.unpickle import LIMIT, load_pickle
 from irloom.ir.errors import CheckpointError
 
 _LOCAL = struct.Struct("<4s22xHH")  # a local header: signature, then at its end the lengths of name and extra
+_AGAIN = "save the checkpoint again with torch.save, or fetch the file again"
 
 
 def read_saved(extent: Extent) -> Any:
@@ -30,16 +31,18 @@ def read_saved(extent: Extent) -> Any:
         ) from None
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise CheckpointError(f"{path}: {len(pickles)} entries `data.pkl` in a torch.save file")
+        raise CheckpointError(f"{path}: {len(pickles)} entries `data.pkl` in a torch.save file", hint=_AGAIN)
     folder = pickles[0].removesuffix("data.pkl")
     order = entries.get(f"{folder}byteorder")
     if order is not None and order.read(16).strip() != b"little":
-        raise CheckpointError(f"{path}: saved on a big-endian machine, which irloom does not read")
+        raise CheckpointError(
+            f"{path}: saved on a big-endian machine, which irloom does not read", hint=_AGAIN
+        )
 
     def storage(key: str) -> tuple[int, int]:
         found = entries.get(f"{folder}data/{key}")
         if found is None:
-            raise CheckpointError(f"{path}: no bytes for storage {key!r} of a torch.save file")
+            raise CheckpointError(f"{path}: no bytes for storage {key!r} of a torch.save file", hint=_AGAIN)
         return found.offset, found.nbytes
 
     return load_pickle(entries[pickles[0]].read(LIMIT), path, storage)

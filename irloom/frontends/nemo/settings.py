@@ -210,7 +210,10 @@ class _Said:
 
     def _wrong(self, name: str, value: Any, hint: str = "") -> CheckpointError:
         shown = str(value)[:60] if isinstance(value, str | int | float | bool) else type(value).__name__
-        return CheckpointError(f"{self.path}: its config says `{name}` is {shown}", hint=hint)
+        return CheckpointError(
+            f"{self.path}: its config says `{name}` is {shown}",
+            hint=hint or "the config is damaged, or of a kind that irloom does not read",
+        )
 
 
 def _rope(said: _Said) -> Rope:
@@ -236,7 +239,10 @@ def _window(said: _Said) -> int | None:
         return None
     first = value[0] if isinstance(value, list | tuple) and value else value
     if isinstance(first, bool) or not isinstance(first, int) or first < -1:
-        raise CheckpointError(f"{said.path}: its config says `window_size` is not a number of tokens")
+        raise CheckpointError(
+            f"{said.path}: its config says `window_size` is not a number of tokens",
+            hint="Megatron writes how many tokens before it a token sees, and 0",
+        )
     if first == -1:
         return None
     return first if said.fields.get("window_is_hf") or not isinstance(value, list | tuple) else first + 1

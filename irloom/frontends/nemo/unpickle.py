@@ -121,7 +121,9 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         if self._storage is None or not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
-            raise CheckpointError(f"{self._path}: a pickle refers to data outside of it")
+            raise CheckpointError(
+                f"{self._path}: a pickle refers to data outside of it", hint="fetch it again"
+            )
         _, kind, key, _, _ = pid
         name = kind.kind.rpartition(".")[2] if isinstance(kind, type) and issubclass(kind, Inert) else ""
         offset, nbytes = self._storage(str(key))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import pickle  # noqa: TID251 (what torch writes .metadata with)
 import tarfile
 import warnings
 from pathlib import Path
@@ -9,6 +11,14 @@ from typing import Any
 
 import torch
 import yaml
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.state_dict_saver import save
 
 LLAMA: dict[str, Any] = {
@@ -64,3 +74,32 @@ def pack(folder: Path, archive: Path, *, mode: Any = "w:") -> Path:
     with tarfile.open(archive, mode) as tar:
         tar.add(folder, arcname="./")
     return archive
+
+
+def write_sharded(
+    folder: Path, tensors: dict[str, torch.Tensor], cut: dict[str, tuple[int, ...]]
+) -> Metadata:
+    """A torch_dist folder, each dim of a tensor cut into as many chunks as ``cut`` says, a file for each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about: dict[str, Any] = {}
+    where: dict[Any, Any] = {}
+    for key, tensor in tensors.items():
+        counts = cut.get(key, (1,) * tensor.dim())
+        sizes = [n // c for n, c in zip(tensor.shape, counts, strict=True)]
+        chunks: list[ChunkStorageMetadata] = []
+        for index in itertools.product(*map(range, counts)):
+            at = torch.Size(i * n for i, n in zip(index, sizes, strict=True))
+            box = tuple(slice(a, a + n) for a, n in zip(at, sizes, strict=True))
+            chunks.append(ChunkStorageMetadata(at, torch.Size(sizes)))
+            file = folder / f"__{len(where)}_0.distcp"
+            torch.save(tensor[box].clone(), file)
+            where[MetadataIndex(key, at)] = _StorageInfo(file.name, 0, file.stat().st_size)
+        properties = TensorProperties.create_from_tensor(tensor)
+        about[key] = TensorStorageMetadata(properties, tensor.shape, chunks)
+    metadata = Metadata(about, None, where)
+    write_metadata(folder, metadata)
+    return metadata
+
+
+def write_metadata(folder: Path, metadata: Metadata) -> None:
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
