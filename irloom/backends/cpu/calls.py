@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from irloom.backends.cpu.elementwise import bind
-from irloom.backends.cpu.memory import AnyCache, Cache, Size, States, Turns
+from irloom.backends.cpu.memory import AnyCache, Cache, States, Turns
 from irloom.backends.cpu.native import ACTIVATIONS, Raw
 from irloom.backends.cpu.pack import Packed
-from irloom.backends.cpu.step import Rows, Step
+from irloom.backends.cpu.step import Count, Rows, Step
 from irloom.ir.elem import ELEMS
 from irloom.ir.op import OPS
 
@@ -219,4 +219,4 @@ def _tensor(a: Any) -> Any:
 def _plain(v: Any) -> Any:
     if isinstance(v, tuple):
         return tuple(_plain(x) for x in v)
-    return v.count.now if isinstance(v, Size) else v
+    return v.now if isinstance(v, Count) else v

@@ -6,6 +6,7 @@ of that type there, so a value that passes through the layers stays where it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -169,7 +170,8 @@ def _made_place(f: Lowering, calls: list[Call], y: Value) -> Place:
 
 def argument(k: int, p: Value) -> str:
     """The buffer of the ``k``-th tensor argument; functions whose arguments have one type share it."""
-    return f"arg{k}_{p.type.elem}_{'_'.join(str(d) for d in p.type.dims)}"
+    dims = [re.sub(r"\W+", "x", str(d)) for d in p.type.dims]
+    return f"arg{k}_{p.type.elem}_{'_'.join(dims)}"
 
 
 def results(m: Module, f: Func) -> list[Place | None]:

@@ -59,28 +59,6 @@ class Turns:
         self._raw.rope_table(self._positions, inverse, *where, self._tokens.now, self.half, self.scale)
 
 
-class Size:
-    """``T`` and ``S`` in the sizes of buffers: arithmetic on the most there can be."""
-
-    def __init__(self, count: Count, factor: int = 1) -> None:
-        self.count, self.factor = count, factor
-
-    @property
-    def most(self) -> int:
-        """The value at the largest step."""
-        return self.count.most * self.factor
-
-    def __mul__(self, n: int) -> Size:
-        return Size(self.count, self.factor * n)
-
-    __rmul__ = __mul__
-
-    def __add__(self, n: Size | int) -> int:
-        return self.most + (n.most if isinstance(n, Size) else n)
-
-    __radd__ = __add__
-
-
 class Memory:
     """Makes what a program's first lines and its parameters ask for; ``turns`` are rotary tables it made."""
 
@@ -98,27 +76,26 @@ class Memory:
             "packed": bound,
             "vector": bound,
             "tensor": bound,
-            "T": Size(step.tokens_now),
-            "S": Size(step.seqs_now),
+            "T": step.tokens_now,
+            "S": step.seqs_now,
             "tokens": torch.from_numpy(step.tokens),
             "positions": torch.from_numpy(step.positions),
         }
 
-    def _buffer(self, elem: str, nbytes: Size | int) -> torch.Tensor:
-        return zeros(nbytes.most if isinstance(nbytes, Size) else nbytes, ELEMS[elem].torch)
+    def _buffer(self, elem: str, nbytes: Count | int) -> torch.Tensor:
+        return zeros(nbytes if isinstance(nbytes, int) else nbytes.most, ELEMS[elem].torch)
 
     def _rows(
         self,
         base: torch.Tensor,
-        dims: tuple[Size | int, ...],
+        dims: tuple[Count | int, ...],
         elem: str = "f32",
         *,
         offset: int = 0,
         stride: int | None = None,
     ) -> Rows:
         dtype = ELEMS[elem].torch
-        sizes = tuple(d.count if isinstance(d, Size) else d for d in dims)
-        return Rows(base if base.dtype == dtype else base.view(dtype), sizes, offset, stride)
+        return Rows(base if base.dtype == dtype else base.view(dtype), dims, offset, stride)
 
     def _turns(self, inverse: torch.Tensor | float, rotary: int, *, scale: float) -> Turns:
         if not isinstance(inverse, torch.Tensor):

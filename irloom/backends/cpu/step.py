@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,10 +17,36 @@ ALIGN = 64
 
 
 class Count:
-    """A symbolic dim of the program, ``T`` or ``S``: how many there are in this step, and at most."""
+    """A symbolic dim of the program: how many there are in this step (``now``), and at most.
+
+    Arithmetic on ``T`` and ``S``, such as ``4*T``, gives a count that follows theirs.
+    """
 
     def __init__(self, name: str, most: int) -> None:
         self.name, self.most, self.now = name, most, most
+        self._followers: list[Callable[[], None]] = []
+
+    def set(self, now: int) -> None:
+        """How many there are from now on."""
+        self.now = now
+        for follow in self._followers:
+            follow()
+
+    def __mul__(self, n: Count | int) -> Count:
+        return self._derived(operator.mul, n)
+
+    def __add__(self, n: Count | int) -> Count:
+        return self._derived(operator.add, n)
+
+    __rmul__, __radd__ = __mul__, __add__
+
+    def _derived(self, op: Callable[[int, int], int], n: Count | int) -> Count:
+        if isinstance(n, int):
+            n = Count("", n)
+        made = Count("", op(self.most, n.most))
+        for count in (self, n):
+            count._followers.append(lambda: made.set(op(self.now, n.now)))
+        return made
 
 
 class Rows:
@@ -85,7 +112,8 @@ class Step:
     def load(self, batch: Batch) -> None:
         """Copy a batch in."""
         t, s = len(batch.tokens), len(batch.context)
-        self.tokens_now.now, self.seqs_now.now = t, s
+        self.tokens_now.set(t)
+        self.seqs_now.set(s)
         self.tokens[:t], self.positions[:t] = batch.tokens, batch.positions
         self.starts[: s + 1], self.context[:s] = batch.starts, batch.context
         np.subtract(self.starts[1 : s + 1], 1, out=self.last[:s])

@@ -136,6 +136,20 @@ def test_joined_columns_are_copied_in_place():
     compare(parse(MAIN + more), fallbacks=set())
 
 
+def test_rows_may_be_a_multiple_of_the_tokens():
+    """Heads as rows: twice the tokens, in this step and in the next."""
+    main = MAIN.replace('w: f32[16, 16] = weight("w")', 'k: f32[8] = weight("k")')
+    more = """
+    q = reshape(x, dims=(2*T, 8))
+    n = rms_norm(q, k)
+    s = silu(n)
+    m = mean(s)
+    c = sub(s, m)
+    y = reshape(c, dims=(T, 16))
+    return y"""
+    compare(parse(main + more), fallbacks={"mean"})
+
+
 def test_heads_are_normalized_one_by_one():
     main = MAIN.replace('w: f32[16, 16] = weight("w")', 'k: f32[8] = weight("k")')
     more = """
