@@ -79,7 +79,7 @@ class Decoder:
         self.caches = {key: empty_cache(t, PAGES) for key, t in types.items()}
         pages = torch.randperm(PAGES, generator=torch.Generator().manual_seed(0)).reshape(2, -1)
         self.pages = pages.int()
-        self.windows = {cache.window for cache in self.caches.values()}
+        self.pools = {cache.pool for cache in self.caches.values()}
         self.done = [0, 0]
 
     def step(self, rows, tokens):
@@ -88,7 +88,7 @@ class Decoder:
         seqs = Seqs.of(
             [n for _, n in rows],
             [self.done[s] for s, _ in rows],
-            dict.fromkeys(self.windows, self.pages[order]),
+            dict.fromkeys(self.pools, self.pages[order]),
         )
         stack = any(p.type.elem == CACHES for p in self.main.data)
         caches = [list(self.caches.values())] if stack else list(self.caches.values())

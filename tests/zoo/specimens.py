@@ -12,4 +12,4 @@ def doomed(name, columns):
         os._exit(3)
     if name == "hangs":
         time.sleep(600)
-    return Row(name, **dict.fromkeys(columns or (), True))
+    return Row(name, built="built" in columns)

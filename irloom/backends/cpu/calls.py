@@ -92,10 +92,8 @@ class Calls:
         inner_eps: float,
     ) -> None:
         """``r = x + a``, or ``x + rms_norm(a, inner)``; then ``y = rms_norm(r, w)`` unless ``y`` is None."""
-        out = 0 if y is None else y.ptr
-        self._raw.add_rms_norm(
-            x.ptr, a.ptr, _at(inner), r.ptr, _at(w), out, x.count.now, x.width, eps, inner_eps
-        )
+        out, rows = 0 if y is None else y.ptr, x.count.now * (x.width // x.last)  # heads lie as rows do
+        self._raw.add_rms_norm(x.ptr, a.ptr, _at(inner), r.ptr, _at(w), out, rows, x.last, eps, inner_eps)
 
     def layer_norm(self, x: Rows, w: Vector, b: Vector, y: Rows, *, eps: float) -> None:
         """Each row, or each head of each row, to zero mean and unit variance."""

@@ -18,6 +18,7 @@ from irloom.frontends.hf.experts import irloom_experts
 from irloom.frontends.hf.interfaces import irloom_attention
 from irloom.frontends.hf.kernels import recurrent_kernels
 from irloom.frontends.hf.lengths import DYNAMIC, Lengths, lengths_of, settling_raises
+from irloom.frontends.hf.literals import Literals
 from irloom.frontends.hf.repeat import Repeats, Unlike, find_layers, marked
 from irloom.frontends.hf.skeleton import buffers_on
 from irloom.frontends.hf.stamp import Whole, stamped
@@ -61,7 +62,7 @@ def capture(model: nn.Module, repeats: bool = True, flat: bool = False) -> Captu
     ids = torch.zeros(1, TOKENS, dtype=torch.int64, device=device)
     args = (ids, ids.clone(), torch.zeros(PAST, dtype=torch.int64, device=device))
     layers = Repeats(find_layers(wrapper) if repeats else {})
-    with torch.no_grad(), _as_ops(model), buffers_on(device, model) as buffers:
+    with torch.no_grad(), Literals(), _as_ops(model), buffers_on(device, model) as buffers:
         try:
             with _quiet():
                 program, lengths = _export(wrapper, args, layers)

@@ -16,9 +16,11 @@ from torch.fx import Node as FxNode
 from torch.fx.node import map_arg
 
 from irloom.frontends.hf.aten import TRANSLATORS, Stored
+from irloom.frontends.hf.aten.complex import Complex, on_complex
 from irloom.frontends.hf.aten.core import PAST, TOKENS, Translator
 from irloom.frontends.hf.aten.stored import by_token, reads_cache
 from irloom.frontends.hf.capture import Capture
+from irloom.frontends.hf.memory import Memory, in_place
 from irloom.frontends.hf.spelled import Probe, raise_spelled
 from irloom.frontends.hf.symbols import dim_of
 from irloom.frontends.hf.trace_errors import OTHERS, place_of
@@ -67,7 +69,8 @@ class _Importer:
         specs = {spec.arg.name: spec for spec in self.capture.whole.specs}
         symbols = (self.capture.tokens, self.capture.past)
         raise_spelled(Probe(self.graph, symbols, lambda n: self.known(specs[n.name]), self.placed))
-        live = _live(self.graph)
+        self.memory = Memory(self.graph)
+        live = _live(self.graph, self.memory)
         with self.build:
             for node in self.graph.nodes:
                 if node not in live:
@@ -104,7 +107,7 @@ class _Importer:
 
     def bind(self, path: str, fake: torch.Tensor, persistent: bool, kind: InputKind) -> Any:
         """A parameter of ``main`` for the weight or buffer at ``path``."""
-        leaf = re.sub(r"\W", "_", ".".join(path.split(".")[-2:]))
+        leaf = _leaf(path)
         if kind is InputKind.PARAMETER or (persistent and kind is InputKind.BUFFER):
             return self.param(leaf, fake, Tensor(path))
         value = self.value(path)
@@ -166,29 +169,21 @@ class _Importer:
             self.wants[translator] = {k: v for k, v in self.offered.items() if k in takes}
         kwargs = {**kwargs, **self.wants[translator]}
         self.build.name = source_name(node)
-        cached = reads_cache(name, (args, kwargs))
-        result = by_token(translator, args, kwargs) if cached else translator(*args, **kwargs)
+        if reads_cache(name, (args, kwargs)):
+            result = by_token(translator, args, kwargs)
+        elif any(isinstance(arg, Complex) for arg in args):
+            result = on_complex(name, translator, args, kwargs)
+        else:
+            result = translator(*args, **kwargs)
         self.build.name = None
         if inplace:
-            self.rebind(node, result)
+            self.memory.write(node, result, self.env, self.call, lambda x: map_arg(x, self.read))
+            result = self.env[node]
         self.check(node, result)
         return result
 
     def read(self, node: FxNode) -> Any:
         return self.env[node]
-
-    def rebind(self, node: FxNode, result: Any) -> None:
-        """After an in-place op its target reads as the result; refused where another view shares the
-        memory.
-        """
-        target = node.args[0]
-        assert isinstance(target, FxNode)
-        views = [n for n in (target, *target.users) if n is not node and _aliases(n)]
-        if target.op == "placeholder" or views:
-            raise TraceError(
-                f"op `{node.target}` changes a tensor that others share", hint="an out-of-place op traces"
-            )
-        self.env[target] = result
 
     def check(self, node: FxNode, result: Any) -> None:
         """Dims here are the dims there: the translation's own proof."""
@@ -223,34 +218,24 @@ class _Importer:
         self.func.returns = [value if value.type.elem == ELEMS["f32"] else ops.cast(value, to=ELEMS["f32"])]
 
 
-def _live(graph: torch.fx.Graph) -> set[FxNode]:
-    """Nodes that the output depends on. The library's own checks and what only feeds a dead value do not."""
+def _live(graph: torch.fx.Graph, memory: Memory) -> set[FxNode]:
+    """Nodes that the output depends on, in-place ops on memory that it reads among them."""
     live: set[FxNode] = set()
     read: set[FxNode] = set()
     for node in reversed(graph.nodes):
         needed = node.op == "output" or any(user in live for user in node.users)
-        if needed or (node.op == "call_function" and _in_place(node) and _memory(node) in read):
+        written = memory.root(node) if in_place(node) else None
+        if needed or written in read:
             live.add(node)
-            read |= {_memory(n) for n in (node, *node.all_input_nodes)}
+            read |= {memory.root(n) for n in node.all_input_nodes}
     return live
 
 
-def _memory(node: FxNode) -> FxNode:
-    """The node whose memory a node shows."""
-    while node.op == "call_function" and _aliases(node) and node.args and isinstance(node.args[0], FxNode):
-        node = node.args[0]
-    return node
-
-
-def _in_place(node: FxNode) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _aliases(node: FxNode) -> bool:
-    """Whether the result of an op may share memory with its operand."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    return any(r.alias_info is not None for r in node.target._schema.returns)
+def _leaf(path: str) -> str:
+    """The end of a weight's path as a name: module and parameter, and what numbers a module."""
+    parts = path.split(".")
+    start = next((i for i in range(max(len(parts) - 2, 0), 0, -1) if not parts[i][:1].isdigit()), 0)
+    return re.sub(r"\W", "_", ".".join(parts[start:]))
 
 
 def module_path(node: FxNode) -> str:

@@ -176,7 +176,7 @@ def source_of(file: str) -> str:
 
 def _copied(file: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """The folder of a copy in the library's module cache, and the file's path in it: (root, model, hash)."""
-    from transformers.dynamic_module_utils import HF_MODULES_CACHE
+    from transformers.utils.hub import HF_MODULES_CACHE
 
     try:
         parts = Path(file).relative_to(HF_MODULES_CACHE).parts

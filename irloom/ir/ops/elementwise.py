@@ -233,6 +233,18 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 @op("~b -> ~b")
+def softplus(x: Tensor) -> Tensor:
+    """``log(1 + e ** x)``: a smooth ``max(x, 0)``."""
+    return F.softplus(x)
+
+
+@op("~b -> ~b")
+def floor(x: Tensor) -> Tensor:
+    """The next whole number that is not larger."""
+    return x.floor()
+
+
+@op("~b -> ~b")
 def relu(x: Tensor) -> Tensor:
     """``max(x, 0)``."""
     return x.relu()
@@ -273,11 +285,11 @@ for _op in (add, sub, mul, maximum, minimum, floor_div, mod, pow_):
     _op.dtype(promoted)
 for _op in (eq, ne, lt, le, gt, ge, logical_and, logical_or, logical_not):
     _op.dtype(_truth)
-for _op in (div, exp, log, sqrt, rsqrt, reciprocal, sin, cos, tanh, erf, sigmoid):
+for _op in (div, exp, log, sqrt, rsqrt, reciprocal, sin, cos, tanh, erf, sigmoid, softplus):
     _op.dtype(_floating)
 where.dtype(lambda operands, attrs: promoted(operands[1:], attrs))
 
 
 def transcendental(of: Op) -> bool:
     """Whether an entry of the op costs a function call rather than an arithmetic instruction."""
-    return of in (exp, log, sin, cos, tanh, erf, sigmoid, silu, gelu, softcap, pow_)
+    return of in (exp, log, sin, cos, tanh, erf, sigmoid, silu, gelu, softcap, softplus, pow_)

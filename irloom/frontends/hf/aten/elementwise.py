@@ -17,21 +17,22 @@ UNARY = {
     "neg": ops.neg, "abs": ops.abs_, "exp": ops.exp, "log": ops.log, "sqrt": ops.sqrt, "rsqrt": ops.rsqrt,
     "reciprocal": ops.reciprocal, "sin": ops.sin, "cos": ops.cos, "tanh": ops.tanh, "erf": ops.erf,
     "sigmoid": ops.sigmoid, "relu": ops.relu, "silu": ops.silu, "logical_not": ops.logical_not,
-    "bitwise_not": ops.logical_not,
+    "bitwise_not": ops.logical_not, "floor": ops.floor,
 }  # fmt: skip
 BINARY = {
     "eq": ops.eq, "ne": ops.ne, "lt": ops.lt, "le": ops.le, "gt": ops.gt, "ge": ops.ge,
     "logical_and": ops.logical_and, "logical_or": ops.logical_or, "bitwise_and": ops.logical_and,
-    "bitwise_or": ops.logical_or, "maximum": ops.maximum, "minimum": ops.minimum, "remainder": ops.mod,
-    "floor_divide": ops.floor_div,
+    "bitwise_or": ops.logical_or, "__and__": ops.logical_and, "__or__": ops.logical_or,
+    "maximum": ops.maximum, "minimum": ops.minimum, "clamp_min": ops.maximum, "clamp_max": ops.minimum,
+    "remainder": ops.mod, "floor_divide": ops.floor_div,
 }  # fmt: skip
 OVERLOADS = ("Tensor", "Scalar", "default")
 
 
 def _unary(name: str, op: Op) -> None:
     @translates(f"aten.{name}.default")
-    def _(x: Any) -> View:
-        return elementwise(op, tensor(x))
+    def _(x: Any) -> Operand:
+        return unary(op, x)
 
 
 def _binary(name: str, op: Op) -> None:
@@ -44,6 +45,13 @@ for _name, _op in UNARY.items():
     _unary(_name, _op)
 for _name, _op in BINARY.items():
     _binary(_name, _op)
+
+
+def unary(op: Op, x: Any) -> Operand:
+    """An op on a tensor or a number, which gives a number."""
+    if isinstance(x, int | float):
+        return op.reference(torch.tensor(float(x))).item()
+    return elementwise(op, tensor(x))
 
 
 def binary(op: Op, a: Any, b: Any) -> Operand:
@@ -69,7 +77,7 @@ def rsub(a: Any, b: Any, alpha: float = 1) -> Operand:
     return sub(b, a, alpha)
 
 
-@translates("aten.mul.Tensor", "aten.mul.Scalar")
+@translates("aten.mul.Tensor", "aten.mul.Scalar", "aten.multiply.Tensor", "aten.multiply.Scalar")
 def mul(a: Any, b: Any) -> Operand:
     for x, factor in ((a, b), (b, a)):
         if isinstance(factor, int | float) and factor == 1 and isinstance(x, View) and _floats(x):
@@ -77,7 +85,7 @@ def mul(a: Any, b: Any) -> Operand:
     return binary(ops.mul, a, b)
 
 
-@translates("aten.div.Tensor", "aten.div.Scalar")
+@translates("aten.div.Tensor", "aten.div.Scalar", "aten.true_divide.Tensor")
 def div(a: Any, b: Any) -> Operand:
     if isinstance(b, int | float) and b == 1 and isinstance(a, View) and _floats(a):
         return a
@@ -108,6 +116,46 @@ def gelu(x: Any, approximate: str = "none") -> View:
     return elementwise(ops.gelu, tensor(x), tanh=approximate == "tanh")
 
 
+@translates("aten.max.other")
+def larger(a: Any, b: Any) -> Operand:
+    return binary(ops.maximum, a, b)
+
+
+@translates("aten.min.other")
+def smaller(a: Any, b: Any) -> Operand:
+    return binary(ops.minimum, a, b)
+
+
+@translates("aten.log1p.default")
+def log1p(x: Any) -> Operand:
+    return unary(ops.log, add(x, 1))
+
+
+@translates("aten.expm1.default")
+def expm1(x: Any) -> Operand:
+    return sub(unary(ops.exp, x), 1)
+
+
+@translates("aten.softplus.default")
+def softplus(x: Any, beta: float = 1, threshold: float = 20) -> Operand:
+    if beta != 1 or threshold < 20:
+        raise TraceError(f"softplus with beta {beta} and threshold {threshold} has no translation")
+    return unary(ops.softplus, x)
+
+
+@translates("aten.log_sigmoid.default")
+def log_sigmoid(x: Any) -> Operand:
+    return unary(ops.neg, unary(ops.softplus, unary(ops.neg, x)))
+
+
+@translates("aten.erfinv.default")
+def erfinv(x: Any) -> float:
+    """Of a constant of the model only."""
+    if not isinstance(x, int | float):
+        raise TraceError("the inverse error function of a tensor has no translation")
+    return torch.tensor(float(x)).erfinv().item()
+
+
 @translates("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar")
 def where(condition: Any, a: Any, b: Any) -> View:
     return elementwise(ops.where, tensor(condition), a, b)
@@ -118,7 +166,7 @@ def masked_fill(x: Any, mask: Any, value: Any) -> View:
     return elementwise(ops.where, tensor(mask), value, tensor(x))
 
 
-@translates("aten.clamp.default")
+@translates("aten.clamp.default", "aten.clamp.Tensor")
 def clamp(x: Any, min: Any = None, max: Any = None) -> View:
     out = tensor(x)
     if min is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from irloom.frontends.hf.aten.core import own_tokens, tensor, translates
-from irloom.frontends.hf.views import View, viewed
+from irloom.frontends.hf.aten.core import own_tokens, static, tensor, translates
+from irloom.frontends.hf.views import View, reshaped, viewed
 from irloom.ir import ops
 from irloom.ir.errors import TraceError
 
@@ -33,9 +33,23 @@ def topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = Tru
 @translates("aten.gather.default")
 def gather(x: Any, dim: int, index: Any, **_: Any) -> View:
     x, index = tensor(x), tensor(index)
+    if _flat(x, dim) and _flat(index, dim):
+        return _looked_up(x, index, x.dim(dim))
     value, dims = x.with_last(own_tokens(x, dim, "a gathering"))
     places, _ = index.with_last(dim)
     return viewed(ops.gather(value, places), dims, x.rank)
+
+
+def _flat(x: View, dim: int) -> bool:
+    """Whether a tensor is a row along ``dim``."""
+    return all(n == 1 for d, n in enumerate(x.dims) if d != x.dim(dim))
+
+
+def _looked_up(x: View, index: View, d: int) -> View:
+    """Entries of one row at any number of places: a table with rows of one entry."""
+    table = reshaped(x.arranged([d]), (static(x.dims[d], "the size of a table"), 1))
+    found = ops.embedding(index.arranged([d]), table)
+    return viewed(reshaped(found, (index.dims[d],)), [d], x.rank)
 
 
 @translates("aten.scatter.value", "aten.scatter.src")

@@ -79,7 +79,7 @@ def _reduction(name: str, op: Op) -> None:
         out = tensor(x) if dtype is None else as_elem(tensor(x), elem_of(dtype))
         each = [dims] if isinstance(dims, int) else list(dims)
         for d in sorted((out.dim(d) for d in each), reverse=True):
-            out = _reduce(op, out, d, keepdim)
+            out = reduce(op, out, d, keepdim)
         return out
 
 
@@ -92,7 +92,8 @@ for _name, _op in {
     _reduction(_name, _op)
 
 
-def _reduce(op: Op, x: View, d: int, keep: bool) -> View:
+def reduce(op: Op, x: View, d: int, keep: bool) -> View:
+    """A reduction of one dim, which stays with size 1 where ``keep`` says so."""
     at = x.order[own_tokens(x, d, "a reduction")]
     if at is None:
         return x if keep else x.squeezed(d)
@@ -110,7 +111,7 @@ def vector_norm(x: Any, ord: float = 2, dim: Any = None, keepdim: bool = False, 
         raise TraceError(f"a norm of order {ord} over {dim} has no translation", hint="1 and 2 have")
     parts = elementwise(ops.abs_, x) if ord == 1 else elementwise(ops.mul, x, x)
     (d,) = [dim] if isinstance(dim, int) else dim
-    total = _reduce(ops.sum_, parts, x.dim(d), keepdim)
+    total = reduce(ops.sum_, parts, x.dim(d), keepdim)
     return total if ord == 1 else elementwise(ops.sqrt, total)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from irloom.frontends.hf.aten.core import own_tokens, static, tensor, translates
-from irloom.frontends.hf.views import View, aligned, reshape, viewed
+from irloom.frontends.hf.views import View, aligned, reshape, reshaped, viewed
 from irloom.ir import ops
-from irloom.ir.dims import Dim, product, symbols
+from irloom.ir.dims import Dim, product
 from irloom.ir.elem import elem_of
 from irloom.ir.errors import TraceError
 
@@ -108,6 +108,33 @@ def expand_as(x: Any, like: Any) -> View:
     return expand(x, tensor(like).dims)
 
 
+@translates("aten.repeat.default")
+def repeat(x: Any, times: Sequence[Dim]) -> View:
+    """``times[i]`` copies of dim ``i`` one after another."""
+    x = tensor(x)
+    while x.rank < len(times):
+        x = x.unsqueezed(0)
+    for d, n in enumerate(times):
+        if n != 1 and x.dims[d] == 1:
+            x = expand(x, (*x.dims[:d], n, *x.dims[d + 1 :]))
+        elif n != 1:
+            x = cat([x] * static(n, "a number of copies"), d)
+    return x
+
+
+@translates("aten.broadcast_tensors.default")
+def broadcast_tensors(xs: Sequence[Any]) -> tuple[Any, ...]:
+    if not any(isinstance(x, View) for x in xs):
+        return tuple(xs)
+    views = [tensor(x) for x in xs]
+    rank = max(v.rank for v in views)
+    dims: list[Dim] = [1] * rank
+    for v in views:
+        for d, n in enumerate(v.dims, rank - v.rank):
+            dims[d] = n if n != 1 else dims[d]
+    return tuple(expand(v, dims) for v in views)
+
+
 @translates("aten.slice.Tensor")
 def cut(x: Any, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1) -> View:
     x = tensor(x)
@@ -172,7 +199,7 @@ def unbind(x: Any, dim: int = 0) -> tuple[View, ...]:
     return tuple(part.squeezed(dim) for part in split(x, 1, dim))
 
 
-@translates("aten.cat.default")
+@translates("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
 def cat(xs: Sequence[Any], dim: int = 0) -> View:
     views = [tensor(x) for x in xs]
     d = own_tokens(views[0], dim, "a concatenation")
@@ -188,16 +215,6 @@ def cat(xs: Sequence[Any], dim: int = 0) -> View:
 @translates("aten.stack.default")
 def stack(xs: Sequence[Any], dim: int = 0) -> View:
     return cat([tensor(x).unsqueezed(dim) for x in xs], dim)
-
-
-@translates("aten.repeat.default")
-def repeat(x: Any, times: Sequence[int]) -> View:
-    x = tensor(x)
-    while x.rank < len(times):
-        x = x.unsqueezed(0)
-    for d, n in enumerate(times):
-        x = x if n == 1 else cat([x] * static(n, "a number of repetitions"), d)
-    return x
 
 
 @translates("aten.repeat_interleave.self_int")
@@ -217,21 +234,27 @@ def embedding(table: Any, ids: Any, *_: Any) -> View:
     return View(value, (*ids.order, value.type.rank - 1))
 
 
-@translates("aten.index_select.default")
-def index_select(table: Any, dim: int, ids: Any) -> View:
-    table = tensor(table)
-    if table.rank != 2 or table.dim(dim) != 0:
-        raise TraceError(
-            f"a choice along dim {dim} of {table.dims} has no translation", hint="rows of a matrix have one"
-        )
-    return embedding(table, ids)
-
-
 @translates("aten.index.Tensor")
-def index(table: Any, places: Sequence[Any]) -> View:
-    if len(places) != 1 or tensor(table).rank != 2:
-        raise TraceError("indexing by several tensors has no translation", hint="rows of a matrix have one")
-    return embedding(table, places[0])
+def index(x: Any, places: Sequence[Any]) -> View:
+    """Indexing along one dim, which is looking rows up."""
+    given = [d for d, place in enumerate(places) if place is not None]
+    if len(given) != 1:
+        raise TraceError("indexing by several tensors has no translation", hint="by one has one")
+    return index_select(x, given[0], places[given[0]])
+
+
+@translates("aten.index_select.default")
+def index_select(x: Any, dim: int, places: Any) -> View:
+    """Entries of one dim; what ``places`` has for dims takes its place."""
+    x, places = tensor(x), tensor(places)
+    d = own_tokens(x, dim, "an indexing")
+    rest = [i for i in range(x.rank) if i != d and x.order[i] is not None]
+    width = product(x.dims[i] for i in rest)
+    table = reshaped(x.arranged([d, *rest]), (x.dims[d], width))
+    found = View(ops.embedding(places.value, table), (*places.order, places.value.type.rank))
+    wide = reshape(found, (*places.dims, *(x.dims[i] for i in range(x.rank) if i != d)))
+    order = list(range(places.rank, wide.rank))
+    return wide.permuted([*order[:d], *range(places.rank), *order[d:]])
 
 
 @translates("aten.full.default")
@@ -268,33 +291,6 @@ def zeros_like(x: Any, **options: Any) -> View:
 @translates("aten.ones_like.default")
 def ones_like(x: Any, **options: Any) -> View:
     return full_like(x, 1, **options)
-
-
-@translates("aten.arange.default")
-def arange_from_0(end: Dim, **options: Any) -> View:
-    return arange(0, end, **options)
-
-
-@translates("aten.arange.start")
-def arange(start: Dim, end: Dim, dtype: torch.dtype | None = None, **options: Any) -> View:
-    return arange_step(start, end, dtype=dtype)
-
-
-@translates("aten.arange.start_step")
-def arange_step(
-    start: Dim, end: Dim, step: int = 1, dtype: torch.dtype | None = None, **options: Any
-) -> View:
-    """Counting from number to number. A count of tokens that is their position was found before."""
-    if symbols(start) or symbols(end):
-        raise TraceError(
-            f"the model counts tokens from {start} to {end}, and not as their positions in the sequence",
-            hint="a packed batch has several sequences; only positions say where a token stands",
-        )
-    made = range(static(start, "a start"), static(end, "an end"), step)
-    if step == 1:
-        return View.of(ops.arange(start=made.start, stop=made.stop, elem=elem_of(dtype or torch.int64)))
-    count = ops.arange(start=0, stop=len(made), elem=elem_of(dtype or torch.int64))
-    return View.of(ops.add(ops.mul(count, step), made.start))
 
 
 @translates("aten.scalar_tensor.default")

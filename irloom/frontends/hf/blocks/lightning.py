@@ -14,7 +14,7 @@ from irloom.frontends.hf.recurrent import RECURRENT
 @replaces("MiniMaxLightningAttention")
 def lightning_attention(self: Any, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
     """``hidden_states`` [B, T, H]; each token's keys count ``exp(-slope)`` less for the next one."""
-    batch, tokens, _ = hidden_states.shape
+    batch, tokens = hidden_states.shape[:2]
     qkv = self.act_fn(self.qkv_proj(hidden_states))
     qkv = qkv.view(batch, tokens, self.num_attention_heads, 3 * self.head_dim)
     decay = (-self.slope_rate).view(1, 1, -1, 1).expand(batch, tokens, -1, 1)

@@ -1,4 +1,4 @@
-"""RWKV divides its deeper weights by powers of two, in place and at the first call, against overflow in f16."""
+"""RWKV divides its deeper weights by powers of two, in place and at the first call, for f16 to hold."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def projection(self: Any, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Te
     What lies before a sequence is 0, and has gone through the first convolution and the projection of late
     values: what comes out of these for 0 is their bias.
     """
-    batch, tokens, _ = hidden_states.shape
+    batch, tokens = hidden_states.shape[:2]
     groups, size = self.num_key_value_groups, self.head_dim
     q, k = self.q_proj(hidden_states), self.k_proj(hidden_states)
     heads = k.view(batch, tokens, -1, 1, size).expand(-1, -1, -1, groups, -1)
@@ -44,7 +44,7 @@ def _grouped_conv(x: Tensor, conv: nn.Conv1d, before: Tensor) -> Tensor:
     out, width, taps = conv.weight.shape
     groups = x.shape[-1] // width
     weight = conv.weight.view(groups, out // groups, width, taps)
-    total = conv.bias
+    total = x.new_zeros(out) if conv.bias is None else conv.bias
     for tap in reversed(range(taps)):
         rows = (x + before).view(*x.shape[:2], groups, width).transpose(1, 2)
         product = torch.matmul(rows, weight[..., tap].transpose(1, 2)[None])
