@@ -86,26 +86,7 @@ def test_code_that_asks_for_values_names_its_line_and_the_block_to_replace(body)
 
 
 def test_a_size_that_depends_on_values_is_refused():
-    assert "indexing by several tensors" in refused(lambda x: x + x[x > 0].sum())
-
-
-def test_changing_a_shared_tensor_is_refused():
-    def body(x):
-        y = x + 1
-        half = y[..., :8]
-        half.add_(1)
-        return y
-
-    assert "changes a tensor that others share" in refused(body)
-
-
-def test_changing_a_tensor_of_its_own_traces():
-    def body(x):
-        y = x + 1
-        y.mul_(2)
-        return y
-
-    assert [n.op.name for n in traced(body).main.nodes] == ["embedding", "mul", "add", "mul", "linear"]
+    assert "a size depends on the values" in refused(lambda x: x + x[x > 0].sum())
 
 
 def test_recurrent_state_is_refused_by_name():

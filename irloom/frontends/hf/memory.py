@@ -11,7 +11,7 @@ from torch.fx import Graph
 from torch.fx import Node as FxNode
 
 from irloom.frontends.hf.aten.constants import new_full
-from irloom.frontends.hf.aten.core import as_elem, tensor
+from irloom.frontends.hf.aten.core import Stored, as_elem, tensor
 from irloom.frontends.hf.aten.shape import expand
 from irloom.frontends.hf.aten.write import replaced
 from irloom.frontends.hf.views import View, reshape
@@ -59,12 +59,12 @@ class Memory:
         """
         target = node.args[0]
         assert isinstance(target, FxNode)
-        value = _fitted(result, tensor(env[target]))
+        value = _fitted(_own(result), tensor(_own(env[target])))
         chain = [target]
-        env[target] = env[node] = value
+        env[target] = env[node] = _like(env[target], value)
         while (base := self.base(chain[-1])) is not None:
-            value = written(chain[-1], tensor(env[base]), value, read)
-            env[base] = value
+            value = written(chain[-1], tensor(_own(env[base])), value, read)
+            env[base] = _like(env[base], value)
             chain.append(base)
         if chain[-1].op == "placeholder":
             raise TraceError(
@@ -85,6 +85,15 @@ def _storage(node: FxNode) -> int | None:
 def in_place(node: FxNode) -> bool:
     """Whether an op changes its operand."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _own(x: Any) -> Any:
+    """Of a cache as attention sees it, this step's tokens."""
+    return x.view if isinstance(x, Stored) else x
+
+
+def _like(old: Any, new: View) -> Any:
+    return Stored(new, old.layer) if isinstance(old, Stored) else new
 
 
 def _fitted(result: Any, target: View) -> View:
