@@ -33,6 +33,7 @@ def caches(tmp_path, monkeypatch):
     """Traces, engines and the library's copies of code stay out of the user's caches."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("transformers.utils.hub.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("sys.path", sys.path[:])
     yield
     for name in [n for n in sys.modules if n.split(".")[0] == "transformers_modules"]:
