@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from irloom.ir.dims import sym
 from irloom.ir.elem import CACHES, ELEMS, Elem, Paged, State
 from irloom.ir.graph import Builder, Call, Func, Index, Loop, Module, Node, Param, Slot, Stmt, Value
-from irloom.ir.ops import attention, kv_append, paged_attention, slice_
+from irloom.ir.ops import attention, kv_append, paged_attention, paged_sparse_index, slice_, sparse_index
 from irloom.ir.ops.attention import reach
 from irloom.ir.types import Type
 
@@ -82,17 +82,23 @@ class KvCache(Pass):
         for n in f.nodes:
             if n.op is attention:
                 groups[tuple(n.values[1:4])].append(n)
-            elif n.op.carried is not None:
+            elif n.op is sparse_index or n.op.carried is not None:
                 groups[n].append(n)
         kept: list[Kept] = []
         for nodes in groups.values():
             try:
-                t = self.tokens(f, nodes) if nodes[0].op is attention else self.state(nodes[0])
+                t = self.type(f, nodes)
             except NoMatch as why:
                 changes.near_misses.append(f"{f.name}.{nodes[0].result.name}: {why}")
                 continue
             kept.append(Kept(t, nodes))
         return kept
+
+    def type(self, f: Func, nodes: list[Node]) -> Type:
+        """The type of the cache that serves these nodes; ``NoMatch`` where there is none."""
+        if nodes[0].op is attention:
+            return self.tokens(f, nodes)
+        return self.keys(nodes[0]) if nodes[0].op is sparse_index else self.state(nodes[0])
 
     def tokens(self, f: Func, nodes: list[Node]) -> Type:
         """The type of the cache that serves these attentions; ``NoMatch`` where there is none."""
@@ -109,6 +115,12 @@ class KvCache(Pass):
         pages = sym("P" if window is None else f"P{window}")
         paged = Paged(elem, self.page, window, values)
         return Type(paged, (pages, *k.dims[1:]), (None, *k.axes[1:]))
+
+    def keys(self, n: Node) -> Type:
+        """The type of the cache of an indexer's keys."""
+        k = n.values[1].type
+        elem = ELEMS[self.elem] if self.elem else k.plain
+        return Type(Paged(elem, self.page, None, 0), (sym("P"), *k.dims[1:]), (None, *k.axes[1:]))
 
     def state(self, n: Node) -> Type:
         """The type of the states of a recurrent op."""
@@ -131,6 +143,7 @@ def _page(f: Func, kept: Kept, cache: Param, names: Builder, name: str) -> Value
     first, paged = kept.nodes[0], kept.type.elem
     assert isinstance(paged, Paged)
     k, v, seqs = first.values[1:4]
+    sparse = first.op is sparse_index
     added: list[Stmt] = []
     with Builder(f, into=added, loc=first.loc, taken=names.taken) as b:
         b.name = name
@@ -138,8 +151,11 @@ def _page(f: Func, kept: Kept, cache: Param, names: Builder, name: str) -> Value
     at = f.body.index(first)
     f.body[at:at] = added
     for n in kept.nodes:
-        n.op, n.args = paged_attention, [n.args[0], after, *n.args[3:]]
-        n.attrs = {**n.attrs, "values": v.type.dims[-1] if paged.values == 0 else None}
+        if sparse:
+            n.op, n.args = paged_sparse_index, [n.args[0], after, *n.args[2:]]
+        else:
+            n.op, n.args = paged_attention, [n.args[0], after, *n.args[3:]]
+            n.attrs = {**n.attrs, "values": v.type.dims[-1] if paged.values == 0 else None}
     f.returns.append(after)
     return after
 

@@ -95,7 +95,8 @@ def turned(x):
 
 
 IN_PLACE = {f.__name__: f for f in (
-    halves, doubled, assigned, interleaved, one_entry, through_a_view, an_old_view_reads_anew, where_a_mask_holds,
+    halves, doubled, assigned, interleaved, one_entry, through_a_view, an_old_view_reads_anew,
+    where_a_mask_holds,
 )}  # fmt: skip
 BODIES = {
     **IN_PLACE,

@@ -257,6 +257,7 @@ def paged_attention(f: Lowering, n: Node) -> bool:
         not f.f32(q)
         or not isinstance(cache.type.elem, Paged)
         or not all(w is None or f.is_weight(w) for w in per_head)
+        or _arg(n, 5) is not None
     ):
         return False
     sinks, slopes = (f.weight(w, "vector") if isinstance(w, Param) else "None" for w in per_head)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from irloom.frontends.hf.indexer import IndexerKeys
 from irloom.ir.errors import TraceError
 
 
@@ -121,5 +122,6 @@ class ProbingCache(Cache):
     def is_recording_past(self, *_: Any, **__: Any) -> bool:
         return False
 
-    def update_indexer(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("a key cache of a sparse attention indexer (`update_indexer`)")
+    def update_indexer(self, indexer_keys: Tensor, *_: Any, **__: Any) -> IndexerKeys:
+        """All keys of an indexer, which exist only as what is computed of them."""
+        return IndexerKeys(indexer_keys)

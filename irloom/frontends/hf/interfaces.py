@@ -66,6 +66,7 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     s_aux: Tensor | None = None,
+    indices: Tensor | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """The library's attention interface: q [B, H, T, D], k and v [B, KV, S, D] to [B, T, H, D]."""
@@ -89,6 +90,7 @@ def attention(
         int(sliding_window or 0),
         bool(causal),
         -1 if layer is None else int(layer),
+        index=indices,
     )
     return out, None
 

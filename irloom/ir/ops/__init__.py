@@ -1,8 +1,8 @@
 """The op set. One function per op; ``OPS`` holds them by name.
 
 Tensor ops (``elementwise``, ``shape``, ``reduce``, ``matmul``, ``index``) are the closed set that a traced
-model decomposes to. Model ops (``norm``, ``attention``, ``recurrent``, ``experts``) are what ``raise`` finds
-in it, fused ops what passes make of those.
+model decomposes to. Model ops (``norm``, ``attention``, ``recurrent``, ``sparse``, ``experts``) are what
+``raise`` finds in it, fused ops what passes make of those.
 """
 
 from ..op import OPS
@@ -66,6 +66,7 @@ from .recurrent import (
 )
 from .reduce import amax, amin, argmax, cumsum, mean, softmax, sum_, topk
 from .shape import arange, concat, expand, full, pad, permute, reshape, slice_, split
+from .sparse import paged_sparse_index, sparse_index
 
 __all__ = [
     "OPS",
@@ -124,6 +125,7 @@ __all__ = [
     "neg",
     "pad",
     "paged_attention",
+    "paged_sparse_index",
     "permute",
     "positions",
     "pow_",
@@ -143,6 +145,7 @@ __all__ = [
     "softcap",
     "softmax",
     "softplus",
+    "sparse_index",
     "split",
     "sqrt",
     "ssd_scan",

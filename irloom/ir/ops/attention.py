@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -94,6 +94,7 @@ class _Scores:
 
     sinks: Tensor | None
     slopes: Tensor | None
+    index: Tensor | None
     scale: float
     window: int | None
     chunk: int | None
@@ -103,6 +104,10 @@ class _Scores:
         """The first position that the token at ``position`` sees."""
         first = 0 if self.window is None else max(0, position - self.window + 1)
         return first if self.chunk is None else max(first, position // self.chunk * self.chunk)
+
+    def of(self, a: int, b: int) -> _Scores:
+        """The same for the tokens ``a`` to ``b`` of the step alone."""
+        return self if self.index is None else replace(self, index=self.index[a:b])
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: _Scores) -> Tensor:
@@ -121,6 +126,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: _Score
         seen = seen & (key > at - how.window)
     if how.chunk is not None:
         seen = seen & (key >= at // how.chunk * how.chunk)
+    if how.index is not None:
+        seen = seen & (how.index[:, :, None] == key).any(1)
     scores = scores.masked_fill(~seen, float("-inf"))
     if how.sinks is not None:
         scores = torch.cat([scores, how.sinks.float()[:, None, None].expand(-1, len(q), 1)], -1)
@@ -128,7 +135,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: _Score
     return torch.einsum("hts,she->the", p, v.float()).to(q.dtype)
 
 
-@op("t (kv g) !d, t kv !d, t kv !e, t %s, (kv g)?, (kv g)? -> t (kv g) !e")
+@op("t (kv g) !d, t kv !d, t kv !e, t %s, (kv g)?, (kv g)?, t !j? -> t (kv g) !e")
 def attention(
     q: Tensor,
     k: Tensor,
@@ -136,6 +143,7 @@ def attention(
     seqs: Seqs,
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
+    index: Tensor | None = None,
     *,
     scale: float,
     window: int | None = None,
@@ -148,11 +156,12 @@ def attention(
     absent), and of these only the ones of its own block of ``chunk`` positions. ``softcap`` squeezes the
     scores into (-softcap, softcap). ``slopes`` then adds to a score the head's slope times ``key position -
     query position`` (ALiBi; Press et al., 2022). ``sinks`` adds one score per head that takes weight and
-    gives nothing. No cache: this is what a model means; ``kv-cache`` turns it into ``kv_append`` and
+    gives nothing. ``index`` i32[t, j] leaves each token only the keys at these positions (-1: none; see
+    ``sparse_index``). No cache: this is what a model means; ``kv-cache`` turns it into ``kv_append`` and
     ``paged_attention``.
     """
-    how = _Scores(sinks, slopes, scale, window, chunk, softcap)
-    return torch.cat([_attend(q[a:b], k[a:b], v[a:b], 0, 0, how) for a, b in seqs.spans()])
+    how = _Scores(sinks, slopes, index, scale, window, chunk, softcap)
+    return torch.cat([_attend(q[a:b], k[a:b], v[a:b], 0, 0, how.of(a, b)) for a, b in seqs.spans()])
 
 
 @op("p kv !d, t kv !d, t kv !e?, t %s -> p kv !d")
@@ -177,13 +186,14 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> None:
         raise IRError(f"kv_append: operand `v` has {given} features per head, but {cache} keeps {wanted}")
 
 
-@op("t (kv g) !d, p kv !d, t %s, (kv g)?, (kv g)? -> t (kv g) !e")
+@op("t (kv g) !d, p kv !d, t %s, (kv g)?, (kv g)?, t !j? -> t (kv g) !e")
 def paged_attention(
     q: Tensor,
     cache: PagedCache,
     seqs: Seqs,
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
+    index: Tensor | None = None,
     *,
     scale: float,
     window: int | None = None,
@@ -197,13 +207,13 @@ def paged_attention(
     attention).
     """
     parts: list[Tensor] = []
-    how = _Scores(sinks, slopes, scale, window, chunk, softcap)
+    how = _Scores(sinks, slopes, index, scale, window, chunk, softcap)
     for s, (a, b) in enumerate(seqs.spans()):
         first = int(seqs.context[s]) - (b - a)
         since = how.since(first)
         k, v = cache.read(seqs, s, since)
         v = v if values is None else k[..., :values]
-        parts.append(_attend(q[a:b], k, v, first, since, how))
+        parts.append(_attend(q[a:b], k, v, first, since, how.of(a, b)))
     return torch.cat(parts)
 
 

@@ -168,6 +168,7 @@ def attention(
     layer: int,
     chunk: int = 0,
     slopes: Sequence[float] | None = None,
+    index: Any = None,
     *,
     seqs: Any,
     constant: Any,
@@ -177,11 +178,21 @@ def attention(
     seen = {"window": window or None, "chunk": chunk or None} if mask is None else _seen(mask)
     if mask is None and not causal:
         raise TraceError("attention sees later tokens", hint="only decoders, which look back, can be traced")
-    given = [seqs, _plain(sinks), None if slopes is None else constant("slopes", torch.tensor(slopes))]
+    bias = None if slopes is None else constant("slopes", torch.tensor(slopes))
+    given = [seqs, _plain(sinks), bias, None if index is None else tensor(index).arranged((1, 2))]
     while given[-1] is None:
         given.pop()
     out = ops.attention(*heads, *given, scale=scale, softcap=softcap or None, **seen)
     return viewed(out, (1, 2, 3), 4)
+
+
+@translates("irloom.sparse_index.default")
+def sparse_index(q: Any, k: Any, weight: Any, topk: int, *, seqs: Any) -> View:
+    keys = tensor(k).unsqueezed(2).arranged((1, 2, 3))
+    best = ops.sparse_index(
+        tensor(q).arranged((1, 2, 3)), keys, tensor(weight).arranged((1, 2)), seqs, topk=topk
+    )
+    return viewed(best, (1, 2), 3)
 
 
 def _seen(mask: Any) -> dict[str, int]:
