@@ -41,27 +41,55 @@ def build(config: Any, dtype: torch.dtype) -> Any:
 
 def causal_class(config: Any) -> Any:
     """The library's causal language model class for a config, or a ``TraceError`` that names the config."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
     if type(config) in TRUSTED:
         return TRUSTED[type(config)]
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    found = _listed_class(type(causal_config(config))) or _class_taking(config) or _multimodal_class(config)
+    if found is None:
         kind = getattr(config, "model_type", type(config).__name__)
         raise TraceError(
             f"`{kind}` has no causal language model in this transformers",
             hint="pip install -U transformers, or pass the nn.Module itself",
         )
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return found[0] if isinstance(found, list | tuple) else found
+    return found
 
 
 def causal_config(config: Any) -> Any:
-    """The text part of a multimodal config where the causal class takes only that, else the config itself."""
-    wanted = causal_class(config).config_class
-    if wanted is type(config):
+    """The text part of a multimodal config where a causal class takes just that, else the config itself."""
+    if type(config) in TRUSTED:
         return config
     text = config.get_text_config(decoder=True)
-    return text if isinstance(text, wanted) else config
+    if type(text) is type(config):
+        return config
+    takes_text = {getattr(_listed_class(kind), "config_class", None) for kind in (type(config), type(text))}
+    return text if type(text) in takes_text else config
+
+
+def _listed_class(kind: type) -> Any:
+    """What the library's table of causal models holds for a config class."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
+    return found[0] if isinstance(found, list | tuple) else found
+
+
+def _class_taking(config: Any) -> Any:
+    """The causal class that takes a text config which is itself in no table: its model's is, with all parts."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    home = type(config).__module__
+    beside = [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING if kind.__module__ == home]
+    return next((c for c in map(_listed_class, beside) if c.config_class is type(config)), None)
+
+
+def _multimodal_class(config: Any) -> Any:
+    """The class of a multimodal model, which reads text alone where no class takes its text part."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    )
+
+    tables = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING)
+    return next((table[type(config)] for table in tables if type(config) in table), None)
 
 
 @contextlib.contextmanager
