@@ -41,7 +41,7 @@ def experts(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights
     up = expert_linear(hidden_states, top_k_index, first, shifts[0])
     gated = self._apply_gate(up) if self.has_gate else self.act_fn(up)
     out = expert_linear(gated, top_k_index, down, shifts[1])
-    if self.has_post_expert_norm:
+    if getattr(self, "has_post_expert_norm", False):  # 5.17 has none
         out = self.post_expert_norm(out)
     return weighted_sum(out, top_k_weights).to(hidden_states.dtype)
 
