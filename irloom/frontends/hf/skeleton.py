@@ -73,7 +73,7 @@ def _listed_class(kind: type) -> Any:
 
 
 def _class_taking(config: Any) -> Any:
-    """The causal class that takes a text config which is itself in no table: its model's is, with all parts."""
+    """The causal class that takes a text config: in the tables its model stands with all parts."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     home = type(config).__module__
