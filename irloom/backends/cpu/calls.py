@@ -155,7 +155,7 @@ class Calls:
 
     def copy(self, x: Rows, y: Rows) -> None:
         """The same entries elsewhere."""
-        if x.base.element_size() == 4:
+        if x.by_rows and y.by_rows and x.base.element_size() == 4:
             self._raw.copy(x.ptr, x.stride, y.ptr, y.stride, x.count.now, x.width)
         else:
             y.tensor().copy_(x.tensor())

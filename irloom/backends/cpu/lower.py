@@ -6,6 +6,7 @@ parameters say where each value lives and whose statements call kernels. An op w
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from irloom.backends.cpu import convention
@@ -13,11 +14,9 @@ from irloom.backends.cpu.place import Place, by_rows
 from irloom.backends.cpu.program import INDENT, LOWERINGS, Bound, Program, Shared
 from irloom.ir.buffers import storage
 from irloom.ir.elem import CACHES, ELEMS, SEQS, Cached
-from irloom.ir.errors import IrloomError
 from irloom.ir.graph import Arg, Call, Func, Loop, Module, Node, Param, Stmt, Value
 from irloom.ir.ops import OPS
 from irloom.ir.show import show_attr, show_weight
-from irloom.ir.weight_expr import WeightExpr
 
 F32 = ELEMS["f32"]
 RESERVED = frozenset(
@@ -203,17 +202,14 @@ class Lowering:
         if a is None:
             return "None"
         assert isinstance(a, Param) and a.weight is not None
-        layers = self.layers if _per_layer(a.weight) else None
+        layers = self.layers if _per_layer(a) or _per_layer(bias) else None
         owner = self.func.name if layers else "shared"
         key = f"{owner}.{a.name}.{form}" if layers else f"{show_weight(a.weight)} as {form}"
-        bound = self.program.weights.get(key)
-        if bound is None:
-            name = f"{self.func.name}.{a.name}" if form == "packed" else f"{self.func.name}.{a.name}.{form}"
-            bound = self.program.weights[key] = Bound(name, form, a, layers, bias)
-        elif bias is not None and bound.bias is not bias:
-            raise IrloomError(
-                f"cpu: weight {a.name} is used with two biases", hint="give each use a weight of its own"
-            )
+        name = f"{self.func.name}.{a.name}" if form == "packed" else f"{self.func.name}.{a.name}.{form}"
+        bound = self.program.weights.setdefault(key, Bound(name, form, a, layers, name, bias))
+        if form == "packed" and _expr(bound.bias) != _expr(bias):  # the same bytes, once more
+            other = replace(bound, name=f"{name} + {bias.name if bias else 'no bias'}", bias=bias)
+            bound = self.program.weights.setdefault(f"{key} + {_expr(bias)}", other)
         made = f'{form}("{bound.name}")'
         local = next((k for k, v in self.given.items() if v == made), None)
         if local is None:
@@ -224,7 +220,7 @@ class Lowering:
     def table_weight(self, p: Param) -> str | None:
         """A vector that is the same for all layers, for use outside of functions."""
         assert p.weight is not None
-        if _per_layer(p.weight):
+        if _per_layer(p):
             return None
         del self.given[self.weight(p, "vector")]
         return f'vector("{self.program.weights[f"{show_weight(p.weight)} as vector"].name}")'
@@ -280,5 +276,9 @@ class Lowering:
         self.lines.append(f"{INDENT}reference({given})" + (f"  # {n.loc}" if n.loc else ""))
 
 
-def _per_layer(expr: WeightExpr) -> bool:
-    return "{i}" in show_weight(expr)
+def _per_layer(p: Param | None) -> bool:
+    return "{i}" in _expr(p)
+
+
+def _expr(p: Param | None) -> str:
+    return "" if p is None or p.weight is None else show_weight(p.weight)

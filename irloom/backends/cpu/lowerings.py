@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from irloom.backends.cpu.lower import Lowering
-from irloom.backends.cpu.place import Place, by_rows
+from irloom.backends.cpu.place import Place, column
 from irloom.backends.cpu.program import lowers
 from irloom.ir.elem import Paged
 from irloom.ir.graph import Node, Param, Value
@@ -30,26 +30,23 @@ def positions(f: Lowering, n: Node) -> bool:
 def reshape(f: Lowering, n: Node) -> bool:
     """The same memory under other dims."""
     x = n.args[0]
-    return (
-        isinstance(x, Value)
-        and not f.is_weight(x)
-        and by_rows(n.result.type.dims)
-        and f.alias(n.result, f.places[x].reshaped(n.result.type.dims))
-    )
+    if not isinstance(x, Value) or f.is_weight(x):
+        return False
+    return f.alias(n.result, f.places[x].reshaped(n.result.type.dims))
 
 
 @lowers("split")
 def split(f: Lowering, n: Node) -> bool:
     """Columns of the same memory."""
     x = _value(n, 0)
-    if f.is_weight(x) or not by_rows(x.type.dims) or n.attrs["dim"] not in (1, 1 - x.type.rank):
+    inner = column(x.type.dims, n.attrs["dim"])
+    if f.is_weight(x) or inner is None:
         return False
     at = 0
-    inner = f.places[x].width // int(str(x.type.dims[1]))
     for r in n.results:
         if not f.alias(r, f.places[x].columns(at * inner, r.type.dims)):
             return False
-        at += int(str(r.type.dims[1]))
+        at += _size(r, n)
     return True
 
 
@@ -57,31 +54,33 @@ def split(f: Lowering, n: Node) -> bool:
 def slice_(f: Lowering, n: Node) -> bool:
     """Columns of the same memory."""
     x, start = _value(n, 0), n.attrs["start"]
-    if (
-        f.is_weight(x)
-        or not by_rows(x.type.dims)
-        or n.attrs["dim"] not in (1, 1 - x.type.rank)
-        or n.attrs["step"] != 1
-    ):
+    inner = column(x.type.dims, n.attrs["dim"])
+    if f.is_weight(x) or inner is None or n.attrs["step"] != 1 or not isinstance(start, int):
         return False
-    inner = f.places[x].width // int(str(x.type.dims[1]))
-    return isinstance(start, int) and f.alias(
-        n.result, f.places[x].columns(start * inner, n.result.type.dims)
-    )
+    return f.alias(n.result, f.places[x].columns(start * inner, n.result.type.dims))
 
 
 @lowers("concat")
 def concat(f: Lowering, n: Node) -> bool:
     """Each part is copied to its columns."""
-    if not f.f32(n.result, *n.args) or n.attrs["dim"] not in (1, 1 - n.result.type.rank):
+    inner = column(n.result.type.dims, n.attrs["dim"])
+    if not f.f32(n.result, *n.args) or inner is None:
         return False
     place, at = f.place(n.result), 0
     for x in n.values:
-        f.call(
-            "copy", x, f.name_place(place.columns(at, x.type.dims), f"{n.result.name}_{x.name}"), loc=n.loc
-        )
-        at += f.places[x].width
+        part = place.columns(at * inner, x.type.dims)
+        f.call("copy", x, f.name_place(part, f"{n.result.name}_{x.name}"), loc=n.loc)
+        at += _size(x, n)
     return True
+
+
+def _size(v: Value, n: Node) -> int:
+    """How long the dim is that a split cuts, or a concat joins."""
+    dim = n.attrs["dim"]
+    assert isinstance(dim, int)
+    size = v.type.dims[dim]
+    assert isinstance(size, int)
+    return size
 
 
 @lowers("embedding")
@@ -126,6 +125,13 @@ def rms_norm(f: Lowering, n: Node) -> bool:
     if not f.f32(x) or not (w is None or isinstance(w, Param)):
         return False
     weight = f.weight(w, "vector") if isinstance(w, Param) else "None"
+    if w is None or not _norm_and_more(f, n, x, weight):
+        f.call("rms_norm", x, weight, _made(f, n.result), eps=n.attrs["eps"], loc=n.loc)
+    return True
+
+
+def _norm_and_more(f: Lowering, n: Node, x: Value, weight: str) -> bool:
+    """A norm with a weight together with what alone reads it; those kernels take no weight for no norm."""
     turned = f.only_reader(n.result, "rope")
     if turned is not None and x.type.rank == 3:
         f.place_early(turned.result, n)
@@ -145,8 +151,7 @@ def rms_norm(f: Lowering, n: Node) -> bool:
         given = (_residual(f, summed, n.result), x, summed.result, "None", "None")
         f.call("add_rms_norm", *given, eps=0.0, inner=weight, inner_eps=n.attrs["eps"], loc=n.loc)
         return True
-    f.call("rms_norm", x, weight, _made(f, n.result), eps=n.attrs["eps"], loc=n.loc)
-    return True
+    return False
 
 
 def _residual(f: Lowering, total: Node, added: Value) -> Value | None:
@@ -203,6 +208,21 @@ def layer_norm(f: Lowering, n: Node) -> bool:
         return False
     given = [f.weight(a, "vector") if isinstance(a, Param) else "None" for a in (w, b)]
     f.call("layer_norm", x, *given, _made(f, n.result), eps=n.attrs["eps"], loc=n.loc)
+    return True
+
+
+@lowers("add_layer_norm")
+def add_layer_norm(f: Lowering, n: Node) -> bool:
+    """The residual sum, then its norm."""
+    x, y, shift = _value(n, 0), _value(n, 1), _arg(n, 3)
+    if not f.f32(x, y) or not f.is_weight(n.args[2]) or not (shift is None or f.is_weight(shift)):
+        return False
+    if not all(f.places[v].whole for v in (x, y)):
+        return False
+    total, normed = (_made(f, r) for r in n.results)
+    f.call("add_rms_norm", x, y, total, "None", "None", eps=0.0, inner="None", inner_eps=0.0, loc=n.loc)
+    given = [f.weight(a, "vector") if isinstance(a, Param) else "None" for a in (n.args[2], shift)]
+    f.call("layer_norm", total, *given, normed, eps=n.attrs["eps"], loc=n.loc)
     return True
 
 

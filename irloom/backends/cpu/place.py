@@ -1,4 +1,4 @@
-"""Where values live: columns of a buffer whose rows are tokens or sequences."""
+"""Where values live: mostly columns of a buffer whose rows are tokens or sequences."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from irloom.ir.graph import Value
 class Place:
     """A tensor in memory: ``dims`` entries from ``offset``, rows (dim 0) ``stride`` entries apart.
 
-    Within a row the entries are contiguous. ``buffer`` names memory that the program owns, or an array of
-    the step (``tokens``, ``positions``).
+    Within a row the entries are contiguous. Tokens need not be the first dim: kernels take rows of a known
+    width, but bodies of ops take any tensor, and one without such rows has no gaps. ``buffer`` names memory
+    that the program owns, or an array of the step (``tokens``, ``positions``).
     """
 
     buffer: str
     elem: Elem
     dims: tuple[Dim, ...]
-    stride: int
+    stride: Dim
     offset: int = 0
 
     @staticmethod
     def of(buffer: str, v: Value) -> Place:
         """A buffer of its own for ``v``."""
-        return Place(buffer, v.type.plain, v.type.dims, _width(v.type.dims))
+        return Place(buffer, v.type.plain, v.type.dims, product(v.type.dims[1:]))
 
     @property
-    def width(self) -> int:
+    def width(self) -> Dim:
         """Entries of a row."""
-        return _width(self.dims)
+        return product(self.dims[1:])
 
     @property
     def whole(self) -> bool:
@@ -41,7 +42,7 @@ class Place:
     def reshaped(self, dims: tuple[Dim, ...]) -> Place | None:
         """The same entries under other dims, where they can be seen in place."""
         if self.dims[:1] == dims[:1] or self.whole:
-            kept = self.stride if self.dims[:1] == dims[:1] else _width(dims)
+            kept = self.stride if self.dims[:1] == dims[:1] else product(dims[1:])
             return replace(self, dims=dims, stride=kept)
         return None
 
@@ -62,7 +63,17 @@ def by_rows(dims: tuple[Dim, ...]) -> bool:
     return len(dims) > 0 and isinstance(dims[0], Sym) and all(isinstance(d, int) for d in dims[1:])
 
 
-def _width(dims: tuple[Dim, ...]) -> int:
-    n = product(dims[1:])
-    assert isinstance(n, int), f"rows of {dims} have no fixed width"
-    return n
+def column(dims: tuple[Dim, ...], dim: object) -> int | None:
+    """How many entries of a row one index of ``dim`` spans; None where parts of it are no columns.
+
+    >>> from irloom.ir.dims import sym
+    >>> column((sym("T"), 4, 8), 1), column((sym("T"), 1, 8), -1), column((sym("T"), 4, 8), -1)
+    (8, 1, None)
+    """
+    assert isinstance(dim, int)
+    at = dim % len(dims)
+    if at == 0 or not by_rows(dims) or product(dims[1:at]) != 1:
+        return None
+    inner = product(dims[at + 1 :])
+    assert isinstance(inner, int)
+    return inner

@@ -22,12 +22,14 @@ class Bound:
     """A weight in a form: ``packed`` for products, ``vector`` for rows, ``tensor`` for bodies.
 
     ``layers`` are the indices it is bound for, None when all share it; ``bias`` goes with a packed weight.
+    ``bytes`` is the name under which its entries are stored: weights that differ in their bias share them.
     """
 
     name: str
     form: str
     param: Param
     layers: tuple[int, ...] | None
+    bytes: str
     bias: Param | None = None
 
 

@@ -115,7 +115,12 @@ def _fits(f: Lowering, a: Arg) -> bool:
         return True
     if isinstance(a.type.elem, Cached):
         return a.type.elem.elem == F32
-    return a.type.elem == F32 and (by_rows(a.type.dims) or f.places[a].whole)
+    return a.type.elem == F32 and (by_rows(a.type.dims) or _fixed(a))
+
+
+def _fixed(a: Value) -> bool:
+    """Whether an operand is a table that does not depend on tokens."""
+    return all(isinstance(d, int) for d in a.type.dims)
 
 
 for _name in KERNELS:

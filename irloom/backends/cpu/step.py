@@ -50,9 +50,12 @@ class Count:
 
 
 class Rows:
-    """A tensor in memory, as programs name it: address, entries between rows, how many rows there are now."""
+    """A tensor in memory, as programs name it: address, entries between rows, how many rows there are now.
 
-    __slots__ = ("base", "count", "dims", "last", "offset", "ptr", "stride", "width")
+    ``by_rows`` is whether each row has a known width, which kernels need; else there are no gaps anywhere.
+    """
+
+    __slots__ = ("base", "by_rows", "count", "dims", "last", "offset", "ptr", "stride", "width")
 
     def __init__(
         self, base: torch.Tensor, dims: tuple[Count | int, ...], offset: int = 0, stride: int | None = None
@@ -60,6 +63,7 @@ class Rows:
         self.base, self.dims, self.offset = base, dims, offset
         self.ptr = base.data_ptr() + offset * base.element_size()
         first, inner = dims[0] if dims else 1, [d for d in dims[1:] if isinstance(d, int)]
+        self.by_rows = len(inner) == len(dims[1:])
         self.count = first if isinstance(first, Count) else Count("", first)
         self.width = math.prod(inner)
         self.last = inner[-1] if inner else 1
@@ -71,7 +75,7 @@ class Rows:
         strides = [1] * len(sizes)
         for i in range(len(sizes) - 2, -1, -1):
             strides[i] = strides[i + 1] * sizes[i + 1]
-        if strides:
+        if strides and self.by_rows:
             strides[0] = self.stride
         return self.base.as_strided(sizes, strides, self.base.storage_offset() + self.offset)
 

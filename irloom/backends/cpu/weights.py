@@ -53,7 +53,8 @@ def _entries(
 ) -> Iterator[tuple[str, Entry, Bound, Param, int | None]]:
     for bound in program.weights.values():
         for layer in bound.layers or (None,):
-            yield _name(bound.name, layer), _entry(bound, m, checkpoint, layer), bound, bound.param, layer
+            if bound.bytes == bound.name:
+                yield _name(bound.name, layer), _entry(bound, m, checkpoint, layer), bound, bound.param, layer
             if bound.bias is not None:
                 entry = Entry(math.prod(_dims(bound.bias)) * 4, {})
                 yield _name(bound.name, layer) + ".bias", entry, bound, bound.bias, layer
@@ -61,7 +62,7 @@ def _entries(
 
 def _entry(bound: Bound, m: Module, checkpoint: Checkpoint, layer: int | None) -> Entry:
     if bound.form != "packed":
-        return Entry(math.prod(_dims(bound.param)) * 4, {})
+        return Entry(math.prod(_dims(bound.param)) * _dtype(bound.param).itemsize, {})
     layout = layout_of(bound.param, m, checkpoint, layer)
     return Entry(layout.bytes, asdict(layout))
 
@@ -116,15 +117,23 @@ def _matrix(tables: list[torch.Tensor], layout: Layout) -> torch.Tensor:
 
 def _plain(value: torch.Tensor | QuantizedTensor) -> torch.Tensor:
     value = value.dequantize() if isinstance(value, QuantizedTensor) else value
-    return value.float()
+    return value.float() if value.is_floating_point() else value
+
+
+def _dtype(p: Param) -> torch.dtype:
+    """What a weight that is not packed is held in: f32, or an integer or truth value as it is."""
+    own = torch.float32 if isinstance(p.type.elem, Quant) else p.type.plain.torch
+    return torch.float32 if own.is_floating_point else own
 
 
 def _open(store: Reader, bound: Bound, layer: int | None, int8_activations: bool) -> Packed | torch.Tensor:
-    name, dims = _name(bound.name, layer), _dims(bound.param)
+    name, dims = _name(bound.bytes, layer), _dims(bound.param)
     if bound.form != "packed":
-        return store.tensor(name, torch.float32, dims)
+        return store.tensor(name, _dtype(bound.param), dims)
     layout = Layout(**store.facts(name))
-    bias = store.tensor(f"{name}.bias", torch.float32, _dims(bound.bias)) if bound.bias else None
+    bias = None
+    if bound.bias is not None:
+        bias = store.tensor(_name(bound.name, layer) + ".bias", torch.float32, _dims(bound.bias))
     return Packed(layout, store.bytes(name, layout.bytes), bias, int8_activations)
 
 
@@ -138,8 +147,9 @@ def _dims(p: Param) -> tuple[int, ...]:
 
 def size(weights: Mapping[str, Any]) -> int:
     """Bytes of all packed weights: what a decode step must read."""
-    total = 0
+    held: dict[int, int] = {}
     for value in weights.values():
         for one in value.values() if isinstance(value, dict) else (value,):
-            total += one.layout.bytes if isinstance(one, Packed) else one.numel() * one.element_size()
-    return total
+            tensor = one.data if isinstance(one, Packed) else one
+            held[tensor.data_ptr()] = tensor.nbytes
+    return sum(held.values())

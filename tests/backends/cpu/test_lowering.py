@@ -29,6 +29,7 @@ DIMS = {
     "up": (64, 16),
     "down": (16, 32),
     "bias": (16,),
+    "wide": (50,),
     "k": (8,),
     "router": (5, 16),
     "experts.up": (5, 24, 16),
@@ -216,6 +217,64 @@ def test_a_value_may_be_called_like_a_kernel(name):
     )
 
 
+def test_a_norm_without_a_weight_is_not_lost_in_what_follows_it():
+    main = MAIN.replace('w: f32[16, 16] = weight("w")', 'ln: f32[16] = weight("ln")')
+    more = """
+    n = rms_norm(x)
+    a = add(n, x)
+    m = rms_norm(a)
+    s, z = add_rms_norm(x, m, ln)
+    p = positions(seqs)
+    h = reshape(z, dims=(T, 2, 8))
+    u = rms_norm(h)
+    r = rope(u, p)
+    f = reshape(r, dims=(T, 16))
+    y = add(f, s)
+    return y"""
+    compare(parse(main + more), fallbacks=set())
+
+
+def test_a_weight_may_have_several_biases_and_none():
+    main = MAIN.replace(
+        'w: f32[16, 16] = weight("w")',
+        """
+    w: f32[16, 16] = weight("w"), bias: f32[16] = weight("bias"), ln: f32[16] = weight("ln")""",
+    )
+    more = """
+    a = linear(x, w, bias)
+    b = linear(a, w)
+    c = linear(b, w, ln)
+    d = linear(c, w, bias)
+    return d"""
+    text = compare(parse(main + more), fallbacks=set())
+    assert text.count("packed(") == 4, "the table, and the matrix with each bias"
+
+
+def test_a_table_may_be_the_head_with_a_bias():
+    main = MAIN.replace('w: f32[16, 16] = weight("w")', 'bias: f32[50] = weight("wide")')
+    compare(parse(main + "    y = linear(x, embed, bias)\n    return y"), fallbacks=set())
+
+
+def test_tokens_need_not_come_first():
+    """What has no rows is computed by bodies of ops, and what comes of it is rows again."""
+    more = """
+    q = reshape(x, dims=(1, T, 16))
+    h = reshape(q, dims=(1, T, 2, 8))
+    k = permute(h, dims=(0, 2, 1, 3))
+    e = exp(k)
+    f = full(dims=(1, 2, T, 4), value=0.5, elem=f32)
+    c = concat(e, f, dim=-1)
+    a, b = split(c, dim=-1, sizes=(8, 4))
+    s = slice(c, dim=1, start=1, stop=2)
+    z = slice(s, dim=-1, start=0, stop=8)
+    g = add(a, z)
+    p = permute(g, dims=(0, 2, 1, 3))
+    r = reshape(p, dims=(T, 16))
+    y = linear(r, w)
+    return y"""
+    compare(parse(MAIN + more), fallbacks={"permute", "exp", "full", "concat", "split", "slice", "add"})
+
+
 def test_rotation_by_default_and_by_given_frequencies():
     more = """
     p = positions(seqs)
@@ -225,6 +284,19 @@ def test_rotation_by_default_and_by_given_frequencies():
     y = reshape(b, dims=(T, 16))
     return y"""
     compare(parse(MAIN + more), fallbacks=set())
+
+
+def test_functions_may_take_and_give_tensors_without_rows():
+    layer = LAYER.replace("x: f32[T, 16], y: f32[T, 16]", "x: f32[1, T, 16], y: f32[1, T, 16]")
+    more = """
+    h = reshape(x, dims=(1, T, 16))
+    for i in range(3):
+        h = layer[i](h, h)
+    g = layer[4](h, h)
+    s = sub(g, h)
+    y = reshape(s, dims=(T, 16))
+    return y"""
+    compare(parse(layer + "    return c\n" + MAIN + more))
 
 
 def test_what_a_call_overwrites_is_kept_for_later_readers():
@@ -304,6 +376,19 @@ def body(draw, values, rows, count, call):
                         (
                             f"c{i} = slice({a}, dim=1, start=4, stop=12)\n    d{i} = silu_mul(c{i}, c{i})\n"
                             f"    v{i} = concat(d{i}, c{i}, dim=1)"
+                        ),
+                        (
+                            f"c{i} = reshape({a}, dims=(T, 2, 8))\n    d{i} = permute(c{i}, dims=(1, 0, 2))\n"
+                            f"    p{i}, q{i} = split(d{i}, dim=0, sizes=(1, 1))\n"
+                            f"    e{i} = concat(q{i}, p{i}, dim=0)\n"
+                            f"    g{i} = permute(e{i}, dims=(1, 0, 2))\n"
+                            f"    v{i} = reshape(g{i}, dims=(T, 16))"
+                        ),
+                        (
+                            f"c{i} = reshape({a}, dims=(1, T, 16))\n    d{i} = add(c{i}, {b})\n"
+                            f"    p{i}, q{i} = split(d{i}, dim=2, sizes=(8, 8))\n"
+                            f"    e{i} = silu_mul(p{i}, q{i})\n    g{i} = concat(e{i}, p{i}, dim=2)\n"
+                            f"    v{i} = reshape(g{i}, dims=(T, 16))"
                         ),
                         *([f"v{i} = {call}[{draw(st.integers(0, 5))}]({a}, {b})"] if call else []),
                     ]
