@@ -2,84 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 
 from irloom.ir import ops
-from irloom.ir.elem import Elem
-from irloom.ir.graph import Arg, Node, Param, Value
-from irloom.ir.interp import apply_node
+from irloom.ir.dims import Dim
+from irloom.ir.graph import Value
 from irloom.ir.ops.attention import default_frequencies
-from irloom.ir.weight_expr import Const
+
+from .region import Consts, Region, is_const
 
 POSITIONS = torch.tensor([0, 1, 2, 3, 17, 100, 1023, 2500], dtype=torch.int32)
 """Positions on which a region is run: the first shows the scale of the tables, where every angle is 0."""
 
 TOLERANCE = 1e-4
-Consts = Mapping[str, torch.Tensor]
+
+Rows = tuple[Dim, int, int]
+"""Tokens, heads, features."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How features pair: with their neighbour, or half of them further.
+
+    ``apart``: neighbours become halves first.
+    """
+
+    interleaved: bool = False
+    apart: bool = False
+
+
+FORMS = (Form(), Form(interleaved=True), Form(apart=True))
 
 
 @dataclass(frozen=True)
 class Rope:
-    """The attributes of a ``rope``. ``freq`` is its operand unless ``theta`` gives the same frequencies."""
+    """A ``rope`` of rows [T, heads, d]. ``freq`` is its operand unless ``theta`` gives the same frequencies.
 
+    ``offset`` is where the features that turn start in those of the value; None: they are all of it.
+    """
+
+    rows: Rows
+    offset: int | None
     rotary: int | None
-    interleaved: bool
+    form: Form
     scale: float
-    freq: Param | None
+    freq: Value | torch.Tensor | None
     theta: float
 
+    def build(self, x: Value, positions: Value, freq: Value | None, dims: tuple[Dim, ...]) -> Value:
+        """The ops that rotate ``x``; the result has ``dims``."""
+        tokens, heads, d = self.rows
+        if self.offset is not None:
+            x = ops.slice_(x, dim=-1, start=self.offset, stop=self.offset + d)
+        x = _reshaped(x, self.rows)
+        if self.form.apart:
+            pairs = ops.reshape(x, dims=(tokens, heads, d // 2, 2))
+            x = ops.reshape(ops.permute(pairs, dims=(0, 1, 3, 2)), dims=self.rows)
+        how = {"rotary": self.rotary, "interleaved": self.form.interleaved, "scale": self.scale}
+        return _reshaped(ops.rope(x, positions, freq, theta=self.theta, **how), dims)
 
-@dataclass(frozen=True)
-class Region:
-    """The nodes, in order, that make ``end`` from ``start``, positions and constants."""
 
-    start: Value
-    end: Value
-    nodes: list[Node]
-
-    @property
-    def frequencies(self) -> list[Param]:
-        """Constant vectors that it reads."""
-        read = dict.fromkeys(v for n in self.nodes for v in n.values)
-        return [v for v in read if isinstance(v, Param) and isinstance(v.weight, Const) and v.type.rank == 1]
-
-    @property
-    def key(self) -> str:
-        """Equal for regions that compute the same from what they start from."""
-        name: dict[Value, str] = {self.start: "x"}
-        rows: list[str] = []
-        for i, n in enumerate(self.nodes):
-            args = [name.get(a, a.name) if isinstance(a, Value) else repr(a) for a in n.args]
-            rows.append(f"{n.op.name}({', '.join(args)}; {n.attrs})")
-            name.update((r, f"{i}.{j}") for j, r in enumerate(n.results))
-        return "\n".join([*rows, name[self.end], str(self.start.type)])
+def _reshaped(x: Value, dims: tuple[Dim, ...]) -> Value:
+    return x if x.type.dims == dims else ops.reshape(x, dims=dims)
 
 
 def prove(region: Region, consts: Consts) -> Rope | None:
     """The ``rope`` that gives the end of a region from its start; None if none of the forms does."""
-    t = region.start.type
-    if region.end.type != t or t.rank != 3:
+    (end,) = region.ends
+    tokens = next((v.type.dims[0] for v in region.leaves if not is_const(v)), 1)
+    sizes = [n if isinstance(n, int) else len(POSITIONS) for n in region.start.type.dims]
+    candidates = list(_rows(end.type.dims, tokens))
+    if not candidates or end.type.elem != region.start.type.elem or not _lead(region.start.type.dims, tokens):
         return None
-    heads, dim = t.dims[1:]
-    if not isinstance(heads, int) or not isinstance(dim, int):
-        return None
-    x = torch.randn(len(POSITIONS), heads, dim, generator=torch.Generator().manual_seed(0))
-    got = _run(region, x, consts)
-    for freq in region.frequencies if got.shape == x.shape else []:
-        table = _const(freq, consts)
-        rotary = 2 * len(table)
-        if rotary > dim:
-            continue
-        scale = _scale(got, x, region)
-        for interleaved in (False, True):
-            turned = ops.rope(x, POSITIONS, table, rotary=rotary, interleaved=interleaved, scale=scale)
+    x = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+    given = {v: POSITIONS for v in region.leaves if not is_const(v)}
+    frame = region.run({region.start: x, **given}, consts, len(POSITIONS))
+    for rows in candidates:
+        got = frame[end].reshape(len(POSITIONS), *rows[1:])
+        for offset, part in _windows(region, x, rows):
+            rope = _fits(region, frame, part, got)
+            if rope:
+                return replace(rope, rows=rows, offset=offset)
+    return None
+
+
+def _fits(
+    region: Region, frame: dict[Value, torch.Tensor], x: torch.Tensor, got: torch.Tensor
+) -> Rope | None:
+    """Of rows ``x`` [T, heads, d], the rotation that gives ``got``."""
+    d = x.shape[-1]
+    scale = _scale(got, x, region)
+    apart = x if d % 2 else torch.cat([x[..., 0::2], x[..., 1::2]], -1)
+    for freq, table in _frequencies(frame, d):
+        rotary = None if 2 * len(table) == d else 2 * len(table)
+        for form, turn in product(FORMS if rotary is None else FORMS[:2], (table, -table)):
+            how = {"rotary": rotary, "interleaved": form.interleaved, "scale": scale}
+            turned = ops.rope(apart if form.apart else x, POSITIONS, turn, **how)
             if torch.allclose(turned, got, rtol=TOLERANCE, atol=TOLERANCE):
-                theta = theta_of(table)
-                operand, base = (freq, 10000.0) if theta is None else (None, theta)
-                return Rope(None if rotary == dim else rotary, interleaved, scale, operand, base)
+                theta = theta_of(turn)
+                operand = None if theta is not None else freq if turn is table else turn
+                return Rope((1, 1, d), None, rotary, form, scale, operand, theta or 10000.0)
     return None
 
 
@@ -104,44 +131,46 @@ def theta_of(table: torch.Tensor) -> float | None:
     return None
 
 
-def _run(region: Region, x: torch.Tensor, consts: Consts) -> torch.Tensor:
-    """The end of a region, computed in f32 whatever it rounds to on the way."""
-    frame: dict[Value, torch.Tensor] = {region.start: x}
-
-    def read(a: Arg) -> object:
-        if not isinstance(a, Value):
-            return a
-        if a in frame:
-            return frame[a]
-        return _const(a, consts) if isinstance(a, Param) else POSITIONS
-
-    for n in region.nodes:
-        args = [read(a) for a in n.args]
-        to, first = n.attrs.get("to"), args[0]
-        if (
-            n.op is ops.cast
-            and isinstance(to, Elem)
-            and to.kind == "float"
-            and isinstance(first, torch.Tensor)
-        ):
-            frame[n.result] = first.float()
-        else:
-            frame.update(zip(n.results, apply_node(n, args, {"T": len(POSITIONS)}), strict=True))
-    return frame[region.end]
+def _lead(dims: tuple[Dim, ...], tokens: Dim) -> tuple[Dim, ...] | None:
+    """The dims behind the tokens, before which only dims of size 1 may come."""
+    while dims and dims[0] == 1:
+        dims = dims[1:]
+    return dims[1:] if len(dims) > 1 and dims[0] == tokens and not isinstance(tokens, int) else None
 
 
-def _const(p: Param, consts: Consts) -> torch.Tensor:
-    assert isinstance(p.weight, Const)
-    return consts[p.weight.name]
+def _rows(dims: tuple[Dim, ...], tokens: Dim) -> Iterator[Rows]:
+    """Dims as tokens, heads and features: the last one's, or those of pairs."""
+    inner = _lead(dims, tokens)
+    if inner and all(isinstance(n, int) for n in inner):
+        sizes = [n for n in inner if isinstance(n, int)]
+        yield tokens, math.prod(sizes[:-1]), sizes[-1]
+        if len(sizes) > 1 and sizes[-1] == 2:
+            yield tokens, math.prod(sizes[:-2]), 2 * sizes[-2]
+
+
+def _windows(region: Region, x: torch.Tensor, rows: Rows) -> Iterator[tuple[int | None, torch.Tensor]]:
+    """What of the start could have turned into ``rows``: all of it, or the features from some offset on."""
+    _, heads, d = rows
+    if x.numel() == len(POSITIONS) * heads * d:
+        yield None, x.reshape(-1, heads, d)
+    elif x.shape[-1] > d and x.numel() == len(POSITIONS) * heads * x.shape[-1]:
+        cuts = [n.attrs["start"] for n in region.nodes if n.op is ops.slice_ and n.args[0] is region.start]
+        for at in dict.fromkeys(at for at in cuts if isinstance(at, int) and at + d <= x.shape[-1]):
+            yield at, x.reshape(-1, heads, x.shape[-1])[..., at : at + d]
+
+
+def _frequencies(frame: dict[Value, torch.Tensor], d: int) -> Iterator[tuple[Value, torch.Tensor]]:
+    """Vectors in a region that could be the frequencies of ``d`` features or fewer."""
+    for v, x in frame.items():
+        vector = v.type.rank == 1 and isinstance(v.type.dims[0], int) and x.is_floating_point()
+        if vector and 0 < 2 * len(x) <= d:
+            yield v, x
 
 
 def _scale(got: torch.Tensor, x: torch.Tensor, region: Region) -> float:
     """What the tables are multiplied by: seen at position 0, exactly the nearest number in the region."""
     seen = (got[0, :, 0] / x[0, :, 0]).median().item()
-    return min([1.0, *_factors(region.nodes)], key=lambda c: abs(c - seen))
-
-
-def _factors(nodes: list[Node]) -> Iterator[float]:
-    for n in nodes:
-        if n.op is ops.mul:
-            yield from (float(a) for a in n.args if isinstance(a, int | float))
+    factors = (
+        float(a) for n in region.nodes if n.op is ops.mul for a in n.args if isinstance(a, (int, float))
+    )
+    return min([1.0, *factors], key=lambda c: abs(c - seen))
