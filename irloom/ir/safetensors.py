@@ -22,7 +22,9 @@ Entry = TypeVar("Entry")
 _ELEMS = {
     "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f8e4m3", "F8_E5M2": "f8e5m2",
     "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8", "U8": "u8", "BOOL": "bool",
+    "F8_E8M0": "u8",
 }  # fmt: skip
+"""``F8_E8M0``, a power of two, is read as the byte that holds its exponent."""
 _MAX_HEADER = 100_000_000
 _INCOMPLETE = "the download may be incomplete; fetch the file again"
 

@@ -194,14 +194,12 @@ def test_a_head_alone_stands_for_the_embedding_it_is_tied_to(tmp_path):
     same(opened(tmp_path), model)
 
 
-def test_weights_that_are_stored_quantized_are_refused(tmp_path):
+def test_a_missing_head_says_how_it_may_be_tied(tmp_path):
     saved(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    rewritten(tmp_path, lambda t: t.pop("lm_head.weight"))
     assert refusal(tmp_path) == (
-        "PATH: its weights are stored quantized (gptq)\n"
-        "hint: use the unquantized checkpoint and irloom's own `quantize` pass"
+        "PATH: nothing in it for `lm_head.weight` of LlamaForCausalLM\n"
+        'hint: set "tie_word_embeddings": true in config.json if the head is the embedding'
     )
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from irloom.frontends.hf.conversion import library_recipes
 from irloom.frontends.hf.fit import fit
+from irloom.frontends.hf.quantized import dequantized
 from irloom.frontends.hf.recipes import MappedCheckpoint
+from irloom.frontends.hf.text_part import text_recipes
 from irloom.ir.checkpoint import Checkpoint, SafetensorsCheckpoint
 from irloom.ir.errors import CheckpointError
 
@@ -48,24 +50,28 @@ def read_config(path: Path, trust: bool = False) -> Any:
         raise CheckpointError(f"{path / 'config.json'}: {error}".splitlines()[0]) from None
 
 
-def open_checkpoint(path: Path, model: Any, *, whole: bool = True) -> MappedCheckpoint:
+def open_checkpoint(path: Path, model: Any, config: Any = None, *, whole: bool = True) -> MappedCheckpoint:
     """The weights of ``model``, a library model with parameters on the meta device, in directory ``path``.
 
-    Every name, dim and length is checked now; ``CheckpointError`` says what does not fit. ``whole`` says that
-    the checkpoint is of this very model: then a tensor without a place in it is an error too.
+    Every name, dim and length is checked now; ``CheckpointError`` says what does not fit. ``config`` is the
+    directory's, where that has more parts than ``model``. ``whole`` says that the checkpoint is of this very
+    model: then a tensor without a place in it is an error too.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
 
-    stored = getattr(model.config, "quantization_config", None)
-    if stored is not None:
-        fields = stored if isinstance(stored, dict) else stored.to_dict()
-        raise CheckpointError(
-            f"{path}: its weights are stored quantized ({fields.get('quant_method', 'unknown method')})",
-            hint="use the unquantized checkpoint and irloom's own `quantize` pass",
-        )
     raw = open_raw(path)
+    if (stored := _stored_quantized(model.config) or _stored_quantized(config)) is not None:
+        raw = dequantized(raw, stored)
     recipes = library_recipes(raw, model, get_model_conversion_mapping(model))
-    return fit(raw, recipes, model, unused=() if whole else None)
+    others: list[str] = []
+    if config is not None and (part := text_recipes(raw, config, model)):
+        recipes, others = {**recipes, **part[0]}, part[1]
+    return fit(raw, recipes, model, unused=others if whole else None)
+
+
+def _stored_quantized(config: Any) -> dict[str, Any] | None:
+    fields = getattr(config, "quantization_config", None)
+    return fields if fields is None or isinstance(fields, dict) else fields.to_dict()
 
 
 def open_raw(path: Path) -> Checkpoint:

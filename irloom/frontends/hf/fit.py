@@ -27,9 +27,12 @@ def fit(
     optional = _patterns(getattr(model, "_keys_to_ignore_on_load_missing", None))
     missing = [n for n in wanted if n not in recipes and not (optional and optional.search(n))]
     if missing:
+        head = missing == ["lm_head.weight"]
         raise CheckpointError(
             f"{raw.path}: nothing in it for {listed(missing)} of {type(model).__name__}",
-            hint="the checkpoint is incomplete, or config.json is that of another model",
+            hint='set "tie_word_embeddings": true in config.json if the head is the embedding'
+            if head
+            else "the checkpoint is incomplete, or config.json is that of another model",
         )
     for name, recipe in recipes.items():
         found = recipe.dims(raw)

@@ -31,9 +31,8 @@ class HuggingFace:
 
         config = read_config(path, options.trust)
         kept = config if options.layers is None else with_layers(config, options.layers)
-        return open_checkpoint(
-            path, skeleton(kept, model_dtype(config, options)), whole=options.layers is None
-        )
+        model = skeleton(kept, model_dtype(config, options))
+        return open_checkpoint(path, model, kept, whole=options.layers is None)
 
     def facts(self, path: Path) -> Facts:
         return directory_facts(path)

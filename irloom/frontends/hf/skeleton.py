@@ -21,17 +21,25 @@ def skeleton(config: Any, dtype: torch.dtype) -> nn.Module:
     Buffers stay real, because rotary frequencies and embedding scales are computed by constructors and are
     in no checkpoint. ``config`` stays as it is.
     """
+    return skeleton_of(causal_class(config), causal_config(config), dtype)
+
+
+def skeleton_of(kind: Any, config: Any, dtype: torch.dtype) -> nn.Module:
+    """The same of any class of the library, for the config that it takes."""
     config = copy.deepcopy(config)  # the library writes its dtype into it
     with meta_parameters():
-        model = build(config, dtype)
+        model = _constructed(kind, config, dtype)
     return model.eval().requires_grad_(False)
 
 
 def build(config: Any, dtype: torch.dtype) -> Any:
     """The library's model of a config; what its constructors raise becomes a ``TraceError``."""
-    model = causal_class(config)
+    return _constructed(causal_class(config), causal_config(config), dtype)
+
+
+def _constructed(model: Any, config: Any, dtype: torch.dtype) -> Any:
     try:
-        return model._from_config(causal_config(config), dtype=dtype, attn_implementation="eager")
+        return model._from_config(config, dtype=dtype, attn_implementation="eager")
     except Exception as error:
         raise TraceError(
             f"{model.__name__} is not built from its config: {type(error).__name__}: {error}".splitlines()[0],
@@ -43,7 +51,8 @@ def causal_class(config: Any) -> Any:
     """The library's causal language model class for a config, or a ``TraceError`` that names the config."""
     if type(config) in TRUSTED:
         return TRUSTED[type(config)]
-    found = _listed_class(type(causal_config(config))) or _class_taking(config) or _multimodal_class(config)
+    given = causal_config(config)
+    found = _listed_class(type(given)) or _class_taking(given) or whole_class(config)
     if found is None:
         kind = getattr(config, "model_type", type(config).__name__)
         raise TraceError(
@@ -81,7 +90,7 @@ def _class_taking(config: Any) -> Any:
     return next((c for c in map(_listed_class, beside) if c.config_class is type(config)), None)
 
 
-def _multimodal_class(config: Any) -> Any:
+def whole_class(config: Any) -> Any:
     """The class of a multimodal model, which reads text alone where no class takes its text part."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
