@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, MambaConfig, ViTConfig
+from transformers import LlamaConfig, ViTConfig
 
 from irloom.frontends.hf import trace_hf
+from irloom.frontends.hf.cache import ProbingCache
 from irloom.ir.errors import TraceError
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2}
@@ -89,9 +90,11 @@ def test_a_size_that_depends_on_values_is_refused():
     assert "a size depends on the values" in refused(lambda x: x + x[x > 0].sum())
 
 
-def test_recurrent_state_is_refused_by_name():
-    with pytest.raises(TraceError, match=r"convolution state|recurrent state|op `"):
-        trace_hf(MambaConfig(**SMALL, state_size=4))
+def test_what_a_cache_layer_holds_is_refused_by_name():
+    layers = ProbingCache(4).layers
+    assert len(layers) == 0
+    with pytest.raises(TraceError, match=r"what a cache layer holds \(`past_key_values\.layers`\) is state"):
+        layers[0]
 
 
 def test_a_rope_that_depends_on_data_is_refused():

@@ -82,6 +82,12 @@ def an_old_view_reads_anew(x):
     return torch.cat([half, y[..., 8:]], -1)
 
 
+def nothing_at_all(x):
+    y = x.clone()
+    y[..., 0:0] = x[..., 0:0]
+    return y
+
+
 def where_a_mask_holds(x):
     y = x.clone()
     y[x > 0] = 2.0
@@ -96,20 +102,28 @@ def turned(x):
 
 IN_PLACE = {f.__name__: f for f in (
     halves, doubled, assigned, interleaved, one_entry, through_a_view, an_old_view_reads_anew,
-    where_a_mask_holds,
+    nothing_at_all, where_a_mask_holds,
 )}  # fmt: skip
+
+
+def batched_products(x):
+    heads = x.view(1, -1, 4, 4)[0].transpose(0, 1)
+    weight = torch.arange(64.0, device=x.device).view(4, 4, 4) / 64
+    return torch.baddbmm(weight[:, :1], heads, weight).transpose(0, 1).reshape(x.shape)
+
+
 BODIES = {
     **IN_PLACE,
     "complex numbers": turned,
     "sort": lambda x: x.sort(-1, descending=True).values,
     "sort upwards": lambda x: x.sort(-1).values + x.argsort(-1),
     "max and min": lambda x: (
-        x.max(-1, keepdim=True).values * x.min(-1).values[..., None] + x.max(-1).indices[..., None]
+        x + x.max(-1, keepdim=True).values * x.min(-1).values[..., None] + x.max(-1).indices[..., None]
     ),
     "argmax": lambda x: x + x.argmax(-1, keepdim=True),
     "cumsum": lambda x: x.cumsum(-1),
     "logsumexp": lambda x: x - x.logsumexp(-1, keepdim=True),
-    "var and std": lambda x: x.var(-1, keepdim=True) + x.std(-1, unbiased=False, keepdim=True),
+    "var and std": lambda x: x + x.var(-1, keepdim=True) + x.std(-1, unbiased=False, keepdim=True),
     "flip and roll": lambda x: x.flip(-1) + x.roll(3, -1),
     "triangles": lambda x: (
         x @ torch.ones(16, 16, device=x.device).tril(-1) + x @ torch.ones(16, 16, device=x.device).triu(2)
@@ -131,6 +145,10 @@ BODIES = {
     "floor": lambda x: (3 * x).floor(),
     "clamps": lambda x: x.clamp_min(0.1) + x.clamp(-0.1, 0.2) + torch.max(x, -x) + torch.min(x, 2 * x),
     "logic": lambda x: torch.where((x > 0) & (x < 1) | (x < -1), x, 0.0),
+    "products of heads": batched_products,
+    "padding of features": lambda x: (
+        nn.functional.pad(x[..., :13], (1, 2), value=0.5) + nn.ZeroPad2d((1, -1, 0, 0))(x)
+    ),
     "norms": lambda x: x / torch.linalg.vector_norm(x, dim=-1, keepdim=True),
 }
 
@@ -142,6 +160,27 @@ def test_a_body_computes_the_same(body):
 
 def test_a_write_to_a_tensor_of_its_own_costs_nothing():
     assert [n.op.name for n in imported(doubled).main.nodes] == ["embedding", "add", "mul", "linear"]
+
+
+def test_there_is_no_batch_dim_whatever_brings_one_along():
+    batched = torch.linspace(-1, 1, 16).view(1, 1, 16)
+    body = lambda x: x * batched.to(x.device) + x.new_ones(1, x.shape[1], 1).expand(1, -1, 16)  # noqa: E731
+    types = [v.type for n in imported(body).main.nodes for v in n.results]
+    assert [str(t) for t in types if "T" in str(t) and not str(t).split("[")[1].startswith("T")] == []
+
+
+def test_padding_by_a_token_in_front_shifts_each_sequence():
+    class Shifting(Model):
+        def forward(self, input_ids, position_ids):
+            x = self.embed(input_ids)
+            return self.head(x - nn.ZeroPad2d((0, 0, 1, -1))(x))
+
+    model = Shifting(None).eval()
+    ids = torch.arange(2, 14)
+    with torch.inference_mode():
+        (ours,) = Interpreter(trace_hf(model), LiveCheckpoint(model))(ids.int(), Seqs.of([5, 7]))
+        expected = torch.cat([model(part[None], None)[0] for part in ids.split([5, 7])])
+    torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("axis", ["sort", "flip", "cumsum"])

@@ -34,6 +34,20 @@ def probing_cache(model: nn.Module, argument: str, past: int) -> ProbingCache | 
     return ProbingCache(past)
 
 
+class NoLayers:
+    """The layers of a cache, none of which holds anything yet; what one holds is no dataflow."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, layer: int) -> NoReturn:
+        raise TraceError(
+            "what a cache layer holds (`past_key_values.layers`) is state that irloom cannot keep yet; it"
+            " keeps keys and values of attention",
+            hint="a hybrid or recurrent architecture needs its own state op",
+        )
+
+
 class ProbingCache(Cache):
     """Holds ``past`` tokens, a symbol, and shows none of them.
 
@@ -93,15 +107,9 @@ class ProbingCache(Cache):
     def max_cache_len(self) -> int:
         return -1
 
-    def _refuse(self, what: str) -> NoReturn:
-        raise TraceError(
-            f"{what} is state that irloom cannot keep yet; it keeps keys and values of attention",
-            hint="a hybrid or recurrent architecture needs its own state op",
-        )
-
     @property
-    def layers(self) -> NoReturn:
-        self._refuse("what a cache layer holds (`past_key_values.layers`)")
+    def layers(self) -> NoLayers:
+        return NoLayers()
 
     def update_conv_state(self, conv_states: Tensor, *_: Any, **__: Any) -> Tensor:
         """What a convolution reads: of what it keeps nothing shows, so this step's tokens alone."""

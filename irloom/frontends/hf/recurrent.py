@@ -83,13 +83,23 @@ def constant_pad(x: Any, pads: Sequence[int], value: float = 0.0, *, seqs: Any) 
         if not before and not after:
             continue
         if symbols(x.dims[d]):
-            if (before, after, value, x.order[d]) != (1, -1, 0.0, 0):
+            if (before, after, value) != (1, -1, 0.0):
                 raise TraceError(f"padding of tokens by {before} and {after} mixes sequences")
-            x = View(ops.token_shift(x.value, seqs), x.order)
+            dims = [d, *(i for i in x.memory() if i != d)]
+            x = viewed(ops.token_shift(x.arranged(dims), seqs), dims, x.rank)
         else:
             rows, dims = x.with_last(d)
             x = viewed(ops.pad(rows, dim=-1, before=before, after=after, value=value), dims, x.rank)
     return x
+
+
+@translates("aten.pad.default")
+def pad(
+    x: Any, pads: Sequence[int], mode: str = "constant", value: float | None = None, *, seqs: Any
+) -> View:
+    if mode != "constant":
+        raise TraceError(f"padding by `{mode}` has no translation", hint="by a constant has one")
+    return constant_pad(x, pads, value or 0.0, seqs=seqs)
 
 
 RECURRENT = {op.name: register(op) for op in OPS if op.carried is not None}

@@ -125,7 +125,7 @@ def aligned(operands: Sequence[Operand]) -> tuple[list[Value | Literal], list[in
     """Values that broadcast in the IR as the operands do in the library; then the result's dims and rank.
 
     The operand with the most dims keeps its order, the others are permuted and reshaped to fit it; where none
-    has all of them, tokens come first.
+    has all of them, tokens come first. A batch dim that only a weight brings along is left out.
     """
     views = [x for x in operands if isinstance(x, View)]
     rank = max(v.rank for v in views)
@@ -137,7 +137,18 @@ def aligned(operands: Sequence[Operand]) -> tuple[list[Value | Literal], list[in
     if set(wanted) != has:
         counts_tokens = {at + rank - v.rank for v in views for at in range(v.rank) if symbols(v.dims[at])}
         wanted = sorted(has, key=lambda d: (d not in counts_tokens, d))
+    wanted = _without_batch(wanted, views, rank)
     return [_fit(x, wanted, rank) if isinstance(x, View) else x for x in operands], wanted, rank
+
+
+def _without_batch(wanted: list[int], views: Sequence[View], rank: int) -> list[int]:
+    """``wanted`` without dims of size 1 in front of tokens."""
+
+    def sizes(d: int) -> list[Dim]:
+        return [v.dims[d - rank + v.rank] for v in views if d >= rank - v.rank]
+
+    tokens = next((i for i, d in enumerate(wanted) if any(symbols(n) for n in sizes(d))), 0)
+    return [d for i, d in enumerate(wanted) if i >= tokens or any(n != 1 for n in sizes(d))]
 
 
 def _fit(view: View, wanted: list[int], rank: int) -> Value:

@@ -44,29 +44,35 @@ def empty_like(x: Any, **options: Any) -> View:
 
 
 @translates("aten.arange.default")
-def arange_from_0(end: Dim, **options: Any) -> View:
+def arange_from_0(end: Dim | float, **options: Any) -> View:
     return arange(0, end, **options)
 
 
 @translates("aten.arange.start")
-def arange(start: Dim, end: Dim, dtype: torch.dtype | None = None, **options: Any) -> View:
+def arange(start: Dim | float, end: Dim | float, dtype: torch.dtype | None = None, **options: Any) -> View:
     return arange_step(start, end, dtype=dtype)
 
 
 @translates("aten.arange.start_step")
 def arange_step(
-    start: Dim, end: Dim, step: int = 1, dtype: torch.dtype | None = None, **options: Any
+    start: Dim | float, end: Dim | float, step: float = 1, dtype: torch.dtype | None = None, **options: Any
 ) -> View:
     """Counting from number to number. A count of tokens that is their position was found before."""
-    if symbols(start) or symbols(end):
+    if _counts_tokens(start) or _counts_tokens(end):
         raise TraceError(
             f"the model counts tokens from {start} to {end}, and not as their positions in the sequence",
             hint="a packed batch has several sequences; only positions say where a token stands",
         )
-    made = range(static(start, "a start"), static(end, "an end"), step)
-    stop = made.start + len(made) * step
-    steps = ops.arange(start=made.start, stop=stop, step=step, elem=elem_of(dtype or torch.int64))
-    return View.of(steps)
+    given = (start, end, step)
+    usual = torch.float32 if any(isinstance(x, float) for x in given) else torch.int64
+    a, b, by = (int(x) if isinstance(x, float) and x.is_integer() else x for x in given)
+    made = range(static(a, "a start"), static(b, "an end"), static(by, "a step"))
+    stop = made.start + len(made) * made.step
+    return View.of(ops.arange(start=made.start, stop=stop, step=made.step, elem=elem_of(dtype or usual)))
+
+
+def _counts_tokens(x: Dim | float) -> bool:
+    return not isinstance(x, float) and bool(symbols(x))
 
 
 @translates("aten.tril.default")

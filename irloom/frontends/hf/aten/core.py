@@ -93,7 +93,7 @@ def own_tokens(view: View, dim: int, doing: str) -> int:
     return dim
 
 
-def static(dim: Dim, what: str) -> int:
+def static(dim: Dim | float, what: str) -> int:
     """A dim that must be a plain integer."""
     if not isinstance(dim, int):
         raise TraceError(f"{what} is {dim}, which is not known when tracing")

@@ -62,6 +62,13 @@ def matmul(a: Any, b: Any) -> View:
     return viewed(ops.matmul(a.arranged(wanted), b.arranged(wanted)), wanted, a.rank)
 
 
+@translates("aten.baddbmm.default")
+def baddbmm(bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> View:
+    if beta != 1 or alpha != 1:
+        raise TraceError(f"baddbmm with beta {beta} and alpha {alpha} has no translation")
+    return tensor(add(matmul(a, b), tensor(bias)))
+
+
 @translates("aten.outer.default")
 def outer(a: Any, b: Any) -> View:
     return elementwise(ops.mul, tensor(a).unsqueezed(1), tensor(b).unsqueezed(0))

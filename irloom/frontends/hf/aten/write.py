@@ -57,6 +57,8 @@ def replaced(x: View, dim: int, start: Any, part: View, step: int) -> View:
     """``x`` with every ``step``-th entry of a dim from ``start`` on replaced by those of ``part``."""
     d = x.dim(dim)
     size, count = static(x.dims[d], "the size of a dim"), static(part.dims[d], "the size of what is written")
+    if not count:
+        return x
     first = static(start, "the start of a slice") % size
     pieces = [cut(x, d, 0, first)] if first else []
     for i in range(count) if step != 1 else ():
