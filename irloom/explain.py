@@ -28,8 +28,8 @@ from .passes import Record, run_pipeline
 from .passes.raised import Raised, count
 
 PIPELINE = (
-    "canonicalize", "raise", "canonicalize", "outline", "gather-logits", "fuse-qkv", "fuse-mlp", "fuse-norm",
-    "kv-cache", "kv-plan",
+    "canonicalize", "raise", "canonicalize", "outline", "absorb-mla", "gather-logits", "fuse-qkv", "fuse-mlp",
+    "fuse-norm", "kv-cache", "kv-plan",
 )  # fmt: skip
 """What every target does to a program, whatever it does besides."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from irloom.ir.graph import Func, Loop, Module, Node, Param, Stmt, Value
+from irloom.ir.graph import Call, Func, Loop, Module, Node, Param, Stmt, Value
 from irloom.ir.show import show_attr
 from irloom.ir.weight_expr import Concat, Const, Tensor, WeightExpr
 
 from .core import Changes, spend
+from .draft import Draft
 
 
 def share(f: Func) -> Changes:
@@ -61,6 +62,21 @@ def drop(f: Func) -> Changes:
             f.params.remove(p)
             changes.places.append(f"{f.name}.{p.name}: nothing reads it")
     return changes
+
+
+def drop_inputs(m: Module, f: Func) -> None:
+    """Take out the inputs that ``f`` does not read, and what ``main`` computed for them alone."""
+    if f.name == "main" or "main" not in m.funcs:
+        return
+    read = {v for s in f.body for v in s.values} | set(f.returns)
+    kept = [p in read for p in f.data]
+    for c in (c for s in m.main.body for c in (s.body if isinstance(s, Loop) else [s])):
+        if isinstance(c, Call) and c.callee == f.name:
+            c.args = [a for a, keep in zip(c.args, kept, strict=False) if keep]
+    f.params = [p for p in f.params if p.weight is not None or p in read]
+    d = Draft(m.main)
+    d.sweep(m.main.nodes)
+    d.commit()
 
 
 def share_consts(m: Module) -> Changes:

@@ -157,6 +157,8 @@ def _page(f: Func, kept: Kept, cache: Param, names: Builder, name: str) -> Value
             n.op, n.args = paged_attention, [n.args[0], after, *n.args[3:]]
             n.attrs = {**n.attrs, "values": v.type.dims[-1] if paged.values == 0 else None}
     f.returns.append(after)
+    if paged.values == 0 and not sparse and not f.readers().get(v):
+        f.body.remove(f.producers()[v])
     return after
 
 

@@ -22,14 +22,20 @@ from irloom.ir.elem import ELEMS, Elem, Quant
 from irloom.ir.errors import IRError, PipelineError
 from irloom.ir.graph import Func, Module, Node, Param, Stmt
 from irloom.ir.op import Op
-from irloom.ir.ops import embedding, expert_linear, linear, moe
+from irloom.ir.ops import embedding, expert_linear, head_linear, linear, moe
 from irloom.ir.weight_expr import Quantize as QuantizeExpr
 from irloom.ir.weight_expr import tensor_names
 
 from .core import Changes, NoMatch, Pass, spend
 from .layers import split_loc
 
-WEIGHTS: dict[Op, tuple[int, ...]] = {linear: (1,), embedding: (1,), expert_linear: (2,), moe: (3, 4)}
+WEIGHTS: dict[Op, tuple[int, ...]] = {
+    linear: (1,),
+    head_linear: (1,),
+    embedding: (1,),
+    expert_linear: (2,),
+    moe: (3, 4),
+}
 """The operands that an op takes quantized."""
 
 _BASES = {"int8": ELEMS["i8"], "int4": ELEMS["i4"]}

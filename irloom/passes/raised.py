@@ -18,7 +18,16 @@ from irloom.ir.op import Op
 from .pipeline import run_pipeline
 from .record import Record
 
-PIPELINE = ("canonicalize", "raise", "canonicalize", "outline", "fuse-qkv", "fuse-mlp", "fuse-norm")
+PIPELINE = (
+    "canonicalize",
+    "raise",
+    "canonicalize",
+    "outline",
+    "absorb-mla",
+    "fuse-qkv",
+    "fuse-mlp",
+    "fuse-norm",
+)
 GOAL = 0.99
 TOKENS = 64
 TENSOR = ("elementwise", "shape", "reduce", "index", "matmul")

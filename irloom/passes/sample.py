@@ -211,8 +211,8 @@ def _infer(e: WeightExpr, dims: tuple[int, ...], index: int | None, out: dict[st
                     k = rest // unknown
                     rest, unknown = rest - k, unknown - 1
                 _infer(x, (*dims[:dim], k, *dims[dim + 1 :]), index, out)
-        case Reshape(x):
-            _infer(x, (math.prod(dims),) if not _is_known(x, index, out) else dims, index, out)
+        case Reshape(x, whole):
+            _infer(x, (math.prod(whole),) if not _is_known(x, index, out) else dims, index, out)
         case _:
             _infer(e.x, dims, index, out)
 

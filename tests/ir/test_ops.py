@@ -107,6 +107,7 @@ CASES: dict[str, list[Case]] = {
         ["f32[T, 8]", "i32[T, 2]", "f32[T, 2]", "f32[3, 6, 8]", "f32[3, 5, 3]", "f32[3, 6]", "f32[3, 5]"],
         act="gelu_tanh",
     ),
+    "head_linear": each(["f32[T, 3, 8]", "f32[3, 5, 8]"], ["bf16[T, 3, 8]", "f32[3, 5, 8]"]),
     "linear": each(["f32[T, 8]", "f32[5, 8]"], ["bf16[2, T, 8]", "f32[5, 8]", "bf16[5]"])
     + each(["f32[8]", "bf16[5, 8]"]),
     "matmul": each(["f32[T, 8]", "f32[8, 3]"], ["bf16[2, T, 8]", "bf16[2, 8, T]"]),
@@ -382,6 +383,13 @@ def test_fused_activations_are_what_they_replace():
     assert ops.silu_mul(a, b).equal(ops.mul(ops.silu(a), b))
     for tanh in (False, True):
         assert ops.gelu_mul(a, b, tanh=tanh).equal(ops.mul(ops.gelu(a, tanh=tanh), b))
+
+
+def test_each_head_has_a_matrix():
+    g = torch.Generator().manual_seed(7)
+    x, weight = torch.randn(6, 3, 8, generator=g), torch.randn(3, 5, 8, generator=g)
+    want = torch.stack([x[:, h] @ weight[h].T for h in range(3)], 1)
+    torch.testing.assert_close(ops.head_linear(x, weight), want)
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["a row per token", "a row per choice"])

@@ -49,6 +49,7 @@ class CpuBackend:
         "raise",
         "canonicalize",
         "outline",
+        "absorb-mla",
         "gather-logits",
         "fuse-qkv",
         "fuse-mlp",

@@ -45,6 +45,11 @@ class Calls:
             index.width, y.ptr, y.stride, y.count.now,
         )  # fmt: skip
 
+    def head_linear(self, x: Rows, w: Packed, y: Rows) -> None:
+        """``y[t, h] = x[t, h] @ w[h].T``."""
+        at = w.layout
+        self._raw.head_linear(w.address, at.stack, at.each, x.ptr, x.stride, y.ptr, y.stride, y.count.now)
+
     def moe(self, act: str, x: Rows, index: Rows, weights: Rows, up: Packed, down: Packed, y: Rows) -> None:
         """The gated experts that each token chooses, summed by ``weights``."""
         a, b = up.layout, down.layout

@@ -26,6 +26,18 @@ def expert_linear(f: Lowering, n: Node) -> bool:
     return True
 
 
+@lowers("head_linear")
+def head_linear(f: Lowering, n: Node) -> bool:
+    """Products of heads with their packed weights."""
+    x, w = n.args
+    packed = _stack(f, w, None)
+    if not f.f32(x, n.result) or packed is None:
+        return False
+    f.place(n.result)
+    f.call("head_linear", x, packed, n.result, loc=n.loc)
+    return True
+
+
 @lowers("moe")
 def moe(f: Lowering, n: Node) -> bool:
     """Gated experts from their choice to the sum."""

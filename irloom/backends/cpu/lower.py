@@ -40,6 +40,7 @@ RESERVED = frozenset(
         "embedding",
         "linear",
         "expert_linear",
+        "head_linear",
         "moe",
         "softmax",
         "row_sum",

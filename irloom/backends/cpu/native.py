@@ -12,6 +12,7 @@ raw function     arguments, and what it computes
 linear           weight, x, ldx, y, ldy, residual, ldr, T: y = x @ W.T + bias + residual; residual may be y
 expert_linear    weight, E, stride, x, ldx, wide, index i32[T, k], ldi, k, y, ldy, T: y[t, j] = x[t] @
                  W[index[t, j]].T + bias; x[t, j] with wide; experts are stride bytes apart
+head_linear      weight, H, stride, x, ldx, y, ldy, T: y[t, h] = x[t, h] @ W[h].T; W are stride bytes apart
 moe              act, up, up_stride, down, down_stride, E, x, ldx, index, ldi, weights, ldw, k, y, ldy, T
 embedding        weight, ids i32[T], y, ldy, T, scale: rows of a packed weight, times scale
 rms_norm         x, ldx, w, y, ldy, T, N, eps: w may be 0
@@ -73,6 +74,7 @@ _STATES = "ppppiii"
 SIGNATURES = {
     "linear": "ppipipii",
     "expert_linear": "piipiipiipii",
+    "head_linear": "piipipii",
     "moe": "ipipiipipipiipii",
     "embedding": "pppiid",
     "rms_norm": "pippiiid",

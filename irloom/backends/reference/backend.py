@@ -36,7 +36,16 @@ class ReferenceBackend:
 
     name = "reference"
     dtype = "f32"
-    pipeline = ("canonicalize", "raise", "canonicalize", "outline", "gather-logits", "kv-cache", "kv-plan")
+    pipeline = (
+        "canonicalize",
+        "raise",
+        "canonicalize",
+        "outline",
+        "absorb-mla",
+        "gather-logits",
+        "kv-cache",
+        "kv-plan",
+    )
 
     def lowered(self, m: Module) -> str:
         """The module itself: it is what runs."""

@@ -1,7 +1,8 @@
 """The op set. One function per op; ``OPS`` holds them by name.
 
 Tensor ops (``elementwise``, ``shape``, ``reduce``, ``matmul``, ``index``) are the closed set that a traced
-model decomposes to. Model ops (``norm``, ``attention``, ``recurrent``, ``sparse``, ``experts``) are what
+model decomposes to. Model ops (``norm``, ``attention``, ``recurrent``, ``sparse``, ``experts``,
+``heads``) are what
 ``raise`` finds in it, fused ops what passes make of those.
 """
 
@@ -50,6 +51,7 @@ from .elementwise import (
 )
 from .experts import expert_linear, moe
 from .fused import add_layer_norm, add_rms_norm, gelu_mul, silu_mul
+from .heads import head_linear
 from .index import embedding, gather, last_rows, scatter
 from .matmul import linear, matmul
 from .norm import layer_norm, rms_norm
@@ -102,6 +104,7 @@ __all__ = [
     "gelu",
     "gelu_mul",
     "gt",
+    "head_linear",
     "kv_append",
     "last_rows",
     "layer_norm",

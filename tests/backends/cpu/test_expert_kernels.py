@@ -61,6 +61,21 @@ def test_products(kernels: Kernels, kind: Kind, wide: bool, t: int, n: int, k: i
         assert torch.equal(alone[0], got[i])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("t", "n", "k"), [(1, 48, 64), (70, 23, 96)])
+def test_products_of_heads(kernels: Kernels, kind: Kind, t: int, n: int, k: int) -> None:
+    """Heads are columns of wider rows, such as those of queries that come with more than this."""
+    packed, weight = stack(kind, n, k, 1)
+    x, y = normal(2, t, EXPERTS * k + 5), torch.full((t, EXPERTS * n + 3), float("nan"))
+    kernels.raw.head_linear(
+        packed.address, EXPERTS, packed.layout.each, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), t
+    )
+    heads = x[:, : EXPERTS * k].reshape(t, EXPERTS, k)
+    got = y[:, : EXPERTS * n].reshape(t, EXPERTS, n)
+    torch.testing.assert_close(got, ops.head_linear(heads, weight), atol=2e-5, rtol=2e-5)
+    assert y[:, EXPERTS * n :].isnan().all()
+
+
 def moe(
     kernels: Kernels, act: int, up: Packed, down: Packed, x: Tensor, index: Tensor, weights: Tensor
 ) -> Tensor:

@@ -93,6 +93,14 @@ void irl_expert_linear(const Weight* w, int64_t E, int64_t stride, const float* 
   }
 }
 
+// y[t, h] = x[t, h] @ W[h].T: every head has a matrix. x is [T, H, K], y [T, H, N].
+void irl_head_linear(const Weight* w, int64_t H, int64_t stride, const float* x, int64_t ldx, float* y, int64_t ldy, int64_t T) {
+  for (int64_t h = 0; h < H; h++) {
+    const Weight one = expert(*w, stride, h);
+    irl_linear(&one, x + h * w->K, ldx, y + h * w->N, ldy, nullptr, 0, T);
+  }
+}
+
 // y[t] = sum over j of weights[t, j] * (W_down (act(gate) * up)), where gate and up are the halves of W_up x[t], each
 // of expert index[t, j]. A token's sum runs over its experts in their order, whatever else is in the batch.
 void irl_moe(int64_t act, const Weight* up, int64_t up_stride, const Weight* down, int64_t down_stride, int64_t E, const float* x,
