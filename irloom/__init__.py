@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .driver import LLM, compile, run_pipeline, trace
+    from .frontends.hf.aten.core import translates
+    from .frontends.hf.blocks.core import replaces
+    from .frontends.hf.recurrent import torch_op
     from .ir.errors import (
         CheckpointError,
         EngineMismatch,
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
     from .ir.graph import Module
     from .ir.op import op
     from .ir.parse import parse
+    from .ir.recurrent import recurrent
     from .ir.show import show
+    from .ir.types import Type
     from .passes import NoMatch, Pass, Rewrite, apply
     from .runtime import SamplingParams
 
@@ -36,6 +41,9 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "driver": ("LLM", "compile", "run_pipeline", "trace"),
+    "frontends.hf.aten.core": ("translates",),
+    "frontends.hf.blocks.core": ("replaces",),
+    "frontends.hf.recurrent": ("torch_op",),
     "ir.errors": (
         "CheckpointError",
         "EngineMismatch",
@@ -48,7 +56,9 @@ _ROOMS = {
     "ir.graph": ("Module",),
     "ir.op": ("op",),
     "ir.parse": ("parse",),
+    "ir.recurrent": ("recurrent",),
     "ir.show": ("show",),
+    "ir.types": ("Type",),
     "passes": ("NoMatch", "Pass", "Rewrite", "apply"),
     "runtime": ("SamplingParams",),
 }
@@ -68,14 +78,19 @@ __all__ = [
     "Rewrite",
     "SamplingParams",
     "TraceError",
+    "Type",
     "__version__",
     "apply",
     "compile",
     "op",
     "parse",
+    "recurrent",
+    "replaces",
     "run_pipeline",
     "show",
+    "torch_op",
     "trace",
+    "translates",
 ]
 
 

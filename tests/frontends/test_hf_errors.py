@@ -59,7 +59,7 @@ def test_an_unknown_op_is_named_with_its_place():
 def test_looking_across_tokens_is_refused():
     message = refused(lambda x: x.mean(1, keepdim=True) + x)
     assert "a reduction over dim 1 of f32[T, 16] mixes tokens of different sequences" in message
-    assert "hint: only attention may look across tokens" in message
+    assert "hint: replace the block: @irloom.replaces(" in message
 
 
 def test_a_branch_on_data_is_refused_where_it_stands():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from irloom.frontends.hf.quiet import quiet
 from irloom.ir.errors import TraceError
 
 POSITIONS = ("position_ids", "positions", "pos_ids", "position", "pos", "input_pos")
@@ -32,7 +34,7 @@ class Calling(nn.Module):
         self.ids = "input_ids" if "input_ids" in named else named[0]
         self.positions = next((name for name in POSITIONS if name in named), None)
         self.uses_cache = "use_cache" in named
-        self.caches = [name for name in CACHES if name in named]
+        self.caches = [name for name in CACHES if name in named] if from_library(model) else []
         known = {self.ids, self.positions, *self.caches}
         if any(hasattr(m, "create_position_ids_from_input_ids") for m in model.modules()):
             self.positions = None  # it numbers the ids itself, in its own way
@@ -66,10 +68,20 @@ class Calling(nn.Module):
         if self.flat:
             given = {name: x[0] for name, x in given.items()}
         out = self.model(**given, **extra)
-        if not isinstance(out, Tensor):
-            logits = getattr(out, "logits", None)
-            out = out[0] if logits is None else logits
+        out = out if isinstance(out, Tensor) else _among(out)
         return out[None] if out.ndim == 2 else out
+
+
+def _among(outputs: Any) -> Tensor:
+    """The logits of several outputs: those of that name, else the first."""
+    if isinstance(outputs, Mapping):
+        return outputs["logits"] if "logits" in outputs else next(iter(outputs.values()))
+    return outputs.logits if hasattr(outputs, "logits") else outputs[0]
+
+
+def from_library(model: nn.Module) -> bool:
+    """Whether ``model`` is one of the library's, also by remote code, and takes a cache of the library."""
+    return hasattr(model, "base_model_prefix")
 
 
 def is_flat(model: nn.Module) -> bool:
@@ -77,14 +89,14 @@ def is_flat(model: nn.Module) -> bool:
 
     Nothing is computed. Raises ``TraceError`` where it gives logits of some tokens only.
     """
-    shapes = [_shape(Calling(model, flat)) for flat in (False, True)]
-    shape = shapes[0] or shapes[1]
+    batched = _shape(Calling(model))
+    shape = batched or _shape(Calling(model, flat=True))
     if shape is not None and (len(shape) != 3 or shape[1] != _PROBED):
         raise TraceError(
             f"{type(model).__name__} gives {list(shape)} for {_PROBED} tokens, not logits of every token",
             hint="irloom itself keeps only the last of each sequence, where only that is needed",
         )
-    return shapes[0] is None and shapes[1] is not None
+    return batched is None and shape is not None
 
 
 _PROBED = 5
@@ -96,7 +108,7 @@ def _shape(calling: Calling) -> tuple[int, ...] | None:
 
     device = next((p.device for p in calling.model.parameters()), torch.device("cpu"))
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             ids = torch.zeros(1, _PROBED, dtype=torch.int64, device=device)
             return tuple(calling.logits(ids, ids.clone()).shape)
     except Exception:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from irloom.frontends.hf.interfaces import irloom_attention
 from irloom.frontends.hf.kernels import recurrent_kernels
 from irloom.frontends.hf.lengths import DYNAMIC, Lengths, lengths_of, settling_raises
 from irloom.frontends.hf.literals import Literals
+from irloom.frontends.hf.quiet import quiet
 from irloom.frontends.hf.repeat import Repeats, Unlike, find_layers, marked
 from irloom.frontends.hf.skeleton import buffers_on
 from irloom.frontends.hf.stamp import Whole, stamped
@@ -64,7 +64,7 @@ def capture(model: nn.Module, repeats: bool = True, flat: bool = False) -> Captu
     layers = Repeats(find_layers(wrapper) if repeats else {})
     with torch.no_grad(), Literals(), _as_ops(model), buffers_on(device, model) as buffers:
         try:
-            with _quiet():
+            with quiet():
                 program, lengths = _export(wrapper, args, layers)
             whole = stamped(program, wrapper, layers)
         except Exception as error:
@@ -98,16 +98,3 @@ def _as_ops(model: nn.Module) -> Iterator[None]:
     """Within, what stays whole in a graph is one op of ours wherever ``model`` computes it."""
     with irloom_attention(model), irloom_experts(model), recurrent_kernels(model), replaced_blocks(model):
         yield
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """A failed export prints its whole graph; what matters of it is in the error."""
-    log = logging.getLogger("torch.fx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        log.setLevel(level)

@@ -108,11 +108,15 @@ class _Importer:
     def bind(self, path: str, fake: torch.Tensor, persistent: bool, kind: InputKind) -> Any:
         """A parameter of ``main`` for the weight or buffer at ``path``."""
         leaf = _leaf(path)
-        if kind is InputKind.PARAMETER or (persistent and kind is InputKind.BUFFER):
+        stored = kind is InputKind.PARAMETER or (persistent and kind is InputKind.BUFFER)
+        if stored and not fake.is_complex():
             return self.param(leaf, fake, Tensor(path))
         value = self.value(path)
         if value is None:
             raise TraceError(f"buffer `{path}` has no value and is in no checkpoint")
+        if value.is_complex():
+            parts = (("real", value.real), ("imag", value.imag))
+            return Complex(*(View.of(self.constant(f"{leaf}_{part}", x.contiguous())) for part, x in parts))
         if value.ndim == 0:
             return value.item()
         const = leaf if leaf not in self.module.consts else re.sub(r"\W", "_", path)

@@ -32,7 +32,7 @@ def trace_module(model: nn.Module, options: TraceOptions) -> Module:
     """
     import torch
 
-    from irloom.frontends.hf.calling import is_flat
+    from irloom.frontends.hf.calling import from_library, is_flat
     from irloom.frontends.hf.capture import capture
     from irloom.frontends.hf.importer import import_graph
     from irloom.frontends.hf.selfcheck import check_module
@@ -45,7 +45,7 @@ def trace_module(model: nn.Module, options: TraceOptions) -> Module:
     was_training = {m for m in model.modules() if m.training}
     model.eval()
     try:
-        flat = not hasattr(model, "base_model_prefix") and is_flat(model)
+        flat = not from_library(model) and is_flat(model)
         module = import_graph(capture(model, flat=flat), model, type(model).__name__)
         if options.check and not any(p.device == torch.device("meta") for p in model.parameters()):
             check_module(model, module, flat, longest=min(context(module), _said_length(model)))

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from irloom.frontends.hf.aten.core import tensor, translates
+from irloom.frontends.hf.ops import expert_linear
 from irloom.frontends.hf.views import View, viewed
 from irloom.ir import ops
 from irloom.ir.dims import symbols
-from irloom.ir.errors import TraceError
+from irloom.ir.errors import IRError, TraceError
 from irloom.ir.op import OPS, Op
 from irloom.ir.signature import Term
 
@@ -53,6 +54,22 @@ def register(op: Op) -> Callable[..., Tensor]:
         return _apply(op, terms, operands, seqs, attrs)
 
     return getattr(torch.ops.irloom, op.name)
+
+
+def torch_op(op: Op) -> Callable[..., Any]:
+    """An op of the IR as a function of torch tensors, for code that stands in for a block in a trace.
+
+    It takes the op's operands less ``seqs``, with tokens as ``[1, T, ...]``, and has shapes but no kernel: a
+    trace computes nothing. There is one for every recurrent op and for ``expert_linear``; what else a block
+    needs, attention too, is written in torch.
+    """
+    if op is ops.expert_linear:
+        return expert_linear
+    if op.carried is None:
+        raise IRError(f"{op.name} is no recurrent op", hint="write it in torch, as any model does")
+    if op.name not in RECURRENT:
+        RECURRENT[op.name] = register(op)
+    return RECURRENT[op.name]
 
 
 def _apply(

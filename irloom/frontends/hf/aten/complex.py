@@ -28,7 +28,7 @@ class Complex:
 
 MOVES = {
     "alias", "clone", "contiguous", "detach", "view", "reshape", "flatten", "unflatten", "transpose",
-    "permute", "unsqueeze", "squeeze", "expand", "slice", "select",
+    "permute", "unsqueeze", "squeeze", "expand", "slice", "select", "index", "index_select", "embedding",
 }  # fmt: skip
 """Ops that do the same to both parts."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from irloom.frontends.hf.aten.core import static, tensor, translates
+from irloom.frontends.hf.aten.core import own_tokens, static, tensor, translates
 from irloom.frontends.hf.aten.elementwise import binary, where
 from irloom.frontends.hf.aten.shape import full, full_like
 from irloom.frontends.hf.views import View, viewed
@@ -88,7 +88,7 @@ def triu(x: Any, diagonal: int = 0) -> View:
 def _triangle(x: Any, diagonal: int, lower: bool) -> View:
     """Entries on one side of a diagonal of the last two dims, zeros on the other."""
     x = tensor(x)
-    m, n = (static(d, "a side of a triangle") for d in x.dims[-2:])
+    m, n = (static(x.dims[own_tokens(x, d, "a triangle")], "a side of a triangle") for d in (-2, -1))
     rows = viewed(ops.arange(stop=m, elem=elem_of(torch.int64)), [x.rank - 2], x.rank)
     columns = viewed(ops.arange(stop=n, elem=elem_of(torch.int64)), [x.rank - 1], x.rank)
     inside = binary(ops.ge if lower else ops.le, binary(ops.add, rows, diagonal), columns)

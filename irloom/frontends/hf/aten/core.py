@@ -87,8 +87,8 @@ def own_tokens(view: View, dim: int, doing: str) -> int:
     dim = view.dim(dim)
     if symbols(view.dims[dim]):
         raise TraceError(
-            f"{doing} over dim {dim} of {view.value.type} mixes tokens of different sequences",
-            hint="only attention may look across tokens",
+            f"{doing} over dim {dim} of {view.value.type} mixes tokens of different sequences,"
+            " which only attention and recurrent ops may"
         )
     return dim
 

@@ -143,6 +143,13 @@ def softplus(x: Any, beta: float = 1, threshold: float = 20) -> Operand:
     return unary(ops.softplus, x)
 
 
+@translates("aten.elu.default")
+def elu(x: Any, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Operand:
+    """With the SELU's factors: ``scale * (x if x > 0 else alpha * (exp(input_scale * x) - 1))``."""
+    below = mul(sub(unary(ops.exp, mul(binary(ops.minimum, x, 0.0), input_scale)), 1), alpha)
+    return mul(binary(ops.add, unary(ops.relu, x), below), scale)
+
+
 @translates("aten.log_sigmoid.default")
 def log_sigmoid(x: Any) -> Operand:
     return unary(ops.neg, unary(ops.softplus, unary(ops.neg, x)))

@@ -55,7 +55,7 @@ def _looked_up(x: View, index: View, d: int) -> View:
 @translates("aten.scatter.value", "aten.scatter.src")
 def scatter(x: Any, dim: int, index: Any, src: Any) -> View:
     x, index = tensor(x), tensor(index)
-    value, dims = x.with_last(own_tokens(x, dim, "a scattering"))
-    places, _ = index.with_last(dim)
-    given = tensor(src).with_last(dim)[0] if isinstance(src, View) else src
-    return viewed(ops.scatter(value, places, given), dims, x.rank)
+    last = own_tokens(x, dim, "a scattering")
+    dims = [d for d, n in enumerate(x.dims) if d != last and n != 1] + [last]
+    given = tensor(src).arranged(dims) if isinstance(src, View) else src
+    return viewed(ops.scatter(x.arranged(dims), index.arranged(dims), given), dims, x.rank)

@@ -156,6 +156,9 @@ def cut(x: Any, dim: int = 0, start: Dim | None = None, end: Dim | None = None, 
     at = x.order[d]
     if at is None:
         raise TraceError(f"a slice {first}:{last} of a dim of size 1 leaves nothing")
+    if isinstance(size, int) and not (isinstance(first, int) and isinstance(last, int)):
+        hint = "index it by position_ids; were it a cache: attention is given one by irloom, and needs none"
+        raise TraceError(f"a slice {first}:{last} of {size} rows that are no table of positions", hint=hint)
     stop = None if last == size else static(last, "the end of a slice")
     first = static(first, "the start of a slice")
     return View(ops.slice_(x.value, dim=at, start=first, stop=stop, step=step), x.order)
@@ -210,8 +213,10 @@ def cat(xs: Sequence[Any], dim: int = 0) -> View:
     if len(views) == 1:
         return views[0]
     _, wanted, rank = aligned(views)
-    if d not in wanted:
-        wanted = [*wanted, d]
+    if d not in wanted:  # weights lie in the library's order; of others tokens stay in front
+        whole = not any(symbols(n) for n in views[0].dims)
+        at = sum(w < d for w in wanted) if whole else len(wanted)
+        wanted = [*wanted[:at], d, *wanted[at:]]
     values = [v.arranged(wanted) for v in views]
     return viewed(ops.concat(*values, dim=wanted.index(d)), wanted, rank)
 

@@ -1,4 +1,4 @@
-"""What constants determine: indices that are known lists, and joins with nothing."""
+"""What constants determine: indices that are known lists, joins with nothing, types of other tensors."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def fold_constants(probe: Probe) -> int:
                 found = _chosen(probe, node)
             case "aten.cat.default":
                 found = _joined(node)
+            case "aten.type_as.default" | "aten.to.other":
+                found = _cast(probe, node)
             case _:
                 continue
         if found is not None:
@@ -76,6 +78,12 @@ def _joined(node: Node) -> Node | None:
     operands: Any = node.args[0]
     rest = [x for x in operands if not _empty(x.meta.get("val"))]
     return rest[0] if len(rest) == 1 < len(operands) else None
+
+
+def _cast(probe: Probe, node: Node) -> Node:
+    """A cast to the type of another tensor, which then need not be known."""
+    with probe.graph.inserting_before(node):
+        return _add(probe.graph, node, aten.to.dtype, node.args[0], node.meta["val"].dtype)
 
 
 def _empty(x: Any) -> bool:
