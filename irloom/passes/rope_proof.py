@@ -81,7 +81,10 @@ def prove(region: Region, consts: Consts) -> Rope | None:
         return None
     x = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
     given = {v: POSITIONS for v in region.leaves if not is_const(v)}
-    frame = region.run({region.start: x, **given}, consts, len(POSITIONS))
+    try:
+        frame = region.run({region.start: x, **given}, consts, len(POSITIONS))
+    except IndexError:  # rows of a table by position, and fewer than that
+        return None
     for rows in candidates:
         got = frame[end].reshape(len(POSITIONS), *rows[1:])
         for offset, part in _windows(region, x, rows):
