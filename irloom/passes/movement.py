@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from irloom.ir.dims import Dim
 from irloom.ir.graph import Value
 from irloom.ir.ops import concat, expand, permute, reshape, slice_, split
@@ -59,6 +61,21 @@ class PermuteOfPermute(Identity):
         return permute(x, dims=tuple(first[d] for d in dims))
 
 
+class PermuteOfOnes(Identity):
+    """A permutation that only moves dims of size 1 leaves the entries where they are."""
+
+    def match(self, x: Value, *, dims: tuple[int, ...]) -> Value:
+        return permute(x, dims=dims)
+
+    def where(self, x: Value, dims: tuple[int, ...]) -> None:
+        moved = [d for d in dims if x.type.dims[d] != 1]
+        if moved != sorted(moved):
+            raise NoMatch("entries move")
+
+    def replace(self, x: Value, dims: tuple[int, ...]) -> Value:
+        return reshape(x, dims=tuple(x.type.dims[d] for d in dims))
+
+
 class SameExpand(Identity):
     """An expand to the dims that a value has is the value."""
 
@@ -95,6 +112,37 @@ class SliceOfSlice(Identity):
 
     def replace(self, x: Value, d: int, a: int, b: Dim | None, start: int, stop: Dim | None) -> Value:
         return slice_(x, dim=d, start=a + start, stop=b if stop is None else stop + a)
+
+
+class SliceOfConcat(Identity):
+    """A slice that lies within one part of a concat is a slice of that part."""
+
+    def match(self, *xs: Value, dim: int, start: int, stop: int | None) -> Value:
+        return slice_(concat(*xs, dim=dim), dim=dim, start=start, stop=stop)
+
+    def where(self, xs: tuple[Value, ...], dim: int, start: int, stop: int | None) -> None:
+        if _part(xs, dim, start, stop) is None:
+            raise NoMatch("of several parts")
+
+    def replace(self, xs: tuple[Value, ...], dim: int, start: int, stop: int | None) -> Value:
+        found = _part(xs, dim, start, stop)
+        assert found is not None
+        x, first, last = found
+        return slice_(x, dim=dim, start=first, stop=last)
+
+
+def _part(xs: Sequence[Value], dim: int, start: int, stop: int | None) -> tuple[Value, int, int] | None:
+    """The one value that a slice of a concat is part of, and where it starts and stops in there."""
+    sizes = [size for x in xs if isinstance(size := x.type.dims[dim], int)]
+    if len(sizes) < len(xs):
+        return None
+    end = sum(sizes) if stop is None else stop
+    at = 0
+    for x, size in zip(xs, sizes, strict=True):
+        if at <= start and end <= at + size:
+            return x, start - at, end - at
+        at += size
+    return None
 
 
 class OnlyPart(Identity):
@@ -153,9 +201,11 @@ RULES: tuple[Rewrite, ...] = (
     ReshapeOfReshape(),
     SamePermute(),
     PermuteOfPermute(),
+    PermuteOfOnes(),
     SameExpand(),
     WholeSlice(),
     SliceOfSlice(),
+    SliceOfConcat(),
     OnlyPart(),
     OnlySplit(),
     ConcatOfSplit(),

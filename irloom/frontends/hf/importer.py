@@ -179,6 +179,7 @@ class _Importer:
             result = on_complex(name, translator, args, kwargs)
         else:
             result = translator(*args, **kwargs)
+        result = _settled(result)
         self.build.name = None
         if inplace:
             self.memory.write(node, result, self.env, self.call, lambda x: map_arg(x, self.read))
@@ -220,6 +221,21 @@ class _Importer:
         value = logits.arranged((1, 2))
         self.build.loc, self.build.name = "", "logits"
         self.func.returns = [value if value.type.elem == ELEMS["f32"] else ops.cast(value, to=ELEMS["f32"])]
+
+
+def _settled(result: Any) -> Any:
+    """What an op gave, with tokens first wherever a translation left them elsewhere."""
+    match result:
+        case View():
+            return result.tokens_first()
+        case Stored():
+            return Stored(result.view.tokens_first(), result.layer)
+        case Complex():
+            return result.each(View.tokens_first)
+        case list() | tuple():
+            return type(result)(_settled(x) for x in result)
+        case _:
+            return result
 
 
 def _live(graph: torch.fx.Graph, memory: Memory) -> set[FxNode]:

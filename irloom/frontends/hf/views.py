@@ -7,7 +7,7 @@ transposing, squeezing and unsqueezing emit nothing; only what an op needs in an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from irloom.ir import ops
@@ -88,10 +88,15 @@ class View:
         kept = [self.order[d] for d in wanted]
         there = [at for at in kept if at is not None]
         gone = [at for at in range(self.value.type.rank) if at not in there]
-        value, places = self.value, (*there, *gone)
-        if places != tuple(range(len(places))):
-            value = ops.permute(value, dims=places)
+        value = self.value
+        if there != sorted(there):
+            value = ops.permute(value, dims=(*there, *gone))
         return reshaped(value, tuple(self.dims[d] for d in wanted))
+
+    def tokens_first(self) -> View:
+        """The same with the value's token dim in front, where it is elsewhere."""
+        wanted = in_front(self.memory(), self.dims)
+        return self if wanted == self.memory() else viewed(self.arranged(wanted), wanted, self.rank)
 
     def rowmajor(self) -> View:
         """The value in the library's order of dims."""
@@ -106,6 +111,11 @@ class View:
 
 
 Operand = View | Literal
+
+
+def in_front(dims: Iterable[int], sizes: Sequence[Dim]) -> list[int]:
+    """``dims`` with those whose size depends on the tokens first, each kind in the order it has."""
+    return sorted(dims, key=lambda d: not symbols(sizes[d]))
 
 
 def viewed(value: Value, dims: Sequence[int], rank: int) -> View:
@@ -125,30 +135,20 @@ def aligned(operands: Sequence[Operand]) -> tuple[list[Value | Literal], list[in
     """Values that broadcast in the IR as the operands do in the library; then the result's dims and rank.
 
     The operand with the most dims keeps its order, the others are permuted and reshaped to fit it; where none
-    has all of them, tokens come first. A batch dim that only a weight brings along is left out.
+    has all of them, tokens come first. Dims of size 1 do not count.
     """
     views = [x for x in operands if isinstance(x, View)]
     rank = max(v.rank for v in views)
-    has = {
-        d for v in views for d in range(rank) if (at := d - rank + v.rank) >= 0 and v.order[at] is not None
-    }
-    lead = max(views, key=lambda v: sum(at is not None for at in v.order))
+    sizes: list[Dim] = [1] * rank
+    for v in views:
+        for d, n in enumerate(v.dims, rank - v.rank):
+            sizes[d] = n if n != 1 else sizes[d]
+    lead = max(views, key=lambda v: (sum(n != 1 for n in v.dims), len(v.memory())))
     wanted = [d + rank - lead.rank for d in lead.memory()]
-    if set(wanted) != has:
-        counts_tokens = {at + rank - v.rank for v in views for at in range(v.rank) if symbols(v.dims[at])}
-        wanted = sorted(has, key=lambda d: (d not in counts_tokens, d))
-    wanted = _without_batch(wanted, views, rank)
+    wide = [d for d in range(rank) if sizes[d] != 1]
+    if not set(wide) <= set(wanted):
+        wanted = in_front(wide, sizes)
     return [_fit(x, wanted, rank) if isinstance(x, View) else x for x in operands], wanted, rank
-
-
-def _without_batch(wanted: list[int], views: Sequence[View], rank: int) -> list[int]:
-    """``wanted`` without dims of size 1 in front of tokens."""
-
-    def sizes(d: int) -> list[Dim]:
-        return [v.dims[d - rank + v.rank] for v in views if d >= rank - v.rank]
-
-    tokens = next((i for i, d in enumerate(wanted) if any(symbols(n) for n in sizes(d))), 0)
-    return [d for i, d in enumerate(wanted) if i >= tokens or any(n != 1 for n in sizes(d))]
 
 
 def _fit(view: View, wanted: list[int], rank: int) -> Value:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from irloom.frontends.hf.aten.core import own_tokens, static, tensor, translates
-from irloom.frontends.hf.views import View, aligned, reshape, reshaped, viewed
+from irloom.frontends.hf.views import View, aligned, in_front, reshape, reshaped, viewed
 from irloom.ir import ops
-from irloom.ir.dims import Dim, product, symbols
+from irloom.ir.dims import Dim, product
 from irloom.ir.elem import elem_of
 from irloom.ir.errors import TraceError
 
@@ -99,12 +99,8 @@ def expand(x: Any, dims: Sequence[Dim], implicit: bool = False) -> View:
     grown = [d for d in range(x.rank) if sizes[d] != x.dims[d]]
     if not grown:
         return x
-    wanted = _tokens_first(sizes, {d for d in range(x.rank) if x.order[d] is not None} | set(grown))
+    wanted = in_front(sorted({*x.memory(), *grown}), sizes)
     return viewed(ops.expand(x.arranged(wanted), dims=tuple(sizes[d] for d in wanted)), wanted, x.rank)
-
-
-def _tokens_first(sizes: Sequence[Dim], dims: Iterable[int]) -> list[int]:
-    return sorted(dims, key=lambda d: (not symbols(sizes[d]), d))
 
 
 @translates("aten.expand_as.default")
@@ -271,10 +267,9 @@ def full(dims: Sequence[Dim], value: float, dtype: torch.dtype | None = None, **
     if not dims:
         return value
     default = torch.float32 if isinstance(value, float) else torch.int64
-    batch = next((d for d, n in enumerate(dims) if symbols(n)), 0)
-    wanted = _tokens_first(dims, (d for d, n in enumerate(dims) if d >= batch or n != 1))
-    sizes = tuple(dims[d] for d in wanted)
-    return viewed(ops.full(dims=sizes, value=value, elem=elem_of(dtype or default)), wanted, len(dims))
+    wanted = in_front([d for d, n in enumerate(dims) if n != 1], dims)
+    made = ops.full(dims=tuple(dims[d] for d in wanted), value=value, elem=elem_of(dtype or default))
+    return viewed(made, wanted, len(dims))
 
 
 @translates("aten.zeros.default")
