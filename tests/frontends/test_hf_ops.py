@@ -9,6 +9,7 @@ from irloom.frontends.hf.live import LiveCheckpoint
 from irloom.ir.errors import TraceError
 from irloom.ir.interp import Interpreter
 from irloom.ir.seqs import Seqs
+from irloom.passes import run_pipeline
 
 
 class Model(nn.Module):
@@ -167,6 +168,22 @@ def test_there_is_no_batch_dim_whatever_brings_one_along():
     body = lambda x: x * batched.to(x.device) + x.new_ones(1, x.shape[1], 1).expand(1, -1, 16)  # noqa: E731
     types = [v.type for n in imported(body).main.nodes for v in n.results]
     assert [str(t) for t in types if "T" in str(t) and not str(t).split("[")[1].startswith("T")] == []
+
+
+def test_tokens_come_before_heads_that_the_library_puts_in_front():
+    """As DeepSeek makes its keys: what was never written is read by nobody."""
+
+    def keys(x):
+        heads = x.view(1, -1, 4, 4).transpose(1, 2)
+        made = x.new_empty(1, 4, x.shape[1], 6)
+        made[..., :4] = heads
+        made[..., 4:] = heads.exp()[..., :1].expand(1, 4, -1, 2)
+        return x + made.sum(-1).sum(1)[..., None]
+
+    module, _ = run_pipeline(imported(keys), "canonicalize")
+    results = {n.op.name: v.type.dims for n in module.main.nodes for v in n.results}
+    assert {str(dims[0]) for dims in results.values()} == {"T"}
+    assert not {"full", "permute"} & set(results)
 
 
 def test_padding_by_a_token_in_front_shifts_each_sequence():
