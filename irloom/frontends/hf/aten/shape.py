@@ -10,7 +10,7 @@ import torch
 from irloom.frontends.hf.aten.core import own_tokens, static, tensor, translates
 from irloom.frontends.hf.views import View, aligned, in_front, reshape, reshaped, viewed
 from irloom.ir import ops
-from irloom.ir.dims import Dim, product
+from irloom.ir.dims import Dim, product, symbols
 from irloom.ir.elem import elem_of
 from irloom.ir.errors import TraceError
 
