@@ -49,7 +49,8 @@ def _copy_stmt(s: Stmt, seen: dict[Value, Value], new: Callable[[Value], Value])
             return Node(s.op, [old(a) for a in s.args], dict(s.attrs), [new(r) for r in s.results], s.loc)
         case Call():
             args, slots = [old(a) for a in s.args], [Slot(seen[x.stack], x.index) for x in s.slots]
-            return Call(s.callee, s.index, args, slots, [new(r) for r in s.results], s.loc)
+            reads = [Slot(seen[x.stack], x.index) for x in s.reads]
+            return Call(s.callee, s.index, args, slots, [new(r) for r in s.results], s.loc, reads)
         case Loop():
             inits, params = [old(v) for v in s.inits], [new(v) for v in s.params]
             body = [_copy_stmt(inner, seen, new) for inner in s.body]
@@ -98,7 +99,7 @@ def _key(f: Func) -> Any:
                     [define(r) for r in s.results],
                 )
             case Call():
-                slots = [(ref(x.stack), x.index) for x in s.slots]
+                slots = [[(ref(x.stack), x.index) for x in each] for each in (s.slots, s.reads)]
                 return (
                     "call",
                     s.callee,

@@ -103,7 +103,11 @@ class Node:
 
 @dataclass(eq=False)
 class Call:
-    """``x, kv[i] = layer[i](x, seqs, kv[i])``: ``slots``, its last operands, are caches it renews."""
+    """``x, kv[i] = layer[i](x, seqs, kv[i], kv[3])``: an application of a function.
+
+    Behind its other operands come ``slots``, the caches that it renews, then ``reads``, those that an earlier
+    call has renewed in this step and that it only reads.
+    """
 
     callee: str
     index: Index | None
@@ -111,11 +115,12 @@ class Call:
     slots: list[Slot]
     results: list[Value]
     loc: str = ""
+    reads: list[Slot] = field(default_factory=list[Slot])
 
     @property
     def values(self) -> list[Value]:
         """The operands, and the stacks whose slots it uses."""
-        return [*self.args, *(s.stack for s in self.slots)]
+        return [*self.args, *(s.stack for s in (*self.slots, *self.reads))]
 
 
 @dataclass(eq=False)
@@ -223,6 +228,7 @@ def substitute(s: Stmt, follow: Any) -> None:
         case Call():
             s.args = [follow(a) for a in s.args]
             s.slots = [Slot(follow(x.stack), x.index) for x in s.slots]
+            s.reads = [Slot(follow(x.stack), x.index) for x in s.reads]
         case Loop():
             s.inits = [follow(a) for a in s.inits]
             s.yields = [follow(a) for a in s.yields]
@@ -255,15 +261,17 @@ class Module:
 
     def calls(self) -> Iterator[tuple[Call, int | None, list[int]]]:
         """Every call of ``main`` as it runs: the call, its layer index, the index of each of its slots."""
+        for c, env in self.runs():
+            yield c, c.index.at(env) if c.index else None, [x.index.at(env) for x in c.slots]
+
+    def runs(self) -> Iterator[tuple[Call, dict[str, int]]]:
+        """Every call of ``main`` as it runs, and what loop variables are then."""
         for s in self.main.body:
             if isinstance(s, Call):
-                yield s, s.index.at({}) if s.index else None, [x.index.at({}) for x in s.slots]
+                yield s, {}
             elif isinstance(s, Loop):
                 for i in s.indices:
-                    for c in s.body:
-                        if isinstance(c, Call):
-                            env = {s.var: i}
-                            yield c, c.index.at(env) if c.index else None, [x.index.at(env) for x in c.slots]
+                    yield from ((c, {s.var: i}) for c in s.body if isinstance(c, Call))
 
     def copy(self) -> Module:
         """An independent copy; constants and weight bindings are immutable and shared."""

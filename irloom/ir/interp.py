@@ -88,7 +88,7 @@ class Interpreter:
 
     def _call(self, s: Call, frame: Frame, env: dict[str, int], at: dict[str, int]) -> None:
         slots = [x.index.at(at) for x in s.slots]
-        caches = [frame[x.stack][i] for x, i in zip(s.slots, slots, strict=True)]
+        caches = [frame[x.stack][x.index.at(at)] for x in (*s.slots, *s.reads)]
         index = s.index.at(at) if s.index else None
         out = self._run(self.module.funcs[s.callee], [*(frame[a] for a in s.args), *caches], index, env)
         frame.update(zip(s.results, out, strict=True))

@@ -287,14 +287,15 @@ class _FuncReader:
                 f"{callee.name} returns {len(callee.returns)} values, {len(targets)} names are given"
             )
         renewed = [self._slot(t) for t in targets if isinstance(t, ast.Subscript)]
-        if renewed != slots:
+        if renewed != slots[: len(renewed)]:
             raise IRError(
                 f"{callee.name} reads {[str(s) for s in slots]}, but renews {[str(s) for s in renewed]}",
-                hint="same slots, same order, last",
+                hint="same slots, same order, then those that are only read",
             )
         names = [str(self._slot(t)) if isinstance(t, ast.Subscript) else _name(t) for t in targets]
         results = [Value(n, r.type) for n, r in zip(names, callee.returns, strict=True)]
-        return Call(callee.name, index, args, slots, results, comment)
+        reads = slots[len(renewed) :]
+        return Call(callee.name, index, args, renewed, results, comment, reads)
 
     def _loop(self, stmt: ast.For) -> Loop:
         match stmt:

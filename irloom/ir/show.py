@@ -80,7 +80,7 @@ def _stmt(s: Stmt, indent: str) -> list[str]:
         case Call():
             index = f"[{s.index}]" if s.index else ""
             targets = ", ".join(_targets(s))
-            given = ", ".join([*(a.name for a in s.args), *(str(x) for x in s.slots)])
+            given = ", ".join([*(a.name for a in s.args), *map(str, s.slots), *map(str, s.reads)])
             return [indent + _comment(f"{targets} = {s.callee}{index}({given})", s.loc)]
         case Loop():
             bounds = f"{s.stop}" if (s.start, s.step) == (0, 1) else f"{s.start}, {s.stop}"

@@ -11,6 +11,7 @@ from .elem import CACHES, Cached, Opaque, Quant
 from .errors import IRError
 from .graph import Call, Func, Index, Loop, Module, Node, Param, Stmt, Value
 from .show import show_node, show_typed
+from .types import Type
 
 Rule = Callable[[Module, Func], None]
 RULES: dict[str, Rule] = {}
@@ -59,7 +60,7 @@ def loops_are_flat(m: Module, f: Func) -> None:
             if isinstance(inner, Loop):
                 raise IRError(f"the loop over {inner.var} stands in another loop", hint="loops do not nest")
             if isinstance(inner, Call):
-                for index in (inner.index, *(x.index for x in inner.slots)):
+                for index in (inner.index, *(x.index for x in (*inner.slots, *inner.reads))):
                     _check_index(inner, index, s.var if isinstance(s, Loop) else None)
 
 
@@ -214,6 +215,7 @@ def calls_fit(m: Module, f: Func) -> None:
         given = [a.type for a in c.args]
         caches = [r.type for r in c.results[len(c.results) - len(c.slots) :]]
         want = [p.type for p in callee.data]
+        caches += want[len(want) - len(c.reads) :]
         if [*given, *caches] != want:
             raise IRError(f"{c.callee} takes {want}, but is given {[*given, *caches]}")
         if [r.type for r in c.results] != [r.type for r in callee.returns]:
@@ -234,11 +236,20 @@ def _inside(body: list[Stmt]) -> Iterator[Stmt]:
 
 @rule
 def caches_once(m: Module, f: Func) -> None:
-    """Each cache is renewed once per step, read only after that, and returned."""
+    """Each cache is renewed once per step, read only after that, and returned.
+
+    A function may be given a cache that an earlier call has renewed, to read it: it does not return that.
+    """
     readers = f.readers()
     for p in f.data:
         if isinstance(p.type.elem, Cached):
-            _cache_chain(f, p, readers)
+            lent = (
+                f.name != "main"
+                and p not in f.returns
+                and not any(_renewed(s, p) for s in readers.get(p, []))
+            )
+            if not lent:
+                _cache_chain(f, p, readers)
         elif p.type.elem == CACHES:
             _stack(m, f, p)
 
@@ -281,6 +292,22 @@ def _stack(m: Module, f: Func, p: Value) -> None:
         raise IRError(f"cache {p.name}[{extra[0]}] is outside {p.type}")
     if p not in f.returns:
         raise IRError(f"{p.name} is not returned", hint="the next step needs it")
+    _reads(m, p)
+
+
+def _reads(m: Module, stack: Value) -> None:
+    """Caches are lent after they are renewed, as what they are."""
+    renewed: dict[int, Type] = {}
+    for c, env in m.runs():
+        data = m.funcs[c.callee].data
+        for x, p in zip(c.reads, data[len(data) - len(c.reads) :], strict=True):
+            i = x.index.at(env)
+            if i not in renewed:
+                raise IRError(f"{c.callee} reads cache {stack.name}[{i}], which no call before it renews")
+            if renewed[i] != p.type:
+                raise IRError(f"{c.callee} reads {p.type}, but cache {stack.name}[{i}] is {renewed[i]}")
+        made = c.results[len(c.results) - len(c.slots) :]
+        renewed.update((x.index.at(env), r.type) for x, r in zip(c.slots, made, strict=True))
 
 
 @rule

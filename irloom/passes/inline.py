@@ -107,6 +107,7 @@ class _Inliner:
         place = s.loc if number is None else s.loc.replace("{i}", str(number))
         slots = [(x, x.index.at(at)) for x in s.slots]
         given = [self.values[a] for a in s.args] + [self.cache(x, i) for x, i in slots]
+        given += [self.cache(x, x.index.at(at)) for x in s.reads]
         for p in callee.weights:
             self.weight(p, number)
         self.values.update(zip(callee.data, given, strict=True))

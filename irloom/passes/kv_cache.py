@@ -16,18 +16,11 @@ from irloom.ir.ops.attention import reach
 from irloom.ir.types import Type
 
 from .core import Changes, NoMatch, Pass, spend
+from .lent import Calls, Kept, drop_unused, lend, own
 from .roll import rename_carried, unroll
 
 PAGES = (1, 65536)
 """The range of a dim of pages or slots, until ``kv-plan`` knows better."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """One cache of a function: its type, and the ops that are to use it."""
-
-    type: Type
-    nodes: list[Node]
 
 
 @dataclass(frozen=True)
@@ -36,11 +29,12 @@ class KvCache(Pass):
 
     ``attention(q, k, v, seqs)`` becomes ``kv_append`` and ``paged_attention`` on keys and values in pages,
     and a recurrent op its ``carried`` twin on the states of sequences. A function gets a parameter per cache,
-    and returns the cache that holds this step too. Attentions over the same keys and values share one; where
-    values are the first features of the keys, as with absorbed latents, only keys are kept. The caches of
-    called functions are one stack in ``main``, ``kv: caches[n]``, in order of the calls. Attention with a
-    window gets a cache that need not keep more than the window; each window has page counts of its own
-    (``P512``), for its pages are a pool of their own. States live in slots, ``N`` of them.
+    and returns the cache that holds this step too. Attentions over the same keys and values share one; so do
+    those of a later layer, which is lent the cache and keeps none. Where values are the first features of the
+    keys, as with absorbed latents, only keys are kept. The caches of called functions are one stack in
+    ``main``, ``kv: caches[n]``, in order of the calls. Attention with a window gets a cache that need not
+    keep more than the window; each window has page counts of its own (``P512``), for its pages are a pool of
+    their own. States live in slots, ``N`` of them.
 
     ``elem`` is what keys and values are stored as (theirs when absent), ``page`` how many tokens a page
     holds, ``snapshot`` how many tokens lie between two states that are kept for prefixes.
@@ -56,25 +50,14 @@ class KvCache(Pass):
     def run(self, m: Module) -> Changes:
         """Give every such op a cache; near misses are attentions that keep none, with the reason."""
         changes = Changes()
-        caches: dict[str, list[Type]] = {}
+        caches = {f.name: [kept for kept in self.wanted(f, changes) if spend()] for f in m.funcs.values()}
+        lend(m, caches)
+        _thread(m, caches)
         for f in m.funcs.values():
-            caches[f.name] = self.cache(m, f, changes)
-        _thread(m.main, caches)
+            changes.places += _rewrite(m, f, caches[f.name])
+        if any(kept.lent for each in caches.values() for kept in each):
+            drop_unused(m)
         return changes
-
-    def cache(self, m: Module, f: Func, changes: Changes) -> list[Type]:
-        """Rewrite one function; the types of its caches, in order of its parameters."""
-        fitting = [kept for kept in self.wanted(f, changes) if spend()]
-        names = Builder(f)
-        for at, kept in enumerate(fitting):
-            tail = f"_{at}" if len(fitting) > 1 else ""
-            p = Param(names.fresh(f"kv{tail}"), kept.type)
-            f.params.insert(len(f.data), p)
-            after = (_carry if isinstance(kept.type.elem, State) else _page)(f, kept, p, names, f"kv1{tail}")
-            m.dims.setdefault(str(kept.type.dims[0]), PAGES)
-            readers = ", ".join(n.results[0].name for n in kept.nodes)
-            changes.places.append(f"{f.name}.{readers}: reads {after.name}, {kept.type}")
-        return [kept.type for kept in fitting]
 
     def wanted(self, f: Func, changes: Changes) -> list[Kept]:
         """The caches that a function's ops ask for, in the order of the ops."""
@@ -128,6 +111,23 @@ class KvCache(Pass):
         return Type(State(one.plain, self.snapshot), (sym("N"), *one.dims))
 
 
+def _rewrite(m: Module, f: Func, caches: list[Kept]) -> list[str]:
+    """Let the ops of one function use its caches, first its own and then those that it is lent."""
+    names, done = Builder(f), list[str]()
+    for at, kept in enumerate(sorted(caches, key=lambda kept: bool(kept.lent))):
+        tail = f"_{at}" if len(caches) > 1 else ""
+        p = Param(names.fresh(f"kv{tail}"), kept.type)
+        f.params.insert(len(f.data), p)
+        if kept.lent:
+            after = _attend(f, kept, p)
+        else:
+            after = (_carry if isinstance(kept.type.elem, State) else _page)(f, kept, p, names, f"kv1{tail}")
+        m.dims.setdefault(str(kept.type.dims[0]), PAGES)
+        readers = ", ".join(n.results[0].name for n in kept.nodes)
+        done.append(f"{f.name}.{readers}: reads {after.name}, {kept.type}{', lent' if kept.lent else ''}")
+    return done
+
+
 def _leads(f: Func, n: Node) -> bool:
     """Whether an attention's values are the first features of its keys."""
     _, k, v = n.values[:3]
@@ -143,23 +143,30 @@ def _page(f: Func, kept: Kept, cache: Param, names: Builder, name: str) -> Value
     first, paged = kept.nodes[0], kept.type.elem
     assert isinstance(paged, Paged)
     k, v, seqs = first.values[1:4]
-    sparse = first.op is sparse_index
     added: list[Stmt] = []
     with Builder(f, into=added, loc=first.loc, taken=names.taken) as b:
         b.name = name
         after: Value = kv_append(cache, k, None if paged.values == 0 else v, seqs)
     at = f.body.index(first)
     f.body[at:at] = added
+    f.returns.append(after)
+    return _attend(f, kept, after)
+
+
+def _attend(f: Func, kept: Kept, cache: Value) -> Value:
+    """Read keys and values from ``cache``, which holds those of this step."""
+    first, paged = kept.nodes[0], kept.type.elem
+    assert isinstance(paged, Paged)
+    sparse, v = first.op is sparse_index, first.values[2]
     for n in kept.nodes:
         if sparse:
-            n.op, n.args = paged_sparse_index, [n.args[0], after, *n.args[2:]]
+            n.op, n.args = paged_sparse_index, [n.args[0], cache, *n.args[2:]]
         else:
-            n.op, n.args = paged_attention, [n.args[0], after, *n.args[3:]]
+            n.op, n.args = paged_attention, [n.args[0], cache, *n.args[3:]]
             n.attrs = {**n.attrs, "values": v.type.dims[-1] if paged.values == 0 else None}
-    f.returns.append(after)
     if paged.values == 0 and not sparse and not f.readers().get(v):
         f.body.remove(f.producers()[v])
-    return after
+    return cache
 
 
 def _carry(f: Func, kept: Kept, cache: Param, names: Builder, name: str) -> Value:
@@ -174,30 +181,32 @@ def _carry(f: Func, kept: Kept, cache: Param, names: Builder, name: str) -> Valu
     return after
 
 
-def _thread(main: Func, caches: dict[str, list[Type]]) -> None:
+def _thread(m: Module, caches: dict[str, list[Kept]]) -> None:
     """Hand each call of ``main`` its slots of one stack of caches, in the order in which calls run."""
+    main = m.main
     stack = Param(Builder(main).fresh("kv"), Type(CACHES, (0,)))
     body: list[Stmt] = []
     names = Builder(main)
     swap: dict[Value, Value] = {}
     used = 0
     for s in main.body:
-        width = sum(len(caches[c.callee]) for c in _calls(s))
+        width = sum(len(own(caches[c.callee])) for c in _calls(s))
         stmts: list[Stmt] = [s]
         if isinstance(s, Loop) and (width % s.step or (width and used < s.start)):
             stmts = [*unroll(s, names, swap)]
         for part in stmts:
             free = _places(part, used)
             for c in _calls(part):
-                for t in caches[c.callee]:
+                for kept in own(caches[c.callee]):
                     slot = Slot(stack, next(free))
                     c.slots.append(slot)
-                    c.results.append(Value(str(slot), t))
+                    c.results.append(Value(str(slot), kept.type))
             body.append(part)
             times = len(part.indices) if isinstance(part, Loop) else 1
-            used += times * sum(len(caches[c.callee]) for c in _calls(part))
+            used += times * sum(len(own(caches[c.callee])) for c in _calls(part))
     main.body = body
     main.replace_uses(swap)
+    _lend(m, caches)
     for s in main.body:
         if isinstance(s, Loop):
             rename_carried(s)
@@ -205,6 +214,17 @@ def _thread(main: Func, caches: dict[str, list[Type]]) -> None:
         stack.type = Type(CACHES, (used,))
         main.params.insert(len(main.data), stack)
         main.returns.append(stack)
+
+
+def _lend(m: Module, caches: dict[str, list[Kept]]) -> None:
+    """Let calls read the slots of those that made their keys and values."""
+    calls = Calls.of(m.main)
+    for c in calls.loop:
+        for kept in caches[c.callee]:
+            found = calls.lender(m, c, kept, caches) if kept.lent else None
+            if found is not None:
+                lender, i = found
+                c.reads.append(lender.slots[i])
 
 
 def _places(s: Stmt, used: int) -> Iterator[Index]:

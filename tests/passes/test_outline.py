@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irloom.ir.graph import Loop, Module, Node
-from irloom.ir.interp import Interpreter
+from irloom.ir.interp import Interpreter, cache_types
 from irloom.ir.parse import parse
 from irloom.ir.show import show
 from irloom.ir.verify import verify
@@ -25,10 +25,12 @@ KINDS = {
     "post": ("u = linear({x}, w{i})", "h = rms_norm(u, n{i})", "y = add({x}, h)"),
     "sliding": (*ATTEND[:2], "a = attention(q, q, q, seqs, scale=0.5, window=3)", *ATTEND[2:]),
     "full": (*ATTEND[:2], "a = attention(q, q, q, seqs, scale=0.5)", *ATTEND[2:]),
+    "shares": (*ATTEND[:2], "a = attention(q, {k}, {k}, seqs, scale=0.25)", *ATTEND[2:]),
     "pair": ("r, h = add_rms_norm({x}, {z}, n{i})", "u = linear(h, w{i})", "y = silu(u)"),
     "table": ("h = mul({x}, cos)", "u = linear(h, w{i})", "v = mul(u, n{i})", "y = add({x}, v)"),
 }  # fmt: skip
-"""The nodes of a layer of each kind; `{x}` is what the last layer made, `{z}` what went past it."""
+"""The nodes of a layer of each kind; `{x}` is what the last layer made, `{z}` what went past it, `{k}` the
+keys of the last layer with full attention."""
 
 
 def program(kinds: list[str], located: bool, offset: int = 0) -> str:
@@ -37,13 +39,13 @@ def program(kinds: list[str], located: bool, offset: int = 0) -> str:
     rows += ["r = reshape(f, dims=(T, 1))", "cos = cos(r)"]
     if located:
         rows = [f"{row}  # model.embed m.py:1" for row in rows]
-    x, z = "x", "x"
+    x, z, k = "x", "x", "q"
     for i, kind in enumerate(kinds, offset):
         params.append(f'n{i}: f32[8] = weight("model.layers.{i}.n.weight")')
         params.append(f'w{i}: f32[8, 8] = weight("model.layers.{i}.w.weight")')
         names: dict[str, str] = {}
         for row in KINDS[kind]:
-            left, _, right = row.format(x=x, z=z, i=i).partition(" = ")
+            left, _, right = row.format(x=x, z=z, k=k, i=i).partition(" = ")
             for name in left.split(", "):
                 names[name] = f"{name}_{i}"
             call, _, given = right.partition("(")
@@ -52,7 +54,7 @@ def program(kinds: list[str], located: bool, offset: int = 0) -> str:
             comment = ["-> f32[T, 8], f32[T, 8]"] if "," in left else []
             comment += [f"model.layers.{i} m.py:2"] if located else []
             rows.append(f"{made} = {call}({operands})" + (f"  # {'  '.join(comment)}" if comment else ""))
-        x, z = names["y"], names.get("r", x)
+        x, z, k = names["y"], names.get("r", x), names["q"] if kind == "full" else k
     rows.append(
         (f"last = add({x}, {z})" if "pair" in kinds else f"last = neg({x})")
         + ("  # model.norm m.py:3" if located else "")
@@ -118,6 +120,21 @@ def test_caches_of_outlined_and_flat_programs_agree(kinds, outlined):
         given = inputs([m, cached], batch)
         x, y = (Interpreter(p, weights)(*(given[a.name] for a in p.main.data)) for p in (m, cached))
         assert x[0].allclose(y[0], atol=1e-5)
+
+
+def test_layers_that_share_keys_and_values_share_a_cache():
+    """In functions and in a flat program; 35 layers, of which 15 keep nothing, as Gemma 3n has them."""
+    kinds = (["sliding"] * 4 + ["full"]) * 4 + ["shares"] * 15
+    m, _ = run_pipeline(parse(program(kinds, True)), "outline, kv-cache(page=4)")
+    flat, _ = run_pipeline(m, "inline")
+    assert [len(cache_types(x)) for x in (m, flat)] == [20, 20]
+    assert m.plan().kv.token_bytes == flat.plan().kv.token_bytes == 20 * 2 * 2 * 4 * 4
+    weights, outputs = random_weights([m, flat]), []
+    for p in (m, flat):
+        given = inputs([m], BATCHES[2])
+        caches = [given["kv"]] if p is m else given["kv"]
+        outputs.append(Interpreter(p, weights)(given["ids"], given["seqs"], *caches)[0])
+    assert outputs[0].equal(outputs[1])
 
 
 def test_eighty_layers_are_two_functions():

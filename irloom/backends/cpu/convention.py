@@ -75,7 +75,9 @@ def call(f: Lowering, c: Call, indent: str) -> None:
     _bring(f, _moves(f, c), indent)
     index = [str(c.index)] if f.shared.layers(c.callee) else []
     caches = [f.name_of(a) for a in c.args if isinstance(a.type.elem, Cached)]
-    f.lines.append(f"{indent}{c.callee}({', '.join([*index, *caches, *(str(x) for x in c.slots)])})")
+    f.lines.append(
+        f"{indent}{c.callee}({', '.join([*index, *caches, *map(str, c.slots), *map(str, c.reads)])})"
+    )
     for r, place in zip(c.results, results(f.shared.m, f.shared.m.funcs[c.callee]), strict=True):
         if place is not None:
             f.places[r] = place
