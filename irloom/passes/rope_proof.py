@@ -14,12 +14,16 @@ from irloom.ir.dims import Dim
 from irloom.ir.graph import Value
 from irloom.ir.ops.attention import default_frequencies
 
-from .region import Consts, Region, is_const
+from .region import Consts, Region, constant, is_const
 
 POSITIONS = torch.tensor([0, 1, 2, 3, 17, 100, 1023, 2500], dtype=torch.int32)
-"""Positions on which a region is run: the first shows the scale of the tables, where every angle is 0."""
+"""Positions on which a region is run, as far as its tables reach: the first shows the scale of the tables,
+where every angle is 0."""
 
 TOLERANCE = 1e-4
+
+Frequencies = tuple[Value | torch.Tensor, torch.Tensor]
+"""What a ``rope`` would take, and its entries: radians per token of each pair."""
 
 Rows = tuple[Dim, int, int]
 """Tokens, heads, features."""
@@ -80,32 +84,34 @@ def prove(region: Region, consts: Consts) -> Rope | None:
     if not candidates or end.type.elem != region.start.type.elem or not _lead(region.start.type.dims, tokens):
         return None
     x = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
-    given = {v: POSITIONS for v in region.leaves if not is_const(v)}
-    try:
-        frame = region.run({region.start: x, **given}, consts, len(POSITIONS))
-    except IndexError:  # rows of a table by position, and fewer than that
-        return None
+    tables = [constant(t, consts) for t in _looked_up(region)]
+    at = POSITIONS.clamp(max=min(map(len, tables), default=int(POSITIONS.max()) + 1) - 1)
+    given = {v: at for v in region.leaves if not is_const(v)}
+    frame = region.run({region.start: x, **given}, consts, len(at))
+    known = [*_vectors(frame), *(found for table in tables for found in _tabulated(table))]
     for rows in candidates:
         got = frame[end].reshape(len(POSITIONS), *rows[1:])
         for offset, part in _windows(region, x, rows):
-            rope = _fits(region, frame, part, got)
+            rope = _fits(region, known, at, part, got)
             if rope:
                 return replace(rope, rows=rows, offset=offset)
     return None
 
 
 def _fits(
-    region: Region, frame: dict[Value, torch.Tensor], x: torch.Tensor, got: torch.Tensor
+    region: Region, known: list[Frequencies], at: torch.Tensor, x: torch.Tensor, got: torch.Tensor
 ) -> Rope | None:
-    """Of rows ``x`` [T, heads, d], the rotation that gives ``got``."""
+    """Of rows ``x`` [T, heads, d] at positions ``at``, the rotation that gives ``got``."""
     d = x.shape[-1]
     scale = _scale(got, x, region)
     apart = x if d % 2 else torch.cat([x[..., 0::2], x[..., 1::2]], -1)
-    for freq, table in _frequencies(frame, d):
+    for freq, table in known:
+        if not 0 < 2 * len(table) <= d:
+            continue
         rotary = None if 2 * len(table) == d else 2 * len(table)
         for form, turn in product(FORMS if rotary is None else FORMS[:2], (table, -table)):
             how = {"rotary": rotary, "interleaved": form.interleaved, "scale": scale}
-            turned = ops.rope(apart if form.apart else x, POSITIONS, turn, **how)
+            turned = ops.rope(apart if form.apart else x, at, turn, **how)
             if torch.allclose(turned, got, rtol=TOLERANCE, atol=TOLERANCE):
                 theta = theta_of(turn)
                 operand = None if theta is not None else freq if turn is table else turn
@@ -124,11 +130,8 @@ def theta_of(table: torch.Tensor) -> float | None:
     n = 2 * len(table)
     if table[0] != 1 or table[-1] <= 0:
         return None
-    if n == 2:
-        return 10000.0  # one frequency is 1 whatever the base
-    guess = (1 / table[-1].double()) ** (n / (n - 2))
     for digits in range(1, 9):
-        theta = float(f"{guess.item():.{digits}g}")
+        theta = float(f"{_base(table):.{digits}g}")
         if torch.equal(default_frequencies(theta, n), table):
             return theta
     return None
@@ -162,12 +165,39 @@ def _windows(region: Region, x: torch.Tensor, rows: Rows) -> Iterator[tuple[int 
             yield at, x.reshape(-1, heads, x.shape[-1])[..., at : at + d]
 
 
-def _frequencies(frame: dict[Value, torch.Tensor], d: int) -> Iterator[tuple[Value, torch.Tensor]]:
-    """Vectors in a region that could be the frequencies of ``d`` features or fewer."""
+def _vectors(frame: dict[Value, torch.Tensor]) -> Iterator[Frequencies]:
+    """Vectors in a region that could be frequencies."""
     for v, x in frame.items():
-        vector = v.type.rank == 1 and isinstance(v.type.dims[0], int) and x.is_floating_point()
-        if vector and 0 < 2 * len(x) <= d:
+        if v.type.rank == 1 and isinstance(v.type.dims[0], int) and x.is_floating_point():
             yield v, x
+
+
+def _looked_up(region: Region) -> list[Value]:
+    """Constants that a region looks up rows of."""
+    read = [n.args[1] for n in region.nodes if n.op is ops.embedding]
+    return [t for t in read if isinstance(t, Value) and is_const(t)]
+
+
+def _tabulated(table: torch.Tensor) -> Iterator[Frequencies]:
+    """The default frequencies whose sines and cosines a table has side by side, read off position 1."""
+    if len(table) < 2 or table.shape[-1] % 2:
+        return
+    halves = table[1].float().flatten().chunk(2)
+    for sin, cos in (halves, halves[::-1]):
+        angle = torch.atan2(sin, cos)
+        for digits in range(1, 5):
+            found = default_frequencies(float(f"{_base(angle):.{digits}g}"), 2 * len(angle))
+            if torch.allclose(found, angle, rtol=TOLERANCE):
+                yield found, found
+                break
+
+
+def _base(frequencies: torch.Tensor) -> float:
+    """The ``theta`` of which these could be the default frequencies."""
+    n = 2 * len(frequencies)
+    if n == 2 or frequencies[-1] <= 0:
+        return 10000.0  # one frequency is 1 whatever the base
+    return ((1 / frequencies[-1].double()) ** (n / (n - 2))).item()
 
 
 def _scale(got: torch.Tensor, x: torch.Tensor, region: Region) -> float:

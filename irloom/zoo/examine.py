@@ -15,10 +15,8 @@ from irloom import __version__
 from irloom.backends.artifact import EngineReader, EngineWriter, Manifest
 from irloom.backends.core import Limits, backend, quiet
 from irloom.backends.machine import compiler
-from irloom.frontends.hf.capture import capture
-from irloom.frontends.hf.importer import import_graph
 from irloom.frontends.hf.live import LiveCheckpoint
-from irloom.frontends.hf.skeleton import skeleton
+from irloom.frontends.hf.selfcheck import import_tiny
 from irloom.ir.errors import IrloomError
 from irloom.ir.graph import Module
 from irloom.ir.interp import Interpreter
@@ -90,8 +88,8 @@ class _Examination:
             raise Differs("the library's own logits are not finite")
 
     def trace(self) -> None:
-        model = skeleton(self.specimen.config, torch.float32)
-        self.module = import_graph(capture(model), model, self.row.name)
+        self.module, _ = import_tiny(self.specimen.config, self.specimen.model)
+        self.module.model = self.row.name
 
     def alone(self) -> None:
         run = Interpreter(self.module, LiveCheckpoint(self.specimen.model))

@@ -70,7 +70,7 @@ NEEDED = {
         rope_parameters={"full_attention": _ROPE, "sliding_attention": _ROPE},
         layer_types=_MIXED,
     ),
-    "xmod": _row(languages=["en_XX"], default_language="en_XX"),
+    "xmod": _row(languages=["en_XX", "de_DE"], default_language="de_DE"),
 }
 """The default instance leaves a field out that a model needs."""
 
@@ -120,6 +120,7 @@ JOINED = {
 """Fields depend on each other."""
 
 SHOWN = {
+    "doge": _row(keep_window_size=WINDOW),
     "granitemoehybrid": _row(
         4,
         layer_types=["linear_attention", "full_attention"] * 2,
@@ -139,6 +140,7 @@ SHOWN = {
         index_topk_blocks=3,
     ),
     "recurrent_gemma": _row(6),
+    "xlm": _row(causal=True),
     "smollm3": _row(4, no_rope_layer_interval=2, no_rope_layers=[1, 0, 1, 0], **_WINDOWED),
     "zaya": _row(
         4,

@@ -108,6 +108,14 @@ def clamped(m, q, k, v):
     return scores.softmax(-1) @ repeat(v)
 
 
+def masked_like_its_scores(m, q, k, v):
+    """XLM's: what is read of the scores is their shape, and they are changed in place."""
+    scores = q @ repeat(k).mT
+    later = torch.ones(scores.shape[-1], scores.shape[-1]).triu(1) == 1
+    scores.masked_fill_(later.view(1, 1, *later.shape).expand_as(scores), torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).type_as(scores) @ repeat(v)
+
+
 def window(m, q, k, v):
     at = torch.arange(q.shape[2])
     away = at[:, None] - at
@@ -137,7 +145,8 @@ def sdpa_masked(m, q, k, v):
 
 SPELLINGS: dict[Attend, dict[str, Any]] = {
     plain: {}, tril_buffer: {}, three_dims: {}, einsum: {}, grouped: {}, softcap: {"softcap": 3.0},
-    clamped: {}, window: {"window": 7}, chunked: {"chunk": 6}, alibi: {}, sdpa_causal: {}, sdpa_masked: {},
+    clamped: {}, masked_like_its_scores: {}, window: {"window": 7}, chunked: {"chunk": 6}, alibi: {},
+    sdpa_causal: {}, sdpa_masked: {},
 }  # fmt: skip
 """How attention is spelled, and what the op must say of it."""
 

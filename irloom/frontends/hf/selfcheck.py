@@ -29,13 +29,7 @@ TOLERANCE = 1e-4
 def check_architecture(config: Any) -> float:
     """The largest difference of logits, relative to the largest logit; ``TraceError`` past the tolerance."""
     small = tiny_config(config)
-    try:
-        model = skeleton(small, torch.float32)
-        module = import_graph(capture(model), model, "tiny")
-    except TraceError as error:
-        error.at("while checking the architecture on a tiny model of its kind")
-        raise
-    live = randomized(small)
+    module, live = import_tiny(small)
     error = _difference(live, module, Calling(live), LENGTHS, small.get_text_config(decoder=True).vocab_size)
     if not error <= TOLERANCE:
         raise TraceError(
@@ -44,6 +38,39 @@ def check_architecture(config: Any) -> float:
             hint="the architecture does something that irloom misreads; please report it",
         )
     return error
+
+
+def import_tiny(config: Any, live: nn.Module | None = None) -> tuple[Module, nn.Module]:
+    """A small config's program, and its model with random weights, unless that is ``live``.
+
+    ``TraceError`` where it cannot be traced, or is a model that no trace could be right for.
+    """
+    try:
+        model = skeleton(config, torch.float32)
+        module = import_graph(capture(model), model, getattr(config, "model_type", "tiny"))
+    except TraceError as error:
+        error.at("on a tiny model of its kind")
+        found = live or randomized(config)
+        if not sees_later_tokens(found):
+            raise
+        why = TraceError(
+            f"{type(found).__name__} is no decoder as it is configured: logits depend on later tokens",
+            hint="see whether its config has a field for attention that looks back only",
+        )
+        why.places += error.places
+        raise why from error
+    return module, live or randomized(config)
+
+
+def sees_later_tokens(model: nn.Module) -> bool:
+    """Whether another last token changes what the library's model says of the tokens before it."""
+    ids = torch.arange(4, 4 + LENGTHS[-1])
+    with torch.inference_mode():
+        try:
+            a, b = (library_logits(model, torch.cat([ids, torch.tensor([last])]))[:-1] for last in (4, 9))
+        except Exception:
+            return False  # the library cannot run it either
+    return bool((a - b).abs().max() > TOLERANCE * max(1.0, float(a.abs().max())))
 
 
 def check_module(model: nn.Module, module: Module, flat: bool, longest: int) -> float:

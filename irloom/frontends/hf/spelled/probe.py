@@ -32,6 +32,9 @@ SHAPED = (
 )  # fmt: skip
 """Ops that read the shape and type of their operand, not its entries."""
 
+LIKE = ("aten.expand_as", "aten.view_as", "aten.reshape_as", "aten.type_as")
+"""Ops that read the entries of their first operand, and the shape and type of the second."""
+
 
 class Depends(enum.IntEnum):
     """What the value of a node depends on, beside the numbers of tokens; the larger, the more."""
@@ -100,7 +103,7 @@ class Probe:
             return Depends.TOKENS
         if self._not_padding(node):
             return Depends.LENGTHS
-        return max((self.depends[n] for n in node.all_input_nodes), default=Depends.LENGTHS)
+        return max((self.depends[n] for n in self._operands(node)), default=Depends.LENGTHS)
 
     def _input(self, node: Node) -> Depends:
         if node.name in ("position_ids", "past"):
@@ -162,8 +165,8 @@ class Probe:
         """The operands whose entries count."""
         if isinstance(n.meta.get("val"), torch.SymInt | int) or self._not_padding(n):
             return []
-        shaped = str(n.target).startswith(SHAPED)
-        return [i for i in n.all_input_nodes if not shaped or i is not n.args[0]]
+        at = _shape_only(n)
+        return [i for i in n.all_input_nodes if at is None or i is not n.args[at] or i in n.args[:at]]
 
     def _run(self, n: Node, args: Any, kwargs: Any, at: Lengths) -> Any:
         fake = n.meta.get("val")
@@ -179,8 +182,10 @@ class Probe:
             return dense_mask(*args[:4])
         if n.op != "call_function" or str(n.target).startswith("irloom."):
             raise Unknown(n, "depends on the tokens")
-        if str(n.target).startswith(SHAPED) and isinstance(n.args[0], Node):
-            args = (torch.empty(self.sizes(n.args[0], at), dtype=_dtype(n.args[0])), *args[1:])
+        place = _shape_only(n)
+        if place is not None and isinstance(like := n.args[place], Node):
+            empty = torch.empty(self.sizes(like, at), dtype=_dtype(like))
+            args = (*args[:place], empty, *args[place + 1 :])
         made = _widened(n.target(*_plain(args), **_plain(kwargs)))  # type: ignore[operator]
         if isinstance(fake, Tensor) and tuple(made.shape) != self.sizes(n, at):
             raise Unknown(n, f"is {list(made.shape)} for {at.past + at.tokens} tokens: a table ends")
@@ -209,6 +214,12 @@ class Unknown(TraceError):
 def writes(node: Node) -> bool:
     """Whether an op changes an operand in place."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _shape_only(node: Node) -> int | None:
+    """The place of the operand whose entries an op does not read."""
+    name = str(node.target)
+    return 0 if name.startswith(SHAPED) else 1 if name.startswith(LIKE) else None
 
 
 def _is_view(node: Node) -> bool:
