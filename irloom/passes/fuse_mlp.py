@@ -1,8 +1,8 @@
 """Run a gated MLP as one linear in, one kernel, one linear out.
 
-``silu(gate) * up`` (or ``gelu``, exact or by ``tanh``) becomes one op, so the activation never touches
-memory. Then the linears of gate and up, which read one value, become one with the rows of their weights
-joined and a ``split``. Checkpoints that store them joined already come out the same.
+``silu(gate) * up`` (or ``gelu``, or any other activation, clamped or not) becomes one op, so the activation
+never touches memory. Then the linears of gate and up, which read one value, become one with the rows of their
+weights joined and a ``split``. Checkpoints that store them joined already come out the same.
 """
 
 from __future__ import annotations
@@ -10,9 +10,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from irloom.ir.graph import Module, Value
-from irloom.ir.ops import gelu, gelu_mul, linear, mul, silu, silu_mul, split
+from irloom.ir.op import Op
+from irloom.ir.ops import (
+    act_mul,
+    add,
+    clamped_silu_mul,
+    gelu,
+    gelu_mul,
+    linear,
+    maximum,
+    minimum,
+    mish,
+    mul,
+    quick_gelu,
+    relu,
+    relu2,
+    sigmoid,
+    silu,
+    silu_mul,
+    softplus,
+    split,
+    tanh,
+)
+from irloom.ir.signature import Literal
 
-from .core import Changes, Pass
+from .core import Changes, NoMatch, Pass
 from .rewrite import Rewrite, Site, apply
 from .siblings import join, join_biases
 
@@ -35,6 +57,55 @@ class FuseGeluMul(Rewrite):
 
     def replace(self, gate: Value, up: Value, tanh: bool) -> Value:
         return gelu_mul(gate, up, tanh=tanh)
+
+
+@dataclass(frozen=True)
+class FuseActMul(Rewrite):
+    """A product with another activation: gates of attention and of shared experts too."""
+
+    act: Op
+    quiet = True
+
+    def match(self, gate: Value, x: Value) -> Value:
+        return mul(self.act(gate), x)
+
+    def replace(self, gate: Value, x: Value) -> Value:
+        return act_mul(gate, x, act=self.act.name)
+
+
+class FuseClampedSiluMul(Rewrite):
+    """``silu(gate) * up`` of clamped values."""
+
+    quiet = True
+
+    def match(self, gate: Value, up: Value, low: Literal, limit: Literal) -> Value:
+        return mul(silu(minimum(gate, limit)), minimum(maximum(up, low), limit))
+
+    def where(self, low: Literal, limit: Literal) -> None:
+        _around_zero(low, limit)
+
+    def replace(self, gate: Value, up: Value, limit: Literal) -> Value:
+        return clamped_silu_mul(gate, up, limit=limit)
+
+
+class FuseClampedSwiGlu(Rewrite):
+    """The gate of gpt-oss: ``quick_gelu(gate) * (up + 1)`` of clamped values."""
+
+    quiet = True
+
+    def match(self, gate: Value, up: Value, low: Literal, limit: Literal, shift: Literal) -> Value:
+        return mul(quick_gelu(minimum(gate, limit)), add(minimum(maximum(up, low), limit), shift))
+
+    def where(self, low: Literal, limit: Literal) -> None:
+        _around_zero(low, limit)
+
+    def replace(self, gate: Value, up: Value, limit: Literal, shift: Literal) -> Value:
+        return clamped_silu_mul(gate, up, limit=limit, alpha=1.702, shift=shift)
+
+
+def _around_zero(low: Literal, limit: Literal) -> None:
+    if low != -limit:
+        raise NoMatch(f"one is clamped to {low} and {limit}")
 
 
 class JoinGateUp(Rewrite):
@@ -63,6 +134,20 @@ class JoinGateUpGelu(Rewrite):
         return gelu_mul(*_gate_up(site, x, (wg, wu), (bg, bu)), tanh=tanh)
 
 
+class JoinGateUpAct(Rewrite):
+    """The two linears in front of ``act_mul``."""
+
+    quiet = True
+
+    def match(self, x: Value, wg: Value, wu: Value, bg: Value | None, bu: Value | None, *, act: str) -> Value:
+        return act_mul(linear(x, wg, bg), linear(x, wu, bu), act=act)
+
+    def replace(
+        self, x: Value, wg: Value, wu: Value, bg: Value | None, bu: Value | None, act: str, site: Site
+    ) -> Value:
+        return act_mul(*_gate_up(site, x, (wg, wu), (bg, bu)), act=act)
+
+
 def _gate_up(
     site: Site, x: Value, weights: tuple[Value, Value], biases: tuple[Value | None, Value | None]
 ) -> tuple[Value, Value]:
@@ -71,6 +156,15 @@ def _gate_up(
     both = site.named("gate_up", linear(x, weight, bias))
     gate, up = split(both, dim=-1, sizes=tuple(w.type.dims[0] for w in weights))
     return site.named("gate", gate), site.named("up", up)
+
+
+RULES = (
+    FuseClampedSiluMul(),
+    FuseClampedSwiGlu(),
+    FuseSiluMul(),
+    FuseGeluMul(),
+    *(FuseActMul(act) for act in (relu, relu2, quick_gelu, mish, sigmoid, tanh, softplus)),
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +176,7 @@ class FuseMlp(Pass):
     before = ("quantize", "plan-memory")
 
     def run(self, m: Module) -> Changes:
-        changes = apply(m, [FuseSiluMul(), FuseGeluMul()])
+        changes = apply(m, RULES)
         if self.join:
-            changes += apply(m, [JoinGateUp(), JoinGateUpGelu()])
+            changes += apply(m, [JoinGateUp(), JoinGateUpGelu(), JoinGateUpAct()])
         return changes

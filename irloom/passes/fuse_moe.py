@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from irloom.ir.graph import Module, Value
-from irloom.ir.ops import expert_linear, gelu_mul, moe, mul, reshape, silu_mul, split, sum_
+from irloom.ir.ops import expert_linear, gelu_mul, moe, silu_mul, split, weighted_sum
 
 from .core import Changes, NoMatch, Pass
 from .rewrite import Rewrite, apply
@@ -20,14 +20,14 @@ class FuseSiluExperts(Rewrite):
 
     def match(
         self, x: Value, index: Value, weights: Value, w1: Value, w2: Value,
-        b1: Value | None, b2: Value | None, *, sizes: tuple[int, ...], dims: tuple[int, ...],
+        b1: Value | None, b2: Value | None, *, sizes: tuple[int, ...],
     ) -> Value:  # fmt: skip
         both = split(expert_linear(x, index, w1, b1), dim=-1, sizes=sizes)
         out = expert_linear(silu_mul(both[0], both[1]), index, w2, b2)
-        return sum_(mul(out, reshape(weights, dims=dims)), dim=1, keep=False)
+        return weighted_sum(out, weights)
 
-    def where(self, x: Value, index: Value, weights: Value, dims: tuple[int, ...]) -> None:
-        _per_choice(x, index, weights, dims)
+    def where(self, x: Value) -> None:
+        _per_token(x)
 
     def replace(
         self, x: Value, index: Value, weights: Value, w1: Value, w2: Value, b1: Value | None, b2: Value | None
@@ -42,14 +42,14 @@ class FuseGeluExperts(Rewrite):
 
     def match(
         self, x: Value, index: Value, weights: Value, w1: Value, w2: Value,
-        b1: Value | None, b2: Value | None, *, sizes: tuple[int, ...], dims: tuple[int, ...], tanh: bool,
+        b1: Value | None, b2: Value | None, *, sizes: tuple[int, ...], tanh: bool,
     ) -> Value:  # fmt: skip
         both = split(expert_linear(x, index, w1, b1), dim=-1, sizes=sizes)
         out = expert_linear(gelu_mul(both[0], both[1], tanh=tanh), index, w2, b2)
-        return sum_(mul(out, reshape(weights, dims=dims)), dim=1, keep=False)
+        return weighted_sum(out, weights)
 
-    def where(self, x: Value, index: Value, weights: Value, dims: tuple[int, ...]) -> None:
-        _per_choice(x, index, weights, dims)
+    def where(self, x: Value) -> None:
+        _per_token(x)
 
     def replace(
         self, x: Value, index: Value, weights: Value, w1: Value, w2: Value,
@@ -58,11 +58,9 @@ class FuseGeluExperts(Rewrite):
         return moe(x, index, weights, w1, w2, b1, b2, act="gelu_tanh" if tanh else "gelu")
 
 
-def _per_choice(x: Value, index: Value, weights: Value, dims: tuple[int, ...]) -> None:
+def _per_token(x: Value) -> None:
     if x.type.rank != 2:
         raise NoMatch(f"{x.name} is {x.type}, a row for each choice")
-    if weights.type.dims != index.type.dims or dims != (*index.type.dims, 1):
-        raise NoMatch(f"{weights.name} is {weights.type}, not one number for each of {index.type}")
 
 
 @dataclass(frozen=True)

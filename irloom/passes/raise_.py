@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from irloom.ir.graph import Func, Module
 from irloom.ir.op import OPS
 
+from . import raise_block
 from .core import Changes, Pass
 from .dedupe import drop, share_consts
 from .draft import Draft
 from .fold_weights import fold_weights
+from .raise_activation import Activations
 from .raise_norm import RULES
 from .raise_rope import Rotations
 from .rewrite import apply
@@ -41,9 +43,11 @@ class Raise(Pass):
         changes = Changes()
         for f in m.funcs.values():
             changes += fold_weights(f)
-        changes += apply(m, RULES)
+        changes += apply(m, (*RULES, *raise_block.RULES))
         for f in m.funcs.values():
+            changes += fold_weights(f)
             changes += Rotations(m, f).run()
+            changes += Activations(m, f).run()
             changes += drop(f)
             _name_after_modules(f)
         changes += share_consts(m)

@@ -26,6 +26,7 @@ PIPELINE = (
     "absorb-mla",
     "fuse-qkv",
     "fuse-mlp",
+    "fuse-moe",
     "fuse-norm",
 )
 GOAL = 0.99

@@ -1,6 +1,7 @@
 """Every op: what is inferred is what its body makes, and model ops mean what their papers say."""
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from irloom.ir import ops
 from irloom.ir.cost import step_cost
 from irloom.ir.dims import evaluate
 from irloom.ir.elem import CACHES, ELEMS, SEQS, Cached, Paged, State, elem_of
+from irloom.ir.errors import IRError
 from irloom.ir.interp import empty_cache, resolve
 from irloom.ir.op import OPS, Op
 from irloom.ir.parse import parse
@@ -111,8 +113,15 @@ CASES: dict[str, list[Case]] = {
     "linear": each(["f32[T, 8]", "f32[5, 8]"], ["bf16[2, T, 8]", "f32[5, 8]", "bf16[5]"])
     + each(["f32[8]", "bf16[5, 8]"]),
     "matmul": each(["f32[T, 8]", "f32[8, 3]"], ["bf16[2, T, 8]", "bf16[2, 8, T]"]),
-    "rms_norm": each(*MATRIX, ["bf16[T, 8]", "f32[8]"]),
-    "layer_norm": each(*MATRIX, ["bf16[T, 8]", "f32[8]"], ["f32[T, 8]", "f32[8]", "bf16[8]"]),
+    "rms_norm": each(*MATRIX, ["bf16[T, 8]", "f32[8]"]) + each(["bf16[2, T, 8]", "f32[8]"], groups=4),
+    "l2_norm": each(*MATRIX),
+    "layer_norm": each(*MATRIX, ["bf16[T, 8]", "f32[8]"], ["f32[T, 8]", "f32[8]", "bf16[8]"])
+    + each(["bf16[2, T, 8]", "f32[8]", "f32[8]"], groups=4),
+    **{n: each(*MATRIX) for n in ("relu2", "quick_gelu", "mish")},
+    "act_mul": each(["bf16[T, 8]", "bf16[T, 8]"], ["f32[T, 1]", "f32[T, 8]"], act="sigmoid"),
+    "clamped_silu_mul": each(["bf16[T, 8]", "bf16[T, 8]"], limit=7.0),
+    "xielu": each(["bf16[T, 8]", "bf16[1]", "bf16[1]", "bf16[()]", "bf16[()]"]),
+    "weighted_sum": each(["bf16[T, 2, 8]", "bf16[T, 2]"]),
     **{n: each("f32[T, 8]", "bf16[2, T, 8]", dim=-2) + each("f32[8]", dim=0, keep=False) for n in ("mean",)},
     **{n: each("f32[T, 8]", "i32[8]") + each("i64[T, 8]", dim=0, keep=False) for n in ("amax", "amin")},
     "sum": each("bf16[T, 8]", "i32[8]", "bool[T, 8]") + each("f32[T, 8]", "i8[T, 8]", dim=0, keep=False),
@@ -253,7 +262,8 @@ def test_a_commutative_op_may_exchange_its_operands(op: Op):
 def test_commutative_ops_are_marked():
     g = torch.Generator().manual_seed(2)
     a, b = torch.randn(9, generator=g).abs(), torch.randn(9, generator=g).abs()
-    binary = [op for op in OWN if op.signature.text in ("~b, ~b -> ~b", "+~b, +~b -> +~b")]
+    texts = ("~b, ~b -> ~b", "+~b, +~b -> +~b")
+    binary = [op for op in OWN if op.signature.text in texts and not op.attrs]
     assert len(binary) > 10
     for op in binary:
         assert op.commutative == op.reference(a, b).equal(op.reference(b, a)), op.name
@@ -383,6 +393,43 @@ def test_fused_activations_are_what_they_replace():
     assert ops.silu_mul(a, b).equal(ops.mul(ops.silu(a), b))
     for tanh in (False, True):
         assert ops.gelu_mul(a, b, tanh=tanh).equal(ops.mul(ops.gelu(a, tanh=tanh), b))
+    for act in (ops.relu, ops.relu2, ops.quick_gelu, ops.mish, ops.sigmoid, ops.tanh, ops.softplus):
+        torch.testing.assert_close(ops.act_mul(a, b, act=act.name), ops.mul(act(a), b))
+    torch.testing.assert_close(ops.clamped_silu_mul(a, b, limit=9.0), ops.silu_mul(a, b))
+    clamped = ops.clamped_silu_mul(a, b, limit=0.5, alpha=1.702, shift=1.0)
+    want = ops.quick_gelu(a.clamp(max=0.5)) * (b.clamp(-0.5, 0.5) + 1)
+    torch.testing.assert_close(clamped, want)
+
+
+def test_groups_are_rows_of_their_own():
+    g = torch.Generator().manual_seed(6)
+    x, w, b = torch.randn(3, 12, generator=g), torch.randn(12, generator=g), torch.randn(12, generator=g)
+    parts = x.reshape(9, 4)
+    want = ops.rms_norm(parts).reshape(3, 12) * w
+    torch.testing.assert_close(ops.rms_norm(x, w, groups=3), want)
+    want = ops.layer_norm(parts).reshape(3, 12) * w + b
+    torch.testing.assert_close(ops.layer_norm(x, w, b, groups=3), want)
+    torch.testing.assert_close(ops.l2_norm(x, eps=0.0).norm(dim=-1), torch.ones(3))
+
+
+def test_groups_divide_a_row():
+    for norm in (ops.rms_norm, ops.layer_norm):
+        with pytest.raises(IRError, match=rf"{norm.name}: 3 groups do not divide the 8 features"):
+            norm.infer([Type(ELEMS["f32"], (4, 8))], {"eps": 1e-5, "groups": 3})
+
+
+def test_rows_of_a_token_are_weighted_and_summed():
+    g = torch.Generator().manual_seed(8)
+    x, w = torch.randn(3, 2, 8, generator=g), torch.randn(3, 2, generator=g)
+    want = x[:, 0] * w[:, :1] + x[:, 1] * w[:, 1:]
+    torch.testing.assert_close(ops.weighted_sum(x, w), want)
+
+
+def test_curvatures_bend_both_sides():
+    x, beta, eps = torch.tensor([-2.0, -0.5, 0.0, 3.0]), torch.tensor(0.5), torch.tensor(-1e-6)
+    want = [0.7 * (math.exp(-2) + 1) - 1, 0.7 * (math.exp(-0.5) - 0.5) - 0.25, 0.0, 0.8 * 9 + 1.5]
+    got = ops.xielu(x, torch.tensor([0.8]), torch.tensor([0.7]), beta, eps)
+    torch.testing.assert_close(got, torch.tensor(want), atol=1e-5, rtol=1e-5)
 
 
 def test_each_head_has_a_matrix():

@@ -77,12 +77,19 @@ class Calls:
                 x.ptr + 4 * at * n, x.stride, to, values.stride, places, index.stride, x.count.now, n, k
             )
 
-    def rms_norm(self, x: Rows, w: Vector, y: Rows, *, eps: float) -> None:
-        """Each row, or each head of each row, to unit root-mean-square."""
+    def rms_norm(self, x: Rows, w: Vector, y: Rows, *, eps: float, groups: int = 1) -> None:
+        """Each row, each head of each row, or each of their groups, to unit root-mean-square."""
+        n = x.last // groups
+        for at in range(0, x.width, n):
+            row, to, weight = x.ptr + 4 * at, y.ptr + 4 * at, _part(w, at % x.last)
+            self._raw.rms_norm(row, x.stride, weight, to, y.stride, x.count.now, n, eps)
+
+    def l2_norm(self, x: Rows, y: Rows, *, eps: float) -> None:
+        """Each row, or each head of each row, to length 1."""
         n = x.last
         for at in range(0, x.width, n):
             row, to = x.ptr + 4 * at, y.ptr + 4 * at
-            self._raw.rms_norm(row, x.stride, _at(w), to, y.stride, x.count.now, n, eps)
+            self._raw.l2_norm(row, x.stride, to, y.stride, x.count.now, n, eps)
 
     def add_rms_norm(
         self,
@@ -100,12 +107,13 @@ class Calls:
         out, rows = 0 if y is None else y.ptr, x.count.now * (x.width // x.last)  # heads lie as rows do
         self._raw.add_rms_norm(x.ptr, a.ptr, _at(inner), r.ptr, _at(w), out, rows, x.last, eps, inner_eps)
 
-    def layer_norm(self, x: Rows, w: Vector, b: Vector, y: Rows, *, eps: float) -> None:
-        """Each row, or each head of each row, to zero mean and unit variance."""
-        n = x.last
+    def layer_norm(self, x: Rows, w: Vector, b: Vector, y: Rows, *, eps: float, groups: int = 1) -> None:
+        """Each row, each head of each row, or each of their groups, to zero mean and unit variance."""
+        n = x.last // groups
         for at in range(0, x.width, n):
             row, to = x.ptr + 4 * at, y.ptr + 4 * at
-            self._raw.layer_norm(row, x.stride, _at(w), _at(b), to, y.stride, x.count.now, n, eps)
+            given = (_part(v, at % x.last) for v in (w, b))
+            self._raw.layer_norm(row, x.stride, *given, to, y.stride, x.count.now, n, eps)
 
     def rope(self, x: Rows, table: Turns, y: Rows, *, norm: Vector, eps: float, interleaved: bool) -> None:
         """Each head turned by the table, after ``rms_norm`` with ``norm`` where that is given."""
@@ -205,6 +213,11 @@ def _generated(extra: ctypes.CDLL, name: str) -> Callable[..., None]:
 
 def _at(x: torch.Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
+
+
+def _part(x: torch.Tensor | None, start: int) -> int:
+    """The address of a vector from entry ``start`` on; 0 for none."""
+    return 0 if x is None else x.data_ptr() + 4 * start
 
 
 def _tensor(a: Any) -> Any:

@@ -32,6 +32,31 @@ def _pow(n: Node, a: list[str]) -> str:
     return f"square({a[0]})" if n.args[1] == 2 else f"pow({a[0]}, {a[1]})"
 
 
+def _curve(act: object, x: str) -> str:
+    """The C++ of an activation by its name in the IR."""
+    match act:
+        case "gelu":
+            return f"gelu_erf({x})"
+        case "quick_gelu":
+            return f"({x} * sigmoid(splat(1.702f) * {x}))"
+        case "softplus":
+            return f"(max({x}, splat(0.0f)) + log(splat(1.0f) + exp(-abs({x}))))"
+        case "mish":
+            return f"({x} * tanh({_curve('softplus', x)}))"
+        case _:
+            return f"{act}({x})"
+
+
+def _activation(name: str) -> Formula:
+    return lambda n, a: _curve(name, a[0])
+
+
+def _clamped_silu_mul(n: Node, a: list[str]) -> str:
+    limit, alpha, shift = (_number(n.attrs[k]) for k in ("limit", "alpha", "shift"))
+    g, u = f"min({a[0]}, {limit})", f"max(min({a[1]}, {limit}), -{limit})"
+    return f"({g} * sigmoid({alpha} * {g}) * ({u} + {shift}))"
+
+
 FORMULAS: dict[str, Formula] = {
     "add": _infix("+"),
     "sub": _infix("-"),
@@ -44,7 +69,10 @@ FORMULAS: dict[str, Formula] = {
     "minimum": _call("min"),
     "abs": _call("abs"),
     "gelu": lambda n, a: f"{'gelu_tanh' if n.attrs['tanh'] else 'gelu_erf'}({a[0]})",
+    "act_mul": lambda n, a: f"({_curve(n.attrs['act'], a[0])} * {a[1]})",
+    "clamped_silu_mul": _clamped_silu_mul,
     "softcap": lambda n, a: f"({_number(n.attrs['cap'])} * tanh({a[0]} / {_number(n.attrs['cap'])}))",
+    **{name: _activation(name) for name in ("relu2", "quick_gelu", "mish", "softplus")},
     **{
         name: _call(name)
         for name in ("exp", "log", "sqrt", "rsqrt", "tanh", "erf", "sigmoid", "relu", "silu", "sin", "cos")

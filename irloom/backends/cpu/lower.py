@@ -46,6 +46,7 @@ RESERVED = frozenset(
         "row_sum",
         "topk",
         "rms_norm",
+        "l2_norm",
         "add_rms_norm",
         "layer_norm",
         "rope",

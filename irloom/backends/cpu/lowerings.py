@@ -125,8 +125,19 @@ def rms_norm(f: Lowering, n: Node) -> bool:
     if not f.f32(x) or not (w is None or isinstance(w, Param)):
         return False
     weight = f.weight(w, "vector") if isinstance(w, Param) else "None"
-    if w is None or not _norm_and_more(f, n, x, weight):
-        f.call("rms_norm", x, weight, _made(f, n.result), eps=n.attrs["eps"], loc=n.loc)
+    alone = w is None or n.attrs["groups"] != 1
+    if alone or not _norm_and_more(f, n, x, weight):
+        f.call("rms_norm", x, weight, _made(f, n.result), **n.attrs, loc=n.loc)
+    return True
+
+
+@lowers("l2_norm")
+def l2_norm(f: Lowering, n: Node) -> bool:
+    """Rows, or heads, to length 1."""
+    x = _value(n, 0)
+    if not f.f32(x):
+        return False
+    f.call("l2_norm", x, _made(f, n.result), **n.attrs, loc=n.loc)
     return True
 
 
@@ -207,7 +218,7 @@ def layer_norm(f: Lowering, n: Node) -> bool:
     if not f.f32(x) or not all(a is None or isinstance(a, Param) for a in (w, b)):
         return False
     given = [f.weight(a, "vector") if isinstance(a, Param) else "None" for a in (w, b)]
-    f.call("layer_norm", x, *given, _made(f, n.result), eps=n.attrs["eps"], loc=n.loc)
+    f.call("layer_norm", x, *given, _made(f, n.result), **n.attrs, loc=n.loc)
     return True
 
 

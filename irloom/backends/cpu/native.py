@@ -16,6 +16,7 @@ head_linear      weight, H, stride, x, ldx, y, ldy, T: y[t, h] = x[t, h] @ W[h].
 moe              act, up, up_stride, down, down_stride, E, x, ldx, index, ldi, weights, ldw, k, y, ldy, T
 embedding        weight, ids i32[T], y, ldy, T, scale: rows of a packed weight, times scale
 rms_norm         x, ldx, w, y, ldy, T, N, eps: w may be 0
+l2_norm          x, ldx, y, ldy, T, N, eps: x / sqrt(sum(x ** 2) + eps)
 add_rms_norm     x, a, wa, r, w, y, T, N, eps, eps_a: r = x + a, or x + rms_norm(a, wa) with wa;
                  then y = rms_norm(r, w) unless y is 0; r may be x
 layer_norm       x, ldx, w, b, y, ldy, T, N, eps: w and b may be 0
@@ -78,6 +79,7 @@ SIGNATURES = {
     "moe": "ipipiipipipiipii",
     "embedding": "pppiid",
     "rms_norm": "pippiiid",
+    "l2_norm": "pipiiid",
     "add_rms_norm": "ppppppiidd",
     "layer_norm": "pipppiiid",
     "rope_table": "ppppiid",

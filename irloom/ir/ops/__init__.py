@@ -7,6 +7,7 @@ model decomposes to. Model ops (``norm``, ``attention``, ``recurrent``, ``sparse
 """
 
 from ..op import OPS
+from .activation import act_mul, clamped_silu_mul, mish, quick_gelu, relu2, weighted_sum, xielu
 from .attention import attention, kv_append, paged_attention, positions, rope
 from .collective import all_reduce
 from .elementwise import (
@@ -54,7 +55,7 @@ from .fused import add_layer_norm, add_rms_norm, gelu_mul, silu_mul
 from .heads import head_linear
 from .index import embedding, gather, last_rows, scatter
 from .matmul import linear, matmul
-from .norm import layer_norm, rms_norm
+from .norm import l2_norm, layer_norm, rms_norm
 from .recurrent import (
     causal_conv,
     gated_delta,
@@ -73,6 +74,7 @@ from .sparse import paged_sparse_index, sparse_index
 __all__ = [
     "OPS",
     "abs_",
+    "act_mul",
     "add",
     "add_layer_norm",
     "add_rms_norm",
@@ -84,6 +86,7 @@ __all__ = [
     "attention",
     "cast",
     "causal_conv",
+    "clamped_silu_mul",
     "concat",
     "cos",
     "cumsum",
@@ -106,6 +109,7 @@ __all__ = [
     "gt",
     "head_linear",
     "kv_append",
+    "l2_norm",
     "last_rows",
     "layer_norm",
     "le",
@@ -120,6 +124,7 @@ __all__ = [
     "maximum",
     "mean",
     "minimum",
+    "mish",
     "mlstm",
     "mod",
     "moe",
@@ -132,8 +137,10 @@ __all__ = [
     "permute",
     "positions",
     "pow_",
+    "quick_gelu",
     "reciprocal",
     "relu",
+    "relu2",
     "reshape",
     "rms_norm",
     "rope",
@@ -157,6 +164,8 @@ __all__ = [
     "tanh",
     "token_shift",
     "topk",
+    "weighted_sum",
     "where",
     "wkv",
+    "xielu",
 ]

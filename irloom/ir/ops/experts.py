@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,17 +13,11 @@ from ..errors import IRError
 from ..op import Attrs, op
 from ..signature import Operand
 from ..types import Type
+from .activation import ACTIVATIONS, known
 from .elementwise import promoted
 
 USED = sym("E")
 """Experts that a step uses, in counts of bytes: few tokens read few experts."""
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-}
-"""What a gate may be, by its name."""
 
 
 @op("*b h, t k, %e n h, %e n? -> t k n")
@@ -89,8 +83,8 @@ def moe(
 ) -> Tensor:
     """The gated MLPs of the ``k`` experts that a token chooses, summed by ``weights`` [t, k].
 
-    Each is ``down @ (act(gate) * up)``, with gate and up the halves of ``gate_up @ x``; ``act`` is silu, gelu
-    or gelu_tanh. The products are those of ``expert_linear``.
+    Each is ``down @ (act(gate) * up)``, with gate and up the halves of ``gate_up @ x``; ``act`` is one
+    of ``act_mul``. The products are those of ``expert_linear``.
     """
     gate, up = expert_linear.reference(x, index, gate_up, gate_up_bias).chunk(2, -1)
     gated = ACTIVATIONS[act](gate) * up
@@ -106,8 +100,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
 @moe.verify
 def _(operands: Sequence[Operand], attrs: Attrs) -> None:
     index, gate_up, down = operands[1], operands[3], operands[4]
-    if attrs["act"] not in ACTIVATIONS:
-        raise IRError(f"moe: act is {attrs['act']!r}", hint=f"one of {', '.join(ACTIVATIONS)}")
+    known("moe", attrs["act"])
     if isinstance(index, Type) and index.plain.kind not in ("int", "uint"):
         raise IRError(f"moe: operand `index` is {index}", hint="it holds the numbers of experts")
     if isinstance(gate_up, Type) and isinstance(down, Type) and gate_up.dims[1:2] != (down.dims[-1] * 2,):

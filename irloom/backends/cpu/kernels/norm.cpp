@@ -44,13 +44,17 @@ IRL_INLINE vf at(const float* p, int64_t n, int64_t count) { return count == W ?
 
 }  // namespace
 
-void rms_norm_row(const float* x, const float* w, float* y, int64_t N, float eps) {
+static float squares(const float* x, int64_t N) {
   F16 s = zero16();
   for (int64_t n = 0; n < N; n += 16) {
     const F16 v = load_lanes(x + n, N - n);
     s = fma(v, v, s);
   }
-  const vf r = splat(1.0f / sqrtf(sum(s) / (float)N + eps));
+  return sum(s);
+}
+
+void rms_norm_row(const float* x, const float* w, float* y, int64_t N, float eps) {
+  const vf r = splat(1.0f / sqrtf(squares(x, N) / (float)N + eps));
   if (w) map_row(x, y, N, [&](vf v, int64_t n, int64_t c) { return v * r * at(w, n, c); });
   else map_row(x, y, N, [&](vf v, int64_t, int64_t) { return v * r; });
 }
@@ -64,6 +68,15 @@ extern "C" {
 void irl_rms_norm(const float* x, int64_t ldx, const float* w, float* y, int64_t ldy, int64_t T, int64_t N, double eps) {
   parallel_range(T, 1 + 16384 / (N + 1), [&](int64_t t0, int64_t t1) {
     for (int64_t t = t0; t < t1; t++) rms_norm_row(x + t * ldx, w, y + t * ldy, N, (float)eps);
+  });
+}
+
+void irl_l2_norm(const float* x, int64_t ldx, float* y, int64_t ldy, int64_t T, int64_t N, double eps) {
+  parallel_range(T, 1 + 16384 / (N + 1), [&](int64_t t0, int64_t t1) {
+    for (int64_t t = t0; t < t1; t++) {
+      const vf r = splat(1.0f / sqrtf(squares(x + t * ldx, N) + (float)eps));
+      map_row(x + t * ldx, y + t * ldy, N, [&](vf v, int64_t, int64_t) { return v * r; });
+    }
   });
 }
 
