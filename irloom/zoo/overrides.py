@@ -67,7 +67,7 @@ NEEDED = {
     ),
     "cohere_compass_text": _row(
         4,
-        rope_parameters={"full_attention": _ROPE, "sliding_attention": _ROPE},
+        rope_parameters=dict.fromkeys(_MIXED, {**_ROPE, "mrope_section": [3, 3, 2]}),
         layer_types=_MIXED,
     ),
     "xmod": _row(languages=["en_XX", "de_DE"], default_language="de_DE"),

@@ -58,6 +58,13 @@ class ProbingCache(Cache):
     def __init__(self, past: int) -> None:
         self.past = past
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A model may note things on its cache, not change what it answers (one of 5.17 binds methods that
+        read its layers).
+        """
+        if not callable(getattr(type(self), name, None)):
+            super().__setattr__(name, value)
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:

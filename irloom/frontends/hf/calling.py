@@ -53,9 +53,15 @@ class Calling(nn.Module):
         return self.logits(input_ids, position_ids, **extra)
 
     def alone(self, ids: Tensor) -> Tensor:
-        """The model's own logits f32[T, V] of one sequence of ids [T], without a cache."""
+        """The model's own logits f32[T, V] of one sequence of ids [T], without a cache.
+
+        A model of the library is given the mask that ``generate`` gives it: there are some of 5.17 that are
+        causal only then.
+        """
         takes = inspect.signature(self.model.forward).parameters
-        plain = {"use_cache": False} if self.uses_cache else {}
+        plain: dict[str, Any] = {"use_cache": False} if self.uses_cache else {}
+        if "attention_mask" in takes and hasattr(self.model, "generate"):
+            plain["attention_mask"] = torch.ones_like(ids)[None]
         wanted = [name for name, p in takes.items() if p.default is inspect.Parameter.empty]
         positions = torch.arange(len(ids), device=ids.device)[None] if self.positions in wanted else None
         return self.logits(ids[None], positions, **plain)[0].float()

@@ -1,6 +1,7 @@
 """Blocks of the library that are replaced while a model is captured, one file per kind of block."""
 
 from irloom.frontends.hf.blocks import (
+    aria,
     dbrx,
     doge,
     griffin,
@@ -18,6 +19,7 @@ from irloom.frontends.hf.blocks.core import REPLACEMENTS, replaced_blocks, repla
 
 __all__ = [
     "REPLACEMENTS",
+    "aria",
     "dbrx",
     "doge",
     "griffin",

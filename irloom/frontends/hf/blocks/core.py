@@ -19,15 +19,21 @@ from irloom.frontends.store import takes_part
 from irloom.ir.errors import TraceError
 
 Method = Callable[..., Any]
+Where = Callable[[nn.Module], bool]
+
+
+def _everywhere(_: nn.Module) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """What takes the place of ``method`` in modules of the class ``block``."""
+    """What takes the place of ``method`` in modules of the class ``block`` for which ``where`` holds."""
 
     block: str
     method: str
     by: Method
+    where: Where
 
     @property
     def place(self) -> str:
@@ -40,12 +46,17 @@ REPLACEMENTS: dict[tuple[str, str], Replacement] = {}
 """Replacement by class name and method name."""
 
 
-def replaces(*blocks: str, method: str = "forward") -> Callable[[Method], Method]:
-    """Register a function for the classes ``blocks``; it takes the module, then what the method takes."""
+def replaces(
+    *blocks: str, method: str = "forward", where: Where = _everywhere
+) -> Callable[[Method], Method]:
+    """Register a function for the classes ``blocks``; it takes the module, then what the method takes.
+
+    ``where`` asks a module of the class whether it is meant, as when releases of a library differ in it.
+    """
 
     def wrap(fn: Method) -> Method:
         for block in blocks:
-            new = Replacement(block, method, fn)
+            new = Replacement(block, method, fn, where)
             if old := REPLACEMENTS.get((block, method)):
                 raise TraceError(f"`{block}.{method}` is replaced twice: in {old.place} and in {new.place}")
             REPLACEMENTS[block, method] = new
@@ -61,7 +72,9 @@ def replaced_blocks(model: nn.Module) -> Iterator[None]:
     by_class: dict[str, list[Replacement]] = {}
     for new in REPLACEMENTS.values():
         by_class.setdefault(new.block, []).append(new)
-    swapped = [(m, new) for m in model.modules() for new in by_class.get(type(m).__name__, [])]
+    swapped = [
+        (m, new) for m in model.modules() for new in by_class.get(type(m).__name__, []) if new.where(m)
+    ]
     try:
         for module, new in swapped:
             module.__dict__[new.method] = MethodType(new.by, module)
