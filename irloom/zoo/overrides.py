@@ -67,7 +67,7 @@ NEEDED = {
     ),
     "cohere_compass_text": _row(
         4,
-        rope_parameters=dict.fromkeys(_MIXED, {**_ROPE, "mrope_section": [3, 3, 2]}),
+        rope_parameters={kind: {**_ROPE, "mrope_section": [3, 3, 2]} for kind in _MIXED},
         layer_types=_MIXED,
     ),
     "xmod": _row(languages=["en_XX", "de_DE"], default_language="de_DE"),

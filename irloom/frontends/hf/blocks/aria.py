@@ -1,4 +1,4 @@
-"""Aria up to transformers 5.17: tokens sorted by their experts, and a loop over those; later on the interface."""
+"""Aria of transformers 5.17: tokens sorted by expert, and a loop. Later ones are on the experts interface."""
 
 from __future__ import annotations
 

@@ -46,9 +46,7 @@ REPLACEMENTS: dict[tuple[str, str], Replacement] = {}
 """Replacement by class name and method name."""
 
 
-def replaces(
-    *blocks: str, method: str = "forward", where: Where = _everywhere
-) -> Callable[[Method], Method]:
+def replaces(*blocks: str, method: str = "forward", where: Where = _everywhere) -> Callable[[Method], Method]:
     """Register a function for the classes ``blocks``; it takes the module, then what the method takes.
 
     ``where`` asks a module of the class whether it is meant, as when releases of a library differ in it.
