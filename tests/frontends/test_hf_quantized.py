@@ -289,7 +289,7 @@ def test_gpt_oss_is_read_as_the_library_dequantizes_it(tmp_path):
     )
     found = opened(tmp_path)
     for name, wanted in theirs.state_dict().items():
-        torch.testing.assert_close(found.read(name), wanted, msg=name)
+        torch.testing.assert_close(found.read(name), wanted.float(), msg=name)  # 5.17 gives bf16, as exact
 
 
 def test_what_is_not_read_is_refused(tmp_path):
