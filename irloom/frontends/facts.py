@@ -29,7 +29,18 @@ def directory_facts(path: Path) -> Facts:
     said = read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
     eos = next((c["eos_token_id"] for c in (said, config, text) if c.get("eos_token_id") is not None), ())
     length = next((text[k] for k in LENGTHS if isinstance(text.get(k), int)), DEFAULT_CONTEXT)
+    length = min(length, _original_length(text) or length)
     return Facts(tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),), int(length))
+
+
+def _original_length(text: dict[str, Any]) -> int | None:
+    """Up to where frequencies are those of short texts, where a model has others for longer ones."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
+    if kind not in {"longrope", "su"}:
+        return None
+    original = rope.get("original_max_position_embeddings", text.get("original_max_position_embeddings"))
+    return original if isinstance(original, int) else None
 
 
 def header_facts(metadata: dict[str, Any]) -> Facts:
@@ -37,9 +48,11 @@ def header_facts(metadata: dict[str, Any]) -> Facts:
     architecture = metadata.get("general.architecture", "")
     names = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
     eos = [int(metadata[name]) for name in names if isinstance(metadata.get(name), int)]
-    return Facts(
-        tuple(dict.fromkeys(eos)), int(metadata.get(f"{architecture}.context_length", DEFAULT_CONTEXT))
-    )
+    length = int(metadata.get(f"{architecture}.context_length", DEFAULT_CONTEXT))
+    scaling = f"{architecture}.rope.scaling."
+    if metadata.get(f"{scaling}attn_factor"):  # longrope
+        length = min(length, int(metadata.get(f"{scaling}original_context_length", length)))
+    return Facts(tuple(dict.fromkeys(eos)), length)
 
 
 def fingerprint(path: Path) -> str:

@@ -1,120 +1,33 @@
 """The weights of a GGUF file under the library's names.
 
-The library knows, per architecture, which GGUF tensor becomes which of its own and what llama.cpp changed on
-the way in (rotary rows permuted, norms stored plus one, experts joined). Its tables are used as they are;
-tensors are decoded one at a time by the ``gguf`` package.
+The ``gguf`` package knows which tensor is which of the library's, and the library what llama.cpp changed on
+the way in (rotary rows stored pair by pair, norms plus one). Their tables are used; what they lack is in
+``layouts.py``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from irloom.frontends.gguf.header import Entry, Header
+from irloom.frontends.gguf.architectures import ARCHITECTURES
+from irloom.frontends.gguf.header import Header
+from irloom.frontends.gguf.layouts import expression
+from irloom.frontends.gguf.rope import FACTORS
+from irloom.frontends.gguf.tensors import GGUFTensors
 from irloom.frontends.hf.conversion import library_recipes
 from irloom.frontends.hf.fit import fit
-from irloom.frontends.hf.recipes import MappedCheckpoint, Recipe, direct
-from irloom.ir.checkpoint import absent
+from irloom.frontends.hf.recipes import Expressed, MappedCheckpoint, Recipe, direct
 from irloom.ir.elem import ELEMS, Elem, Quant
 from irloom.ir.errors import CheckpointError
-from irloom.ir.mapped import map_bytes, map_tensor
 from irloom.ir.quantized import QuantizedTensor
 from irloom.ir.safetensors import Stored
-from irloom.ir.weights import split_rows
-
-_PLAIN = {0: "f32", 1: "f16", 24: "i8", 25: "i16", 26: "i32", 27: "i64", 28: "f64", 30: "bf16"}
-_Q4_0, _Q8_0 = 2, 8
-_CHUNK = 1 << 18  # entries decoded at a time: temporaries of a few MB, whatever the tensor's size
-_ROPE = ("rope_freqs.weight",)  # read into the config
-
-
-class GGUFTensors:
-    """The tensors of a GGUF file under its own names; blocks are decoded to f32."""
-
-    def __init__(self, header: Header) -> None:
-        self.header = header
-
-    @property
-    def path(self) -> Path:
-        return self.header.path
-
-    def names(self) -> Sequence[str]:
-        return sorted(self.header.entries, key=lambda name: self.header.entries[name].offset)
-
-    def entry(self, name: str) -> Entry:
-        if name not in self.header.entries:
-            raise absent(self, name)
-        return self.header.entries[name]
-
-    def dims(self, name: str) -> tuple[int, ...]:
-        return self.entry(name).dims
-
-    def elem(self, name: str) -> Elem:
-        return ELEMS[_PLAIN.get(self.entry(name).kind, "f32")]
-
-    def stored(self, name: str) -> Stored | None:
-        entry = self.entry(name)
-        plain = _PLAIN.get(entry.kind)
-        return Stored(self.path, entry.offset, entry.dims, ELEMS[plain]) if plain else None
-
-    def read(self, name: str) -> torch.Tensor:
-        entry = self.entry(name)
-        if entry.kind in _PLAIN:
-            return map_tensor(self.path, entry.offset, entry.dims, self.elem(name).torch)
-        return _decode(self.path, entry)
-
-    def read_quantized(self, name: str, quant: Quant) -> QuantizedTensor | None:
-        """Q8_0 and Q4_0 blocks are exactly groups of 32 with a scale that f16 holds."""
-        entry = self.entry(name)
-        base = {_Q8_0: "i8", _Q4_0: "i4"}.get(entry.kind)
-        if (quant.base.name, quant.group, quant.zero) != (base, 32, None) or quant.scale.name not in {
-            "f16",
-            "f32",
-        }:
-            return None
-        blocks = map_bytes(self.path, entry.offset, entry.nbytes).reshape(math.prod(entry.dims) // 32, -1)
-        scales = blocks[:, :2].contiguous().view(torch.float16).to(quant.scale.torch)
-        if base == "i8":
-            values = blocks[:, 2:].contiguous().view(torch.int8)
-        else:
-            nibbles = blocks[:, 2:]
-            values = torch.cat([nibbles & 15, nibbles >> 4], dim=1).view(torch.int8) - 8
-        return QuantizedTensor(
-            values.reshape(entry.dims), scales.reshape(*entry.dims[:-1], entry.dims[-1] // 32), None, quant
-        )
-
-
-def _decode(path: Path, entry: Entry) -> torch.Tensor:
-    """Blocks to f32, a chunk at a time into the result.
-
-    The package decodes 16 rows at once, so a chunk is handed to it as 16 long rows.
-    """
-    import gguf
-
-    kind = gguf.GGMLQuantizationType(entry.kind)
-    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    blocks = map_bytes(path, entry.offset, entry.nbytes).numpy().reshape(-1, block_bytes)
-    out = torch.empty(entry.dims, dtype=torch.float32)
-    flat = out.view(-1).numpy()
-    step = max(_CHUNK // block, 16)
-    try:
-        for start in range(0, len(blocks), step):
-            part = blocks[start : start + step]
-            rows = 16 if len(part) % 16 == 0 else 1
-            values = gguf.dequantize(part.reshape(rows, -1), kind)
-            flat[start * block : start * block + values.size] = values.ravel()
-    except NotImplementedError:
-        raise CheckpointError(
-            f"{path}: `{entry.name}` is stored as {kind.name}, which the gguf package cannot decode",
-            hint="pip install -U gguf, or convert the file to another type",
-        ) from None
-    return out
+from irloom.ir.weights import Reshape, Tensor, split_rows
 
 
 def open_checkpoint(header: Header, model: Any, *, whole: bool = True) -> MappedCheckpoint:
@@ -125,11 +38,59 @@ def open_checkpoint(header: Header, model: Any, *, whole: bool = True) -> Mapped
     from transformers.integrations.gguf.utils import get_gguf_conversion_mapping, is_gguf_arch_supported
 
     raw = GGUFTensors(header)
-    if is_gguf_arch_supported(header.architecture):
+    raw.check()
+    if header.architecture in ARCHITECTURES:
+        recipes = _known(raw, model)
+    elif is_gguf_arch_supported(header.architecture):
         recipes = library_recipes(raw, model, get_gguf_conversion_mapping(header.architecture, model.config))
     else:
         recipes = _processed(raw, model)
-    return fit(raw, recipes, model, unused=_ROPE if whole else None)
+    return fit(raw, recipes, model, unused=_unused(raw, model) if whole else None)
+
+
+def _unused(raw: GGUFTensors, model: Any) -> list[str]:
+    """Tensors that are no weights of the model: rotary factors, and layers that predict further tokens."""
+    layers = f"blk.{model.config.num_hidden_layers}."
+    extra = (
+        [n for n in raw.names() if n.startswith(layers)] if raw.header.fact("nextn_predict_layers", 0) else []
+    )
+    return [*FACTORS, *extra]
+
+
+def _known(raw: GGUFTensors, model: Any) -> dict[str, Recipe]:
+    """Recipes for an architecture that irloom knows: names from the package, layouts from ours."""
+    import gguf
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS
+
+    arch = next((k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == raw.header.architecture), None)
+    if arch is None:
+        raise CheckpointError(
+            f"{raw.path}: the gguf package has no names for `{raw.header.architecture}`",
+            hint="pip install -U gguf",
+        )
+    like = ARCHITECTURES[raw.header.architecture].like
+    processor = TENSOR_PROCESSORS[like](config=model.config.to_dict()) if like else None
+    names, stored = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers), set(raw.names())
+    recipes: dict[str, Recipe] = {}
+    for target, tensor in model.state_dict().items():
+        wanted = tuple(tensor.shape)
+        expr = expression(raw, model, target, wanted)
+        if expr is not None:
+            recipes[target] = Expressed(expr)
+            continue
+        name = names.get_name(target, try_suffixes=(".weight", ".bias"))
+        if name in stored:
+            made = Processed(target, (name,), processor, {}, wanted)
+            plain = processor is None or made.untouched()
+            recipes[target] = _as_wanted(raw, name, wanted) if plain else made
+    return recipes
+
+
+def _as_wanted(raw: GGUFTensors, name: str, wanted: tuple[int, ...]) -> Expressed:
+    """A stored tensor, with dims of 1 put in or left out where the library's differ in that."""
+    dims = raw.dims(name)
+    same = [d for d in dims if d != 1] == [d for d in wanted if d != 1]
+    return Expressed(Reshape(Tensor(name), wanted)) if same and dims != wanted else direct(name)
 
 
 def _processed(raw: GGUFTensors, model: Any) -> dict[str, Recipe]:

@@ -17,6 +17,7 @@ from irloom.ir.errors import CheckpointError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+TOKENS = "tokenizer.ggml.tokens"
 _MAX_DIMS = 4
 
 
@@ -54,6 +55,31 @@ class Header:
         if not isinstance(name, str):
             raise CheckpointError(f"{self.path}: no `general.architecture` in its metadata")
         return name
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding, which may be more than there are tokens."""
+        embedding = self.entries.get("token_embd.weight")
+        count = embedding.dims[0] if embedding and embedding.dims else self.metadata.get(TOKENS)
+        if not isinstance(count, int):
+            raise CheckpointError(f"{self.path}: neither `token_embd.weight` nor `{TOKENS}`")
+        return count
+
+    def fact(self, key: str, default: Any) -> Any:
+        """What the metadata says of this architecture under ``key``; a number where ``default`` is one."""
+        value = self.metadata.get(f"{self.architecture}.{key}", default)
+        if isinstance(default, int | float) and not isinstance(value, int | float):
+            raise CheckpointError(f"{self.path}: `{self.architecture}.{key}` is {value!r}, not a number")
+        return value
+
+    @staticmethod
+    def decimal(value: Any) -> Any:
+        """A number that the file holds in 32 bits as the decimal it was: 1e-06, not 9.999999974752427e-07."""
+        import numpy as np
+
+        if isinstance(value, float) and float(np.float32(value)) == value:
+            return float(str(np.float32(value)))
+        return value
 
 
 def find_gguf(path: Path) -> Path:

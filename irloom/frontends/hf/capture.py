@@ -20,6 +20,7 @@ from irloom.frontends.hf.lengths import DYNAMIC, Lengths, lengths_of, settling_r
 from irloom.frontends.hf.literals import Literals
 from irloom.frontends.hf.quiet import quiet
 from irloom.frontends.hf.repeat import Repeats, Unlike, find_layers, marked
+from irloom.frontends.hf.rotary import settled_rotation
 from irloom.frontends.hf.skeleton import buffers_on
 from irloom.frontends.hf.stamp import Whole, stamped
 from irloom.frontends.hf.trace_errors import trace_error
@@ -96,5 +97,8 @@ def _export(wrapper: nn.Module, args: tuple[Tensor, ...], layers: Repeats) -> tu
 @contextlib.contextmanager
 def _as_ops(model: nn.Module) -> Iterator[None]:
     """Within, what stays whole in a graph is one op of ours wherever ``model`` computes it."""
-    with irloom_attention(model), irloom_experts(model), recurrent_kernels(model), replaced_blocks(model):
+    ours = (irloom_attention, irloom_experts, recurrent_kernels, replaced_blocks, settled_rotation)
+    with contextlib.ExitStack() as stack:
+        for replaced in ours:
+            stack.enter_context(replaced(model))
         yield
