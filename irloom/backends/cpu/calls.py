@@ -199,14 +199,14 @@ def generated(extra: ctypes.CDLL | None, text: str) -> dict[str, Callable[..., N
 def _generated(extra: ctypes.CDLL, name: str) -> Callable[..., None]:
     bound: dict[int, Callable[..., None]] = {}
 
-    def call(y: Rows, *inputs: Rows | torch.Tensor) -> None:
+    def call(y: Rows, *inputs: Rows | torch.Tensor, parts: int = 1) -> None:
         n = len(inputs)
         function = bound.get(n)
         if function is None:
             function = bound[n] = bind(extra, name, n)
         pointers = (ctypes.c_void_p * n)(*(x.ptr if isinstance(x, Rows) else x.data_ptr() for x in inputs))
         strides = (ctypes.c_int64 * n)(*(x.stride if isinstance(x, Rows) else 0 for x in inputs))
-        function(pointers, strides, y.ptr, y.stride, y.count.now, y.width)
+        function(pointers, strides, y.ptr, y.stride, y.count.now, parts, y.width // parts)
 
     return call
 

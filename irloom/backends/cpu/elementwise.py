@@ -11,10 +11,12 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from irloom.backends.cpu.lower import Lowering
+from irloom.backends.cpu.lower import F32, Lowering
+from irloom.backends.cpu.place import by_rows
 from irloom.backends.cpu.program import LOWERINGS, lowers
+from irloom.ir.dims import Dim, product
 from irloom.ir.errors import IRError
-from irloom.ir.graph import Arg, Node, Param, Value
+from irloom.ir.graph import Node, Value
 from irloom.ir.ops import OPS
 
 Formula = Callable[[Node, list[str]], str]
@@ -39,8 +41,6 @@ def _curve(act: object, x: str) -> str:
             return f"gelu_erf({x})"
         case "quick_gelu":
             return f"({x} * sigmoid(splat(1.702f) * {x}))"
-        case "softplus":
-            return f"(max({x}, splat(0.0f)) + log(splat(1.0f) + exp(-abs({x}))))"
         case "mish":
             return f"({x} * tanh({_curve('softplus', x)}))"
         case _:
@@ -57,6 +57,10 @@ def _clamped_silu_mul(n: Node, a: list[str]) -> str:
     return f"({g} * sigmoid({alpha} * {g}) * ({u} + {shift}))"
 
 
+NAMED = (
+    "exp", "log", "sqrt", "rsqrt", "tanh", "erf", "sigmoid", "softplus", "floor", "relu", "silu", "sin", "cos",
+)  # fmt: skip
+
 FORMULAS: dict[str, Formula] = {
     "add": _infix("+"),
     "sub": _infix("-"),
@@ -72,37 +76,61 @@ FORMULAS: dict[str, Formula] = {
     "act_mul": lambda n, a: f"({_curve(n.attrs['act'], a[0])} * {a[1]})",
     "clamped_silu_mul": _clamped_silu_mul,
     "softcap": lambda n, a: f"({_number(n.attrs['cap'])} * tanh({a[0]} / {_number(n.attrs['cap'])}))",
-    **{name: _activation(name) for name in ("relu2", "quick_gelu", "mish", "softplus")},
-    **{
-        name: _call(name)
-        for name in ("exp", "log", "sqrt", "rsqrt", "tanh", "erf", "sigmoid", "relu", "silu", "sin", "cos")
-    },
+    **{name: _activation(name) for name in ("relu2", "quick_gelu", "mish")},
+    **{name: _call(name) for name in NAMED},
 }
 """The C++ of each op, over the vector math of ``vec.h``."""
 
 
 @dataclass
 class Chain:
-    """A chain being collected: its C++ expression grows from the first node to the last."""
+    """A chain being collected: its C++ expression grows from the first node to the last.
+
+    ``cuts`` are the places at which a row may be cut into parts, so that each input either moves on from part
+    to part or does not, and within a part has all entries or one for all.
+    """
 
     root: Node
     nodes: list[Node]
-    leaves: list[tuple[Arg, str]] = field(default_factory=list[tuple[Arg, str]])
+    cuts: set[int]
+    leaves: list[Value] = field(default_factory=list[Value])
 
-    def leaf(self, a: Arg, kind: str) -> str:
+    @staticmethod
+    def of(n: Node) -> Chain:
+        """A chain of one node."""
+        return Chain(n, [n], set(range(n.result.type.rank)) or {0})
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        """What each node of the chain makes."""
+        return self.root.result.type.dims
+
+    def leaf(self, a: Value) -> str:
         """The C++ of an input; each is read once."""
-        known = next((i for i, (b, _) in enumerate(self.leaves) if b is a), None)
-        if known is None:
-            known = len(self.leaves)
-            self.leaves.append((a, kind))
-        return f"x{known}"
+        if a not in self.leaves:
+            self.leaves.append(a)
+        return f"x{self.leaves.index(a)}"
+
+    def parts(self) -> int:
+        """How many parts the loop cuts a row into."""
+        n = product(self.dims[1 : 1 + min(self.cuts)])
+        assert isinstance(n, int)
+        return n
+
+    def kind(self, a: Value) -> str:
+        """How the loop reads an input: does it move on with rows, with parts, within a part."""
+        dims, at = _aligned(a, self.dims), 1 + min(self.cuts)
+        return "".join(
+            sign if any(n != 1 for n in some) else "-"
+            for sign, some in (("t", dims[:1]), ("p", dims[1:at]), ("n", dims[at:]))
+        )
 
 
 def elementwise(f: Lowering, n: Node) -> bool:
     """Lower ``n`` together with the elementwise nodes that follow it."""
     if not f.f32(n.result):
         return False
-    chain = Chain(n, [n])
+    chain = Chain.of(n)
     text = _formula(f, chain, n, None, "")
     if text is None:
         return False
@@ -115,10 +143,9 @@ def elementwise(f: Lowering, n: Node) -> bool:
         chain.nodes.append(after)
     f.place_early(last.result, n)
     name = kernel(f, chain, text)
-    given = [
-        f.weight(a, "vector") if isinstance(a, Param) and a.weight else f.ref(a) for a, _ in chain.leaves
-    ]
-    f.call(name, last.result, *given, loc=last.loc)
+    given = [f.weight(a, "vector") if f.is_weight(a) else f.ref(a) for a in chain.leaves]
+    more = {"parts": chain.parts()} if chain.parts() > 1 else {}
+    f.call(name, last.result, *given, **more, loc=last.loc)
     f.done.update(id(node) for node in chain.nodes)
     return True
 
@@ -140,67 +167,74 @@ def _follower(f: Lowering, n: Node) -> Node | None:
 
 def _formula(f: Lowering, chain: Chain, n: Node, inner: Value | None, text: str) -> str | None:
     """``n`` as C++; None where an operand is not there yet, or has a shape that the loop does not read."""
-    terms: list[str] = []
-    shape = n.result.type.dims
-    leaves = list(chain.leaves)
-    for a in n.args:
-        if inner is not None and a is inner:
-            terms.append(text)
-        elif a is None or isinstance(a, (bool, int, float)):
-            terms.append(_number(a))
-        else:
-            kind = _kind(f, a, shape)
-            if kind is None:
-                chain.leaves = leaves
-                return None
-            terms.append(chain.leaf(a, kind))
+    cuts = set(chain.cuts)
+    read = [a for a in n.values if a is not inner]
+    for a in read:
+        cuts &= _cuts(f, a, chain.dims)
+    if not cuts:
+        return None
+    chain.cuts = cuts
+    terms = [text if a is inner else chain.leaf(a) if isinstance(a, Value) else _number(a) for a in n.args]
     return FORMULAS[n.op.name](n, terms)
 
 
-def _kind(f: Lowering, a: Value, shape: tuple[object, ...]) -> str | None:
-    """How the loop reads an operand: entry by entry, one entry a row, or one row for all."""
-    if a.type.elem.__str__() != "f32":
-        return None
-    if isinstance(a, Param) and a.weight is not None:
-        return "vector" if a.type.dims == shape[1:] else None
-    if a not in f.places:
-        return None
-    if a.type.dims == shape:
-        return "rows"
-    return "column" if a.type.dims == (shape[0], *[1] * (len(shape) - 1)) else None
+def _cuts(f: Lowering, a: Value, shape: tuple[Dim, ...]) -> set[int]:
+    """Where rows of ``shape`` may be cut for an operand to have all dims, or none, on either side.
+
+    Nowhere when the operand is not there yet, or does not lie as the loop reads.
+    """
+    if a.type.elem != F32 or not (f.is_weight(a) or a in f.places):
+        return set()
+    dims = _aligned(a, shape)
+    if not f.is_weight(a) and not by_rows(a.type.dims) and not f.places[a].whole:
+        return set()
+    rows = list(zip(dims[1:], shape[1:], strict=True))
+    return {at for at in range(len(rows) + 1) if all(_all_or_none(part) for part in (rows[:at], rows[at:]))}
+
+
+def _all_or_none(part: list[tuple[Dim, Dim]]) -> bool:
+    return all(n == size for n, size in part) or all(n == 1 for n, _ in part)
+
+
+def _aligned(a: Value, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """The dims of an operand with those that broadcasting adds in front."""
+    return (1,) * (len(shape) - a.type.rank) + a.type.dims
 
 
 def kernel(f: Lowering, chain: Chain, text: str) -> str:
     """The name of the generated kernel; equal chains share one."""
-    kinds = [kind for _, kind in chain.leaves]
+    kinds = [chain.kind(a) for a in chain.leaves]
     name = "fused_" + hashlib.sha256(f"{text} {kinds}".encode()).hexdigest()[:8]
     f.program.kernels[name] = _source(name, text, kinds)
     return name
 
 
 def _source(name: str, text: str, kinds: list[str]) -> str:
-    read = {
-        "rows": "load{part}(x[{i}] + t * ld[{i}] + n{count})",
-        "column": "splat(x[{i}][t * ld[{i}]])",
-        "vector": "load{part}(x[{i}] + n{count})",
-    }
+    def start(i: int, kind: str) -> str:
+        moves = {"t": f"t * ld[{i}]", "p": "p * N" if "n" in kind else "p"}
+        return " + ".join([f"x[{i}]", *(moves[sign] for sign in kind if sign in moves)])
 
     def inputs(part: str, count: str) -> str:
         return "".join(
-            f"      const vf x{i} = {read[kind].format(i=i, part=part, count=count)};\n"
+            f"        const vf x{i} = "
+            + (f"load{part}(r{i} + n{count})" if "n" in kind else f"splat(*r{i})")
+            + ";\n"
             for i, kind in enumerate(kinds)
         )
 
+    starts = "".join(f"      const float* r{i} = {start(i, kind)};\n" for i, kind in enumerate(kinds))
     return f"""extern "C" void {name}(
-    const float* const* x, const int64_t* ld, float* y, int64_t ldy, int64_t T, int64_t N) {{
-  parallel_range(T, 1 + 8192 / (N + 1), [&](int64_t t0, int64_t t1) {{
-    for (int64_t t = t0; t < t1; t++) {{
+    const float* const* x, const int64_t* ld, float* y, int64_t ldy, int64_t T, int64_t P, int64_t N) {{
+  parallel_range(T, 1 + 8192 / (P * N + 1), [&](int64_t t0, int64_t t1) {{
+    for (int64_t i = t0 * P; i < t1 * P; i++) {{
+      const int64_t t = i / P, p = i % P;
+{starts}      float* to = y + t * ldy + p * N;
       int64_t n = 0;
       for (; n + W <= N; n += W) {{
-{inputs("", "")}      store(y + t * ldy + n, {text});
+{inputs("", "")}        store(to + n, {text});
       }}
       if (n < N) {{
-{inputs("_part", ", N - n")}      store_part(y + t * ldy + n, {text}, N - n);
+{inputs("_part", ", N - n")}        store_part(to + n, {text}, N - n);
       }}
     }}
   }});
@@ -216,14 +250,14 @@ def source(kernels: dict[str, str]) -> str:
 
 def bind(
     library: ctypes.CDLL, name: str, count: int
-) -> Callable[[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_int64], int, int, int, int], None]:
+) -> Callable[[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_int64], int, int, int, int, int], None]:
     """One generated kernel of ``count`` inputs."""
     function = library[name]
     function.argtypes = [
         ctypes.c_void_p * count,
         ctypes.c_int64 * count,
         ctypes.c_void_p,
-        *[ctypes.c_int64] * 3,
+        *[ctypes.c_int64] * 4,
     ]
     function.restype = None
     return function

@@ -96,6 +96,39 @@ def test_a_column_and_a_row_broadcast_in_a_chain():
     compare(parse(main + more), fallbacks={"mean"})
 
 
+def test_heads_broadcast_in_a_chain():
+    """By one entry a head, by one head for all; by a weight of each kind; by both at once."""
+    main = MAIN.replace('w: f32[16, 16] = weight("w")', 'ln: f32[16] = weight("ln"), k: f32[8] = weight("k")')
+    more = """
+    h = reshape(x, dims=(T, 2, 8))
+    r = mean(h)
+    a = sub(h, r)
+    b = mul(a, k)
+    c = split(x, dim=1, sizes=(8, 8))
+    one = reshape(c[0], dims=(T, 1, 8))
+    d = mul(b, one)
+    g = reshape(ln, dims=(2, 8))
+    e = add(d, g)
+    f = softplus(e)
+    two = amax(h)
+    z = add(one, two)
+    s = mul(f, z)
+    y = reshape(s, dims=(T, 16))
+    return y"""
+    text = compare(parse(main + more.replace("c = split", "c0, c1 = split").replace("c[0]", "c0")))
+    assert text.count("parts=2") == 3
+
+
+def test_dims_that_no_cut_separates_are_left_to_the_body():
+    more = """
+    a = reshape(x, dims=(T, 2, 2, 4))
+    b = amax(a, dim=2)
+    c = sub(a, b)
+    y = reshape(c, dims=(T, 16))
+    return y"""
+    compare(parse(MAIN + more), fallbacks={"amax", "sub"})
+
+
 def test_a_residual_goes_along_with_its_linear():
     text = compare(parse(MAIN + "    a = linear(x, w)\n    y = add(a, x)\n    return y"), fallbacks=set())
     assert "residual=x" in text
