@@ -57,10 +57,6 @@ def _clamped_silu_mul(n: Node, a: list[str]) -> str:
     return f"({g} * sigmoid({alpha} * {g}) * ({u} + {shift}))"
 
 
-NAMED = (
-    "exp", "log", "sqrt", "rsqrt", "tanh", "erf", "sigmoid", "softplus", "floor", "relu", "silu", "sin", "cos",
-)  # fmt: skip
-
 FORMULAS: dict[str, Formula] = {
     "add": _infix("+"),
     "sub": _infix("-"),
@@ -77,7 +73,8 @@ FORMULAS: dict[str, Formula] = {
     "clamped_silu_mul": _clamped_silu_mul,
     "softcap": lambda n, a: f"({_number(n.attrs['cap'])} * tanh({a[0]} / {_number(n.attrs['cap'])}))",
     **{name: _activation(name) for name in ("relu2", "quick_gelu", "mish")},
-    **{name: _call(name) for name in NAMED},
+    **{name: _call(name) for name in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "floor")},
+    **{name: _call(name) for name in ("tanh", "erf", "sigmoid", "softplus", "relu", "silu")},
 }
 """The C++ of each op, over the vector math of ``vec.h``."""
 
