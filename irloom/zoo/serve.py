@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -30,20 +31,30 @@ class Stepped(Engine, Protocol):
 
 @dataclass(frozen=True)
 class Script:
-    """A sequence to serve: its tokens, how many are the prompt, and the logits [T, V] to expect of it."""
+    """A sequence to serve: its tokens, how many are the prompt, and the logits [T, V] to expect of it.
+
+    It ``arrives`` after so many steps; of two a lower ``priority`` goes first, even if it arrives later.
+    """
 
     tokens: torch.Tensor
     prompt: int
     expected: torch.Tensor
+    arrives: int = 0
+    priority: int = 0
 
 
 @dataclass(frozen=True)
 class Served:
-    """The largest difference relative to the largest logit, where it was, and how many tokens were hits."""
+    """The largest difference relative to the largest logit, and where it was.
+
+    ``cached`` counts tokens that were hits of the prefix cache, ``preemptions`` how often a sequence lost its
+    pages and was resumed.
+    """
 
     error: float
     where: str
     cached: int
+    preemptions: int = 0
 
 
 def serve(engine: Stepped, scripts: Sequence[Script], late: Sequence[Script] = ()) -> Served:
@@ -53,9 +64,15 @@ def serve(engine: Stepped, scripts: Sequence[Script], late: Sequence[Script] = (
     worst, cached = Served(0.0, "", 0), 0
     for group in (scripts, late):
         requests = {_request(i, s, pages): s for i, s in enumerate(group)}
-        for request in requests:
-            scheduler.add(request)
-        while chunks := scheduler.schedule():
+        for step in count():
+            for request in (r for r, s in requests.items() if s.arrives == step):
+                scheduler.add(request)
+            chunks = scheduler.schedule()
+            scheduler.check()
+            if not chunks and all(s.arrives <= step for s in group):
+                break
+            if not chunks:
+                continue
             batch = build(chunks, pages)
             logits = engine.logits(batch)
             scheduler.complete(chunks)
@@ -65,7 +82,7 @@ def serve(engine: Stepped, scripts: Sequence[Script], late: Sequence[Script] = (
                 worst = max(worst, found, key=lambda s: s.error)
                 _go_on(scheduler, request, script)
         cached += sum(request.cached for request in requests)
-    return Served(worst.error, worst.where, cached)
+    return Served(worst.error, worst.where, cached, scheduler.preemptions)
 
 
 def _request(number: int, script: Script, pages: Pages) -> Request:
@@ -79,6 +96,7 @@ def _request(number: int, script: Script, pages: Pages) -> Request:
         stop_ids=frozenset(),
         prefix=Prefix(tokens, pages.unit),
         known=script.prompt,
+        priority=script.priority,
     )
 
 

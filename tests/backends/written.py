@@ -24,10 +24,11 @@ CONTEXT, PAGE, EVERY = 96, 4, 8
 
 @dataclass(frozen=True)
 class Written:
-    """The text of a model, without caches, and its weights."""
+    """The text of a model, without caches, its weights, and passes to leave out of a target's pipeline."""
 
     text: str
     checkpoint: RandomCheckpoint
+    without: tuple[str, ...] = ()
 
     def alone(self, prompt: list[int]) -> list[int]:
         """Greedy tokens by the text itself, which sees the whole sequence every time."""
@@ -37,10 +38,16 @@ class Written:
             tokens.append(int(logits[-1].argmax()))
         return tokens[len(prompt) :]
 
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Of every token of one sequence, f32[T, V], by the text itself."""
+        (logits,) = Interpreter(parse(self.text), self.checkpoint)(tokens.int(), Seqs.of([len(tokens)]))
+        return logits
+
     def planned(self, target: str) -> Module:
         """What the pipeline of a target makes of it, with small pages."""
         plan = f"kv-plan(page={PAGE}, snapshot={EVERY})"
-        steps = [plan if step == "kv-plan" else step for step in backend(target).pipeline]
+        steps = [s for s in backend(target).pipeline if s not in self.without]
+        steps = [plan if step == "kv-plan" else step for step in steps]
         return run_pipeline(parse(self.text), steps)[0]
 
     def build(self, target: str, out: Path) -> Path:
