@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .ir.parse import parse
     from .ir.recurrent import recurrent
     from .ir.show import show
-    from .ir.types import Type
     from .passes import NoMatch, Pass, Rewrite, apply
     from .runtime import SamplingParams
 
@@ -58,7 +57,6 @@ _ROOMS = {
     "ir.parse": ("parse",),
     "ir.recurrent": ("recurrent",),
     "ir.show": ("show",),
-    "ir.types": ("Type",),
     "passes": ("NoMatch", "Pass", "Rewrite", "apply"),
     "runtime": ("SamplingParams",),
 }
@@ -78,7 +76,6 @@ __all__ = [
     "Rewrite",
     "SamplingParams",
     "TraceError",
-    "Type",
     "__version__",
     "apply",
     "compile",

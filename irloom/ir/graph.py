@@ -166,6 +166,11 @@ class Func:
     body: list[Stmt] = field(default_factory=list[Stmt])
     returns: list[Value] = field(default_factory=list[Value])
 
+    def __str__(self) -> str:
+        from .show import show_func
+
+        return show_func(self)
+
     @property
     def data(self) -> list[Param]:
         """Parameters that callers give."""
