@@ -21,7 +21,7 @@ def run(code: str, place: str, scope: dict[str, Any]) -> str:
             exec(compile(code, place, "exec"), scope)  # noqa: S102 the page's own code
         except Exception as error:
             traceback.print_exc()
-            print(f"{type(error).__name__}: {error}")
+            out.write(f"{type(error).__name__}: {error}\n")
     return out.getvalue()
 
 

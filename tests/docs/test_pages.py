@@ -64,7 +64,6 @@ def python(session: list[str], here: Path) -> list[str]:
     given = json.dumps([(f"block {i}", code) for i, code in enumerate(session)])
     ran = subprocess.run(command, input=given, cwd=here, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    print(ran.stderr)  # tracebacks, for whoever looks at a failure
     return json.loads(ran.stdout)
 
 
@@ -77,10 +76,8 @@ def shell(lines: str, here: Path) -> str:
             assert name == "irloom", line
             command = [sys.executable, "-c", "from irloom.cli import main; main()", *words]
             env = os.environ | {"COLUMNS": "100"}
-            ran = subprocess.run(
-                command, cwd=here, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-            )
-            out.append(ran.stdout)
+            ran = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, check=False)
+            out.append(ran.stdout + ran.stderr)
     return "".join(out)
 
 

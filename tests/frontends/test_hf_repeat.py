@@ -41,6 +41,12 @@ LIBRARY = {
         "SmolLM3Config",
         {**SMALL, "num_hidden_layers": 9, "no_rope_layer_interval": 3},
     ),
+    "qwen 3 next, delta rule and attention": (
+        "Qwen3NextConfig",
+        {**SMALL, "num_hidden_layers": 8, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "linear_num_key_heads": 2,
+         "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    ),
     "gpt 2": (
         "GPT2Config",
         {"vocab_size": 96, "n_embd": 32, "n_layer": 5, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},

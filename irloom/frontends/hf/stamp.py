@@ -110,16 +110,19 @@ class _Stamper:
         return Whole(self.inputs.graph, self.inputs.specs, self.inputs.constants)
 
     def compare(self, first: Region, last: Region) -> None:
-        """The last layer of a kind is the copy that the first would give."""
-        ours, theirs = (first.enter, *first.nodes), (last.enter, *last.nodes)
-        other = dict(zip(ours, theirs, strict=False))
+        """The last layer of a kind is the copy that the first would give.
+
+        Sizes are told by value: one that an earlier layer computed is not computed again.
+        """
+        ours, theirs = ([n for n in layer.nodes if not _is_size(n)] for layer in (first, last))
+        other = dict(zip((first.enter, *ours), (last.enter, *theirs), strict=False))
         said, weight = self.inputs.said, self.inputs.weight
 
         def expected(node: FxNode) -> Any:
             return said(other.get(node) or weight(node, first.layer, last.layer))
 
         same = len(ours) == len(theirs)
-        for a, b in zip(first.nodes, last.nodes, strict=False):
+        for a, b in zip(ours, theirs, strict=False):
             wanted = map_arg(_arguments(a, first.layer, last.layer), expected)
             if not same or (a.target, wanted) != (b.target, map_arg((b.args, b.kwargs), said)):
                 raise Unlike(f"{first.layer.path} and {last.layer.path} differ from `{a.name}` on")
