@@ -26,6 +26,7 @@ from .fold_weights import fold_weights
 from .raise_activation import Activations
 from .raise_norm import RULES
 from .raise_rope import Rotations
+from .raise_router import Routers
 from .rewrite import apply
 
 NAMED = ("rms_norm", "layer_norm")
@@ -47,6 +48,7 @@ class Raise(Pass):
         for f in m.funcs.values():
             changes += fold_weights(f)
             changes += Rotations(m, f).run()
+            changes += Routers(m, f).run()
             changes += Activations(m, f).run()
             changes += drop(f)
             _name_after_modules(f)

@@ -46,7 +46,6 @@ class Activation:
 
 
 KNOWN = (
-    Activation("relu", ops.relu),
     Activation("silu", ops.silu),
     Activation("gelu", ops.gelu),
     Activation("gelu, by tanh", lambda x: ops.gelu(x, tanh=True)),

@@ -10,9 +10,11 @@ from irloom.ir.ops import (
     gt,
     head_linear,
     matmul,
+    maximum,
     minimum,
     mul,
     permute,
+    relu,
     reshape,
     sub,
     sum_,
@@ -24,6 +26,18 @@ from irloom.ir.weight_expr import Transpose
 
 from .core import NoMatch
 from .rewrite import Rewrite, Site
+
+
+class Relu(Rewrite):
+    """What is below zero becomes zero."""
+
+    quiet = True
+
+    def match(self, x: Value) -> Value:
+        return maximum(x, 0)
+
+    def replace(self, x: Value) -> Value:
+        return relu(x)
 
 
 class XIelu(Rewrite):
@@ -89,7 +103,7 @@ class HeadsOfColumns(Rewrite):
         return permute(head_linear(permute(x, dims=(2, 0, 1)), w), dims=(1, 2, 0))
 
 
-RULES = (XIelu(), WeightedSum(), HeadsOfRows(), HeadsOfColumns())
+RULES = (Relu(), XIelu(), WeightedSum(), HeadsOfRows(), HeadsOfColumns())
 
 
 def _stack(x: Value, w: Param, tokens: tuple[Dim, ...]) -> None:

@@ -121,6 +121,8 @@ CASES: dict[str, list[Case]] = {
     "act_mul": each(["bf16[T, 8]", "bf16[T, 8]"], ["f32[T, 1]", "f32[T, 8]"], act="sigmoid"),
     "clamped_silu_mul": each(["bf16[T, 8]", "bf16[T, 8]"], limit=7.0),
     "xielu": each(["bf16[T, 8]", "bf16[1]", "bf16[1]", "bf16[()]", "bf16[()]"]),
+    "route": each(["bf16[T, 8]"], ["f32[T, 8]", "f32[8]"], k=3)
+    + each(["f32[T, 8]", "f32[8]"], k=2, score="sigmoid", groups=4, top_groups=2, best=2, normalize=True),
     "weighted_sum": each(["bf16[T, 2, 8]", "bf16[T, 2]"]),
     **{n: each("f32[T, 8]", "bf16[2, T, 8]", dim=-2) + each("f32[8]", dim=0, keep=False) for n in ("mean",)},
     **{n: each("f32[T, 8]", "i32[8]") + each("i64[T, 8]", dim=0, keep=False) for n in ("amax", "amin")},
@@ -423,6 +425,35 @@ def test_rows_of_a_token_are_weighted_and_summed():
     x, w = torch.randn(3, 2, 8, generator=g), torch.randn(3, 2, generator=g)
     want = x[:, 0] * w[:, :1] + x[:, 1] * w[:, 1:]
     torch.testing.assert_close(ops.weighted_sum(x, w), want)
+
+
+def test_a_route_chooses_by_score_and_bias_from_the_best_groups():
+    x = torch.tensor([[3.0, 0.0, 2.0, 1.9, -1.0, 2.5]])
+    weights, index = ops.route(x, k=2)
+    assert index.tolist() == [[0, 5]]
+    torch.testing.assert_close(weights, x.softmax(-1)[:, [0, 5]])
+    bias = torch.tensor([-9.0, 0, 0, 0, 0, 0])
+    weights, index = ops.route(x, bias, k=2, score="sigmoid", normalize=True, scale=3.0)
+    assert index.tolist() == [[5, 2]]  # the bias chooses, and weighs nothing
+    want = x[:, [5, 2]].sigmoid()
+    torch.testing.assert_close(weights, 3 * want / want.sum())
+    _, index = ops.route(x, by_logits=True, k=2, groups=3, top_groups=1, best=2)
+    assert index.tolist() == [[2, 3]]  # 2 + 1.9 is more than 3 + 0 and 2.5 - 1
+    chosen, index = ops.route(x, k=3, normalize=True)
+    torch.testing.assert_close(chosen, x[:, index[0]].softmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("attrs", "said"),
+    [
+        ({"score": "tanh"}, "score is 'tanh'"),
+        ({"groups": 3}, "1 of 3 groups by their 1 best of the 8 experts"),
+        ({"groups": 4, "k": 3}, "3 of 2 experts"),
+    ],
+)
+def test_a_route_that_cannot_be(attrs, said):
+    with pytest.raises(IRError, match=said):
+        ops.route.infer([Type(ELEMS["f32"], (4, 8))], ops.route.complete({"k": 2, **attrs}))
 
 
 def test_curvatures_bend_both_sides():

@@ -11,7 +11,7 @@ import torch
 
 from irloom.backends.cpu.elementwise import bind
 from irloom.backends.cpu.memory import AnyCache, Cache, States, Turns
-from irloom.backends.cpu.native import ACTIVATIONS, Raw
+from irloom.backends.cpu.native import ACTIVATIONS, SCORES, Raw
 from irloom.backends.cpu.pack import Packed
 from irloom.backends.cpu.step import Count, Rows, Step
 from irloom.ir.elem import ELEMS
@@ -76,6 +76,28 @@ class Calls:
             self._raw.topk(
                 x.ptr + 4 * at * n, x.stride, to, values.stride, places, index.stride, x.count.now, n, k
             )
+
+    def route(
+        self,
+        score: str,
+        x: Rows,
+        bias: Vector,
+        weights: Rows,
+        index: Rows,
+        *,
+        k: int,
+        by_logits: bool,
+        groups: int,
+        top_groups: int,
+        best: int,
+        normalize: bool,
+        scale: float,
+    ) -> None:
+        """Which experts each token chooses, and with what weights."""
+        self._raw.route(
+            x.ptr, x.stride, _at(bias), weights.ptr, weights.stride, index.ptr, index.stride, x.count.now,
+            x.last, k, SCORES.index(score), by_logits, groups, top_groups, best, normalize, scale,
+        )  # fmt: skip
 
     def rms_norm(self, x: Rows, w: Vector, y: Rows, *, eps: float, groups: int = 1) -> None:
         """Each row, each head of each row, or each of their groups, to unit root-mean-square."""

@@ -90,6 +90,20 @@ def topk(f: Lowering, n: Node) -> bool:
     return True
 
 
+@lowers("route")
+def route(f: Lowering, n: Node) -> bool:
+    """From logits to the choice in one pass."""
+    x, bias = (*n.args, None)[:2]
+    if not f.f32(x, n.results[0]) or not (bias is None or f.is_weight(bias)):
+        return False
+    for made in n.results:
+        f.place(made)
+    attrs = {k: v for k, v in n.attrs.items() if k != "score"}
+    given = f.weight(bias, "vector") if isinstance(bias, Param) else "None"
+    f.call("route", f'"{n.attrs["score"]}"', x, given, *n.results, **attrs, loc=n.loc)
+    return True
+
+
 def _choices(f: Lowering, index: Arg) -> bool:
     """Whether an operand holds the experts of each token as the kernels read them."""
     return isinstance(index, Value) and index.type.elem == ELEMS["i32"] and by_rows(index.type.dims)

@@ -45,6 +45,7 @@ RESERVED = frozenset(
         "softmax",
         "row_sum",
         "topk",
+        "route",
         "rms_norm",
         "l2_norm",
         "add_rms_norm",

@@ -32,6 +32,8 @@ act_mul          kind, gate, ldg, up, ldu, y, ldy, T, N: y = kind(gate) * up; ki
 softmax          x, ldx, y, ldy, T, N
 row_sum          x, ldx, y, ldy, T, N: y[t] = the sum of row t
 topk             x, ldx, values, ldv, index i32, ldi, T, N, k: largest first
+route            x, ldx, bias, weights, ldw, index i32, ldi, T, E, k, score, by_logits, groups, top_groups,
+                 best, normalize, scale: the op, for rows of logits; score counts as in SCORES
 gather_rows      x, ldx, index i32[T], y, ldy, T, N
 copy             x, ldx, y, ldy, T, N
 causal_conv      x, ldx, w, bias, y, ldy, C, K, states
@@ -68,6 +70,9 @@ from irloom.backends.cpu import toolchain
 from irloom.backends.cpu.pack import Packed
 
 ELEMS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+SCORES = ("softmax", "sigmoid", "sqrt_softplus")
+"""Of routers, as the kernel numbers them."""
+
 ACTIVATIONS = ("identity", "silu", "gelu_tanh", "gelu_erf", "relu", "relu2", "sigmoid", "tanh")
 
 _STATES = "ppppiii"
@@ -91,6 +96,7 @@ SIGNATURES = {
     "softmax": "pipiii",
     "row_sum": "pipiii",
     "topk": "pipipiiii",
+    "route": "pippipiiiiiiiiiid",
     "gather_rows": "pippiii",
     "copy": "pipiii",
     "causal_conv": "pipppiii" + _STATES,

@@ -68,6 +68,7 @@ from .recurrent import (
     wkv,
 )
 from .reduce import amax, amin, argmax, cumsum, mean, softmax, sum_, topk
+from .router import route
 from .shape import arange, concat, expand, full, pad, permute, reshape, slice_, split
 from .sparse import paged_sparse_index, sparse_index
 
@@ -144,6 +145,7 @@ __all__ = [
     "reshape",
     "rms_norm",
     "rope",
+    "route",
     "rsqrt",
     "scatter",
     "selective_scan",

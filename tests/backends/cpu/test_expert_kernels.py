@@ -1,14 +1,17 @@
 """Kernels of experts and routers: against the ops' bodies, and rows independent of their batch."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from irloom.backends.cpu.native import ACTIVATIONS, Kernels
+from irloom.backends.cpu.native import ACTIVATIONS, SCORES, Kernels
 from irloom.backends.cpu.pack import Kind, Layout, Packed
 from irloom.backends.cpu.weights import packed_bytes
 from irloom.ir import ops
 from irloom.ir.elem import ELEMS, Quant
+from irloom.ir.ops.router import SCORES as OP_SCORES
 from irloom.ir.quantized import quantize
 
 EXPERTS, TOP = 5, 3
@@ -126,3 +129,34 @@ def test_masked_scores(kernels: Kernels) -> None:
     torch.testing.assert_close(y, torch.softmax(x, -1))
     kernels.raw.topk(x.data_ptr(), 4, values.data_ptr(), 3, index.data_ptr(), 3, 2, 4, 3)
     assert index.tolist() == [[3, 1, 0], [1, 2, 0]]
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"normalize": True, "scale": 2.5},
+        {"groups": 4, "top_groups": 2, "best": 2},
+        {"groups": 4, "top_groups": 1},
+        {"by_logits": True},
+    ],
+    ids=lambda how: ", ".join(how) or "plain",
+)
+def test_routes(kernels: Kernels, score: str, how: dict[str, Any]) -> None:
+    attrs = ops.route.complete({"k": TOP, "score": score, **how})
+    for biased, t in ((False, 70), (True, 1)):
+        x, bias = normal(5, t, 20), normal(6, 20) if biased else None
+        weights, index = torch.full((t, TOP), float("nan")), torch.full((t, TOP), -1, dtype=torch.int32)
+        form = [attrs[n] for n in ("by_logits", "groups", "top_groups", "best", "normalize", "scale")]
+        kernels.raw.route(
+            x.data_ptr(), 20, 0 if bias is None else bias.data_ptr(), weights.data_ptr(), TOP,
+            index.data_ptr(), TOP, t, 20, TOP, SCORES.index(score), *form,
+        )  # fmt: skip
+        want, chosen = ops.route(x, bias, **attrs)
+        assert index.equal(chosen)
+        torch.testing.assert_close(weights, want, atol=2e-6, rtol=2e-5)
+
+
+def test_scores_are_those_of_the_op() -> None:
+    assert set(SCORES) == set(OP_SCORES)

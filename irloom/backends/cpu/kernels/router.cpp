@@ -19,6 +19,44 @@ template <class F> void over_rows(int64_t T, int64_t N, F f) {
   });
 }
 
+// The place of the largest of n numbers that is not taken yet, the first of equals; it is taken then.
+int64_t take_best(const float* x, int64_t n, char* taken) {
+  int64_t at = -1;
+  for (int64_t i = 0; i < n; i++)
+    if (!taken[i] && (at < 0 || x[i] > x[at])) at = i;
+  taken[at] = 1;
+  return at;
+}
+
+enum Score : int64_t { SOFTMAX, SIGMOID, SQRT_SOFTPLUS };
+
+void score_row(const float* x, float* s, int64_t E, int64_t how) {
+  if (how == SOFTMAX) {
+    float top = x[0], total = 0.0f;
+    for (int64_t e = 1; e < E; e++) top = x[e] > top ? x[e] : top;
+    for (int64_t e = 0; e < E; e++) total += s[e] = expf(x[e] - top);
+    for (int64_t e = 0; e < E; e++) s[e] /= total;
+  } else if (how == SIGMOID) {
+    for (int64_t e = 0; e < E; e++) s[e] = 1.0f / (1.0f + expf(-x[e]));
+  } else {
+    for (int64_t e = 0; e < E; e++) s[e] = sqrtf((x[e] > 0 ? x[e] : 0.0f) + log1pf(expf(-fabsf(x[e]))));
+  }
+}
+
+// Experts of all groups but the `top` whose `best` first have the largest sum get -inf.
+void keep_groups(float* by, int64_t E, int64_t groups, int64_t top, int64_t best, char* taken, float* sums) {
+  const int64_t size = E / groups;
+  for (int64_t g = 0; g < groups; g++) {
+    memset(taken, 0, (size_t)size);
+    sums[g] = 0.0f;
+    for (int64_t j = 0; j < best; j++) sums[g] += by[g * size + take_best(by + g * size, size, taken)];
+  }
+  memset(taken, 0, (size_t)groups);
+  for (int64_t j = 0; j < top; j++) take_best(sums, groups, taken);
+  for (int64_t g = 0; g < groups; g++)
+    for (int64_t e = 0; e < size && !taken[g]; e++) by[g * size + e] = -INFINITY;
+}
+
 }  // namespace
 }  // namespace irl
 
@@ -69,6 +107,30 @@ void irl_topk(const float* x, int64_t ldx, float* values, int64_t ldv, int32_t* 
       best[p] = row[n];
       at[p] = (int32_t)n;
     }
+  });
+}
+
+// weights and index [T, k] of the experts that each token chooses by its logits [T, E]; see the op.
+void irl_route(const float* x, int64_t ldx, const float* bias, float* weights, int64_t ldw, int32_t* index, int64_t ldi, int64_t T,
+               int64_t E, int64_t k, int64_t score, int64_t by_logits, int64_t groups, int64_t top, int64_t best, int64_t normalize,
+               double scale) {
+  over_rows(T, E, [&](int64_t t) {
+    static thread_local Scratch scratch;
+    float* s = scratch.get<float>((size_t)(4 * E));
+    float *by = s + E, *sums = s + 2 * E, *row = weights + t * ldw;
+    char* taken = (char*)(s + 3 * E);
+    score_row(x + t * ldx, s, E, score);
+    for (int64_t e = 0; e < E; e++) by[e] = (by_logits ? x[t * ldx + e] : s[e]) + (bias ? bias[e] : 0.0f);
+    if (groups > 1) keep_groups(by, E, groups, top, best, taken, sums);
+    memset(taken, 0, (size_t)E);
+    float total = 0.0f;
+    for (int64_t j = 0; j < k; j++) {
+      const int64_t e = take_best(by, E, taken);
+      index[t * ldi + j] = (int32_t)e;
+      total += row[j] = s[e];
+    }
+    const float times = (float)scale / (normalize ? (total > 1e-20f ? total : 1e-20f) : 1.0f);
+    for (int64_t j = 0; j < k; j++) row[j] *= times;
   });
 }
 
