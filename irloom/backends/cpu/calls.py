@@ -62,11 +62,23 @@ class Calls:
         """Along the last dim of [T, N]."""
         self._raw.softmax(x.ptr, x.stride, y.ptr, y.stride, x.count.now, x.width)
 
-    def row_sum(self, x: Rows, y: Rows) -> None:
-        """Along the last dim, of each row or of each part of a row."""
-        n = x.last
-        for at in range(x.width // n):
-            self._raw.row_sum(x.ptr + 4 * at * n, x.stride, y.ptr + 4 * at, y.stride, x.count.now, n)
+    def sums(self, x: Rows, y: Rows, *, count: int, inner: int, weights: Rows | None, scale: float) -> None:
+        """Over ``count`` groups of ``inner`` entries that follow each other, times ``weights`` [T, count]."""
+        w, ldw = (0, 0) if weights is None else (weights.ptr, weights.stride)
+        sizes = (x.width // (count * inner), count, inner)
+        self._raw.sums(x.ptr, x.stride, w, ldw, y.ptr, y.stride, x.count.now, *sizes, scale)
+
+    def gather(self, x: Rows, index: Rows, y: Rows) -> None:
+        """Entries of the last dim, of each row or of each part of a row."""
+        sizes = (x.width // x.last, x.last, y.last)
+        self._raw.gather(x.ptr, x.stride, index.ptr, index.stride, y.ptr, y.stride, x.count.now, *sizes)
+
+    def move(
+        self, x: Rows, y: Rows, *, sizes: tuple[int, ...], read: tuple[int, ...], write: tuple[int, ...]
+    ) -> None:
+        """Entries of each row to other places: three loops of ``sizes``; where each starts, and its steps."""
+        from_, to = x.ptr + 4 * read[0], y.ptr + 4 * write[0]
+        self._raw.move(from_, x.stride, *read[1:], to, y.stride, *write[1:], x.count.now, *sizes)
 
     def topk(self, x: Rows, values: Rows, index: Rows) -> None:
         """The largest of each row of [T, N], or of each part of a row, and their places in it."""

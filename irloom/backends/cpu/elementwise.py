@@ -57,6 +57,12 @@ def _clamped_silu_mul(n: Node, a: list[str]) -> str:
     return f"({g} * sigmoid({alpha} * {g}) * ({u} + {shift}))"
 
 
+def _xielu(n: Node, a: list[str]) -> str:
+    x, above, below, beta, eps = a
+    under = f"({below} * (exp(min({x}, {eps})) - splat(1.0f) - {x}))"
+    return f"(pick({x}, {above} * {x} * {x}, {under}) + {beta} * {x})"
+
+
 FORMULAS: dict[str, Formula] = {
     "add": _infix("+"),
     "sub": _infix("-"),
@@ -71,6 +77,8 @@ FORMULAS: dict[str, Formula] = {
     "gelu": lambda n, a: f"{'gelu_tanh' if n.attrs['tanh'] else 'gelu_erf'}({a[0]})",
     "act_mul": lambda n, a: f"({_curve(n.attrs['act'], a[0])} * {a[1]})",
     "clamped_silu_mul": _clamped_silu_mul,
+    "xielu": _xielu,
+    "full": lambda n, a: _number(n.attrs["value"]),
     "softcap": lambda n, a: f"({_number(n.attrs['cap'])} * tanh({a[0]} / {_number(n.attrs['cap'])}))",
     **{name: _activation(name) for name in ("relu2", "quick_gelu", "mish")},
     **{name: _call(name) for name in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "floor")},

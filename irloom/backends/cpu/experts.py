@@ -65,19 +65,6 @@ def softmax(f: Lowering, n: Node) -> bool:
     return True
 
 
-@lowers("sum")
-def row_sum(f: Lowering, n: Node) -> bool:
-    """Along the last dim."""
-    x = n.args[0]
-    if not isinstance(x, Value) or x.type.rank < 2 or not f.f32(x):
-        return False
-    if n.attrs["dim"] not in (-1, x.type.rank - 1):
-        return False
-    f.place(n.result)
-    f.call("row_sum", x, n.result, loc=n.loc)
-    return True
-
-
 @lowers("topk")
 def topk(f: Lowering, n: Node) -> bool:
     """Along the last dim: values in f32, places in i32."""
@@ -101,6 +88,17 @@ def route(f: Lowering, n: Node) -> bool:
     attrs = {k: v for k, v in n.attrs.items() if k != "score"}
     given = f.weight(bias, "vector") if isinstance(bias, Param) else "None"
     f.call("route", f'"{n.attrs["score"]}"', x, given, *n.results, **attrs, loc=n.loc)
+    return True
+
+
+@lowers("gather")
+def gather(f: Lowering, n: Node) -> bool:
+    """Entries of the last dim, such as the scores of the experts that were chosen."""
+    x, index = n.args
+    if not f.f32(x) or not _choices(f, index):
+        return False
+    f.place(n.result)
+    f.call("gather", x, index, n.result, loc=n.loc)
     return True
 
 

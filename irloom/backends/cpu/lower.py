@@ -43,7 +43,9 @@ RESERVED = frozenset(
         "head_linear",
         "moe",
         "softmax",
-        "row_sum",
+        "sums",
+        "gather",
+        "move",
         "topk",
         "route",
         "rms_norm",
@@ -63,9 +65,10 @@ RESERVED = frozenset(
 
 def lower(m: Module) -> Program:
     """The program of a module whose pipeline has run."""
-    from irloom.backends.cpu import elementwise, experts, lowerings, recurrent
+    from irloom.backends.cpu import elementwise, experts, lowerings, moves, recurrent, sums
 
-    assert lowerings and elementwise and experts and recurrent, "imported for their lowerings"
+    registering = (elementwise, experts, lowerings, moves, recurrent, sums)
+    assert all(registering), "imported for their lowerings"
     program, shared = Program(), Shared(m)
     called = {"main", *(c.callee for c, _, _ in m.calls())}
     functions = [Lowering(program, shared, f).text() for f in m.funcs.values() if f.name in called]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from irloom.backends.cpu.lower import Lowering
-from irloom.backends.cpu.place import Place, column
+from irloom.backends.cpu.place import Place
 from irloom.backends.cpu.program import lowers
 from irloom.ir.elem import Paged
 from irloom.ir.graph import Node, Param, Value
@@ -24,63 +24,6 @@ def positions(f: Lowering, n: Node) -> bool:
     """The step's own array."""
     f.places[n.result] = Place("positions", n.result.type.plain, n.result.type.dims, 1)
     return True
-
-
-@lowers("reshape")
-def reshape(f: Lowering, n: Node) -> bool:
-    """The same memory under other dims."""
-    x = n.args[0]
-    if not isinstance(x, Value) or f.is_weight(x):
-        return False
-    return f.alias(n.result, f.places[x].reshaped(n.result.type.dims))
-
-
-@lowers("split")
-def split(f: Lowering, n: Node) -> bool:
-    """Columns of the same memory."""
-    x = _value(n, 0)
-    inner = column(x.type.dims, n.attrs["dim"])
-    if f.is_weight(x) or inner is None:
-        return False
-    at = 0
-    for r in n.results:
-        if not f.alias(r, f.places[x].columns(at * inner, r.type.dims)):
-            return False
-        at += _size(r, n)
-    return True
-
-
-@lowers("slice")
-def slice_(f: Lowering, n: Node) -> bool:
-    """Columns of the same memory."""
-    x, start = _value(n, 0), n.attrs["start"]
-    inner = column(x.type.dims, n.attrs["dim"])
-    if f.is_weight(x) or inner is None or n.attrs["step"] != 1 or not isinstance(start, int):
-        return False
-    return f.alias(n.result, f.places[x].columns(start * inner, n.result.type.dims))
-
-
-@lowers("concat")
-def concat(f: Lowering, n: Node) -> bool:
-    """Each part is copied to its columns."""
-    inner = column(n.result.type.dims, n.attrs["dim"])
-    if not f.f32(n.result, *n.args) or inner is None:
-        return False
-    place, at = f.place(n.result), 0
-    for x in n.values:
-        part = place.columns(at * inner, x.type.dims)
-        f.call("copy", x, f.name_place(part, f"{n.result.name}_{x.name}"), loc=n.loc)
-        at += _size(x, n)
-    return True
-
-
-def _size(v: Value, n: Node) -> int:
-    """How long the dim is that a split cuts, or a concat joins."""
-    dim = n.attrs["dim"]
-    assert isinstance(dim, int)
-    size = v.type.dims[dim]
-    assert isinstance(size, int)
-    return size
 
 
 @lowers("embedding")

@@ -30,12 +30,15 @@ paged_attention  q, ldq, kcache, vcache, elem, page, KV, starts, context, table,
                  window, chunk, sinks, slopes, out, ldo, scale, softcap: window, chunk, softcap 0 are none
 act_mul          kind, gate, ldg, up, ldu, y, ldy, T, N: y = kind(gate) * up; kind(gate) without up
 softmax          x, ldx, y, ldy, T, N
-row_sum          x, ldx, y, ldy, T, N: y[t] = the sum of row t
+sums             x, ldx, w, ldw, y, ldy, T, A, K, B, scale: y[t, a, b] = scale * the sum over k of
+                 x[t, a, k, b], times w[t, k] unless w is 0
+gather           x, ldx, index i32, ldi, y, ldy, T, A, N, K: y[t, a, k] = x[t, a, index[t, a, k]]
 topk             x, ldx, values, ldv, index i32, ldi, T, N, k: largest first
 route            x, ldx, bias, weights, ldw, index i32, ldi, T, E, k, score, by_logits, groups, top_groups,
                  best, normalize, scale: the op, for rows of logits; score counts as in SCORES
 gather_rows      x, ldx, index i32[T], y, ldy, T, N
 copy             x, ldx, y, ldy, T, N
+move             x, ldx, sx[3], y, ldy, sy[3], T, n[3]: y[t, a, b, c] = x[t, a, b, c], with steps sx and sy
 causal_conv      x, ldx, w, bias, y, ldy, C, K, states
 token_shift      x, ldx, y, ldy, C, states
 linear_scan      x, ldx, decay, ldd, y, ldy, C, states
@@ -94,11 +97,13 @@ SIGNATURES = {
     "paged_attention": "pippiiipppiiiiiiipppidd",
     "act_mul": "ipipipiii",
     "softmax": "pipiii",
-    "row_sum": "pipiii",
+    "sums": "pipipiiiiid",
+    "gather": "pipipiiiii",
     "topk": "pipipiiii",
     "route": "pippipiiiiiiiiiid",
     "gather_rows": "pippiii",
     "copy": "pipiii",
+    "move": "piiiipiiiiiiii",
     "causal_conv": "pipppiii" + _STATES,
     "token_shift": "pipii" + _STATES,
     "linear_scan": "pipipii" + _STATES,

@@ -111,7 +111,7 @@ def test_rows_of_scores(kernels: Kernels, t: int, n: int) -> None:
     y, total = torch.empty_like(x), torch.empty(t)
     kernels.raw.softmax(x.data_ptr(), n, y.data_ptr(), n, t, n)
     torch.testing.assert_close(y, torch.softmax(x, -1), atol=1e-6, rtol=3e-6)
-    kernels.raw.row_sum(x.data_ptr(), n, total.data_ptr(), 1, t, n)
+    kernels.raw.sums(x.data_ptr(), n, 0, 0, total.data_ptr(), 1, t, 1, n, 1, 1.0)
     torch.testing.assert_close(total.double(), x.double().sum(-1), atol=1e-5, rtol=1e-5)
     k = min(n, 6)
     values, index = torch.empty(t, k), torch.empty(t, k, dtype=torch.int32)

@@ -1,4 +1,4 @@
-// What routers compute on rows of scores [T, N]: softmax, sums, and the largest with their places.
+// What routers compute on rows of scores [T, N]: softmax, sums, the largest with their places, entries at places.
 #include "pool.h"
 #include "vec.h"
 
@@ -84,12 +84,35 @@ void irl_softmax(const float* x, int64_t ldx, float* y, int64_t ldy, int64_t T, 
   });
 }
 
-// y[t] = the sum of row t.
-void irl_row_sum(const float* x, int64_t ldx, float* y, int64_t ldy, int64_t T, int64_t N) {
-  over_rows(T, N, [&](int64_t t) {
-    F16 total = zero16();
-    for (int64_t n = 0; n < N; n += 16) total = total + lanes(x + t * ldx + n, N - n, 0.0f);
-    y[t * ldy] = sum(total);
+// y[t, a, b] = scale * the sum over k of x[t, a, k, b], times w[t, k] where w is given.
+void irl_sums(const float* x, int64_t ldx, const float* w, int64_t ldw, float* y, int64_t ldy, int64_t T, int64_t A, int64_t K,
+              int64_t B, double scale) {
+  const float by = (float)scale;
+  over_rows(T, A * K * B, [&](int64_t t) {
+    for (int64_t a = 0; a < A; a++) {
+      const float* from = x + t * ldx + a * K * B;
+      float* to = y + t * ldy + a * B;
+      if (B == 1 && !w) {
+        F16 total = zero16();
+        for (int64_t k = 0; k < K; k += 16) total = total + lanes(from + k, K - k, 0.0f);
+        *to = by * sum(total);
+        continue;
+      }
+      for (int64_t b = 0; b < B; b++) to[b] = 0.0f;
+      for (int64_t k = 0; k < K; k++) {
+        const float share = w ? by * w[t * ldw + k] : by;
+        for (int64_t b = 0; b < B; b++) to[b] += share * from[k * B + b];
+      }
+    }
+  });
+}
+
+// y[t, a, k] = x[t, a, index[t, a, k]], each row of parts of N entries.
+void irl_gather(const float* x, int64_t ldx, const int32_t* index, int64_t ldi, float* y, int64_t ldy, int64_t T, int64_t A, int64_t N,
+                int64_t K) {
+  over_rows(T, A * K, [&](int64_t t) {
+    for (int64_t a = 0; a < A; a++)
+      for (int64_t k = 0; k < K; k++) y[t * ldy + a * K + k] = x[t * ldx + a * N + index[t * ldi + a * K + k]];
   });
 }
 

@@ -32,6 +32,21 @@ void irl_copy(const float* x, int64_t ldx, float* y, int64_t ldy, int64_t T, int
   });
 }
 
+// y[t, a, b, c] = x[t, a, b, c] for four-byte entries, where the dims of a row have steps of their own in each.
+void irl_move(const int32_t* x, int64_t ldx, int64_t xa, int64_t xb, int64_t xc, int32_t* y, int64_t ldy, int64_t ya, int64_t yb,
+              int64_t yc, int64_t T, int64_t A, int64_t B, int64_t C) {
+  parallel_range(T, 1 + 8192 / (A * B * C + 1), [&](int64_t t0, int64_t t1) {
+    for (int64_t t = t0; t < t1; t++)
+      for (int64_t a = 0; a < A; a++)
+        for (int64_t b = 0; b < B; b++) {
+          const int32_t* from = x + t * ldx + a * xa + b * xb;
+          int32_t* to = y + t * ldy + a * ya + b * yb;
+          if (xc == 1 && yc == 1) memcpy(to, from, (size_t)C * 4);
+          else for (int64_t c = 0; c < C; c++) to[c * yc] = from[c * xc];
+        }
+  });
+}
+
 // out[t] = the first index of the largest of row t; a NaN counts as the largest, as in torch.
 void irl_argmax(const float* x, int64_t ldx, int64_t T, int64_t N, int64_t* out) {
   const int64_t cuts = N > 65536 ? threads() * 2 : 1;

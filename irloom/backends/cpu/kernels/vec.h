@@ -55,6 +55,7 @@ IRL_INLINE float fma(float a, float b, float c) {
 // A NaN in either comes through; the second test folds away where `b` is a constant.
 IRL_INLINE vf max(vf a, vf b) { return (b > a) | (b != b) ? b : a; }
 IRL_INLINE vf min(vf a, vf b) { return (b < a) | (b != b) ? b : a; }
+IRL_INLINE vf pick(vf test, vf above, vf other) { return test > 0.0f ? above : other; }
 IRL_INLINE vf abs(vf a) { return bits<vf>(bits<vi>(a) & 0x7fffffff); }
 IRL_INLINE vf sqrt(vf a) {
 #if IRL_W == 16
