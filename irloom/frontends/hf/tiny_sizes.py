@@ -116,7 +116,7 @@ _ROWS: tuple[tuple[str, Size], ...] = (
     ("q_lora_rank|kv_lora_rank|moe_latent_size", _unless_none(RANK)),
     ("embedding_rank|.*_lora_rank|lora_rank|adapter_rank", _unless_none(HEAD_DIM)),
     ("o_groups", 2),
-    ("index_n_heads|index_num_heads", HEADS),
+    ("index_n_heads|index_num_heads", 16),  # fewer leave many keys with a score of 0, all alike
     ("index_head_dim", HEAD_DIM),
     ("index_topk(_blocks)?|index_top_k", 8),
     (

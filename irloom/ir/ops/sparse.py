@@ -22,8 +22,8 @@ def _best(q: Tensor, keys: Tensor, weight: Tensor, first: int, topk: int) -> Ten
     scores = torch.einsum("ths,th->ts", scores, weight.float())
     at = torch.arange(first, first + len(q), device=q.device)[:, None]
     scores = scores.masked_fill(torch.arange(len(keys), device=q.device) > at, float("-inf"))
-    values, index = scores.topk(min(topk, len(keys)))
-    index = index.masked_fill(values == float("-inf"), -1)
+    values, index = scores.sort(dim=-1, descending=True, stable=True)
+    index = index.masked_fill(values == float("-inf"), -1)[:, :topk]
     return torch.nn.functional.pad(index, (0, topk - index.shape[1]), value=-1).int()
 
 
@@ -32,7 +32,7 @@ def sparse_index(q: Tensor, k: Tensor, weight: Tensor, seqs: Seqs, *, topk: int)
     """The positions of the ``topk`` earlier tokens that matter most to each token, -1 where there are fewer.
 
     The score of a key is ``sum_h weight[h] * relu(q[h] . k)``, all heads over one key (the lightning indexer
-    of DeepSeek-V3.2). Where scores are equal any may be chosen.
+    of DeepSeek-V3.2). Of equal scores the earlier wins.
     """
     spans = seqs.spans()
     return torch.cat([_best(q[a:b], k[a:b, 0], weight[a:b], 0, topk) for a, b in spans])
