@@ -122,27 +122,46 @@ class Paged:
 
     ``window`` is how many of the last tokens must stay readable; older pages may be given back. Every layer's
     cache with the same window shares one page table. ``values`` is the features of a value per head where
-    they are not those of a key; 0 keeps keys only, such as the latents of multi-head latent attention.
+    they are not those of a key; 0 keeps keys only, such as the latents of multi-head latent attention. Of
+    every ``stride`` tokens only the last is kept, which stands for all of them; a page then has ``page /
+    stride`` entries.
     """
 
     elem: Elem
     page: int
     window: int | None = None
     values: int | None = None
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.page % self.stride:
+            raise IRError(
+                f"a page of {self.page} tokens has no whole number of strides of {self.stride}",
+                hint="a page is a multiple of the stride",
+            )
+
+    @property
+    def entries(self) -> int:
+        """Keys that a page holds."""
+        return self.page // self.stride
 
     @property
     def pool(self) -> str:
-        """The pool whose pages it lives in: ``full``, or ``window 512``."""
+        """The pool whose pages it lives in: ``full``, ``window 512`` or ``stride 4``."""
+        if self.stride > 1:
+            return f"stride {self.stride}"
         return "full" if self.window is None else f"window {self.window}"
 
     def nbytes(self, dims: tuple[Dim, ...]) -> Dim:
         """Bytes of keys and values for dims ``(pages, kv heads, head dim)``."""
         values = dims if self.values is None else (*dims[:-1], self.values)
-        return (self.elem.nbytes(dims) + self.elem.nbytes(values)) * self.page
+        return (self.elem.nbytes(dims) + self.elem.nbytes(values)) * self.entries
 
     def __str__(self) -> str:
-        values = "" if self.values is None else f"(values={self.values})"
-        return f"paged[{self.elem}, {self.page}{f', {self.window}' if self.window else ''}]{values}"
+        options = [f"values={self.values}"] * (self.values is not None)
+        options += [f"stride={self.stride}"] * (self.stride > 1)
+        tail = f"({', '.join(options)})" if options else ""
+        return f"paged[{self.elem}, {self.page}{f', {self.window}' if self.window else ''}]{tail}"
 
 
 @dataclass(frozen=True)

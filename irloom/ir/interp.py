@@ -188,7 +188,8 @@ def empty_cache(t: Type, pages: int) -> PagedCache | StateCache:
     match t.elem:
         case Paged(elem=elem, page=page):
             heads, dim = dims
-            return PagedCache.empty(pages, page, heads, dim, elem.torch, t.elem.pool, t.elem.values)
+            own = t.elem
+            return PagedCache.empty(pages, page, heads, dim, elem.torch, own.pool, own.values, own.stride)
         case State(elem=elem, every=every):
             return StateCache.empty(pages, dims, elem.torch, every)
         case _:

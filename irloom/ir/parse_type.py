@@ -66,11 +66,14 @@ class TypeReader:
             case ast.Subscript(value=ast.Name(id="paged"), slice=ast.Tuple(elts=[inner, page, *window])):
                 last = integer(window[0]) if window else None
                 return Paged(self.plain(inner), integer(page), last)
-            case ast.Call(func=paged, args=[], keywords=[ast.keyword(arg="values", value=features)]):
-                elem = self.elem(paged)
-                if not isinstance(elem, Paged):
-                    raise IRError(f"{ast.unparse(paged)} has no `values`", hint="paged[bf16, 16](values=128)")
-                return replace(elem, values=integer(features))
+            case ast.Call(func=paged, args=[], keywords=given):
+                elem, options = self.elem(paged), {k.arg or "**": integer(k.value) for k in given}
+                if not isinstance(elem, Paged) or not options.keys() <= {"values", "stride"}:
+                    raise IRError(
+                        f"{ast.unparse(paged)} has no `{next(iter(options), '()')}`",
+                        hint="paged[bf16, 16](values=128), paged[bf16, 16](stride=4)",
+                    )
+                return replace(elem, **options)
             case ast.Subscript(value=ast.Name(id="state"), slice=ast.Tuple(elts=[inner, every])):
                 return State(self.plain(inner), integer(every))
             case _:

@@ -88,14 +88,15 @@ class Seqs:
 class PagedCache:
     """Keys ``[pages, page, kv heads, head dim]`` and values of one layer, and the pool that pages come from.
 
-    Values have a last dim of their own, 0 where only keys are kept. One that is renewed ``in_place`` writes
-    into its own tensors: nothing may read it as it was before.
+    Values have a last dim of their own, 0 where only keys are kept; of every ``stride`` tokens the last is
+    kept. One that is renewed ``in_place`` writes into its own tensors: nothing may read it as it was before.
     """
 
     k: torch.Tensor
     v: torch.Tensor
     pool: str = "full"
     in_place: bool = False
+    stride: int = 1
 
     @staticmethod
     def empty(
@@ -106,21 +107,26 @@ class PagedCache:
         dtype: torch.dtype,
         pool: str = "full",
         values: int | None = None,
+        stride: int = 1,
     ) -> PagedCache:
         """A cache of zeros; ``values`` are the features of a value, those of a key when absent."""
         k, v = (
-            torch.zeros(pages, page, heads, d, dtype=dtype) for d in (dim, dim if values is None else values)
+            torch.zeros(pages, page // stride, heads, d, dtype=dtype)
+            for d in (dim, dim if values is None else values)
         )
-        return PagedCache(k, v, pool)
+        return PagedCache(k, v, pool, stride=stride)
 
     @property
     def page(self) -> int:
-        """Tokens a page holds."""
-        return self.k.shape[1]
+        """Tokens of a page."""
+        return self.k.shape[1] * self.stride
 
     def append(self, k: torch.Tensor, v: torch.Tensor | None, seqs: Seqs) -> PagedCache:
         """A cache that also holds ``k`` and ``v`` [T, kv heads, head dim] at the tokens' places."""
-        at = seqs.slots(self.pool, self.page)
+        at = seqs.slots(self.pool, self.page) // self.stride
+        if self.stride > 1:
+            last = (seqs.positions + 1) % self.stride == 0
+            at, k, v = at[last], k[last], None if v is None else v[last]
         keys, values = (self.k, self.v) if self.in_place else (self.k.clone(), self.v.clone())
         keys.view(-1, *keys.shape[2:])[at] = k.to(keys.dtype)
         if v is not None:
@@ -128,9 +134,10 @@ class PagedCache:
         return replace(self, k=keys, v=values)
 
     def read(self, seqs: Seqs, s: int, since: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [n, kv heads, head dim] of sequence ``s`` from position ``since`` on."""
-        at = torch.arange(since, int(seqs.context[s]), device=self.k.device)
-        rows = seqs.table(self.pool)[s, at // self.page].long() * self.page + at % self.page
+        """Keys and values [n, kv heads, head dim] of sequence ``s`` from its key ``since`` on."""
+        at = torch.arange(since, int(seqs.context[s]) // self.stride, device=self.k.device)
+        entries = self.k.shape[1]
+        rows = seqs.table(self.pool)[s, at // entries].long() * entries + at % entries
         return self.k.flatten(0, 1)[rows], self.v.flatten(0, 1)[rows]
 
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from irloom.ir.dims import sym
-from irloom.ir.elem import CACHES, ELEMS, Elem, Paged, State
+from irloom.ir.elem import CACHES, ELEMS, SEQS, Elem, Paged, State
 from irloom.ir.graph import Builder, Call, Func, Index, Loop, Module, Node, Param, Slot, Stmt, Value
-from irloom.ir.ops import attention, kv_append, paged_attention, paged_sparse_index, slice_, sparse_index
+from irloom.ir.ops import (
+    attention,
+    block_index,
+    kv_append,
+    paged_attention,
+    paged_block_index,
+    paged_partial_attention,
+    paged_sparse_index,
+    partial_attention,
+    slice_,
+    sparse_index,
+)
 from irloom.ir.ops.attention import reach
 from irloom.ir.types import Type
 
@@ -21,6 +32,10 @@ from .roll import rename_carried, unroll
 
 PAGES = (1, 65536)
 """The range of a dim of pages or slots, until ``kv-plan`` knows better."""
+ATTENDS = {attention: paged_attention, partial_attention: paged_partial_attention}
+"""Ops on keys and values, and their form that reads a cache."""
+INDEXES = {sparse_index: paged_sparse_index, block_index: paged_block_index}
+"""Ops on keys alone."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +45,12 @@ class KvCache(Pass):
     ``attention(q, k, v, seqs)`` becomes ``kv_append`` and ``paged_attention`` on keys and values in pages,
     and a recurrent op its ``carried`` twin on the states of sequences. A function gets a parameter per cache,
     and returns the cache that holds this step too. Attentions over the same keys and values share one; so do
-    those of a later layer, which is lent the cache and keeps none. Where values are the first features of the
-    keys, as with absorbed latents, only keys are kept. The caches of called functions are one stack in
-    ``main``, ``kv: caches[n]``, in order of the calls. Attention with a window gets a cache that need not
-    keep more than the window; each window has page counts of its own (``P512``), for its pages are a pool of
-    their own. States live in slots, ``N`` of them.
+    those of a later layer, which is lent the cache and keeps none. Where values are the keys or their first
+    features, as with absorbed latents, only keys are kept; of blocks of tokens that one entry stands for,
+    that entry (``stride``). The caches of called functions are one stack in ``main``, ``kv: caches[n]``, in
+    order of the calls. Attention with a window gets a cache that need not keep more than the window; each
+    window has page counts of its own (``P512``), for its pages are a pool of their own. States live in slots,
+    ``N`` of them.
 
     ``elem`` is what keys and values are stored as (theirs when absent), ``page`` how many tokens a page
     holds, ``snapshot`` how many tokens lie between two states that are kept for prefixes.
@@ -61,11 +77,11 @@ class KvCache(Pass):
 
     def wanted(self, f: Func, changes: Changes) -> list[Kept]:
         """The caches that a function's ops ask for, in the order of the ops."""
-        groups: dict[tuple[Value, ...] | Node, list[Node]] = defaultdict(list)
+        groups: dict[tuple[Any, ...] | Node, list[Node]] = defaultdict(list)
         for n in f.nodes:
-            if n.op is attention:
-                groups[tuple(n.values[1:4])].append(n)
-            elif n.op is sparse_index or n.op.carried is not None:
+            if n.op in ATTENDS:
+                groups[*n.values[1:4], n.attrs.get("stride", 1)].append(n)
+            elif n.op in INDEXES or n.op.carried is not None:
                 groups[n].append(n)
         kept: list[Kept] = []
         for nodes in groups.values():
@@ -79,9 +95,9 @@ class KvCache(Pass):
 
     def type(self, f: Func, nodes: list[Node]) -> Type:
         """The type of the cache that serves these nodes; ``NoMatch`` where there is none."""
-        if nodes[0].op is attention:
+        if nodes[0].op in ATTENDS:
             return self.tokens(f, nodes)
-        return self.keys(nodes[0]) if nodes[0].op is sparse_index else self.state(nodes[0])
+        return self.keys(nodes[0]) if nodes[0].op in INDEXES else self.state(nodes[0])
 
     def tokens(self, f: Func, nodes: list[Node]) -> Type:
         """The type of the cache that serves these attentions; ``NoMatch`` where there is none."""
@@ -95,15 +111,21 @@ class KvCache(Pass):
         values = 0 if _leads(f, nodes[0]) else None if features == k.dims[-1] else features
         windows = [reach(n.attrs) for n in nodes]
         window = None if None in windows else max(w for w in windows if w is not None)
-        pages = sym("P" if window is None else f"P{window}")
-        paged = Paged(elem, self.page, window, values)
-        return Type(paged, (pages, *k.dims[1:]), (None, *k.axes[1:]))
+        return self.pages(k, Paged(elem, self.page, window, values), nodes[0])
 
     def keys(self, n: Node) -> Type:
         """The type of the cache of an indexer's keys."""
         k = n.values[1].type
         elem = ELEMS[self.elem] if self.elem else k.plain
-        return Type(Paged(elem, self.page, None, 0), (sym("P"), *k.dims[1:]), (None, *k.axes[1:]))
+        return self.pages(k, Paged(elem, self.page, None, 0), n)
+
+    def pages(self, k: Type, paged: Paged, n: Node) -> Type:
+        """The cache of keys ``k`` that ``n`` reads; each pool counts its pages with a dim of its own."""
+        stride = n.attrs.get("stride", 1)
+        assert isinstance(stride, int)
+        paged = replace(paged, page=self.page * stride, stride=stride)
+        tail = f"s{stride}" if stride > 1 else "" if paged.window is None else str(paged.window)
+        return Type(paged, (sym(f"P{tail}"), *k.dims[1:]), (None, *k.axes[1:]))
 
     def state(self, n: Node) -> Type:
         """The type of the states of a recurrent op."""
@@ -129,8 +151,10 @@ def _rewrite(m: Module, f: Func, caches: list[Kept]) -> list[str]:
 
 
 def _leads(f: Func, n: Node) -> bool:
-    """Whether an attention's values are the first features of its keys."""
+    """Whether an attention's values are its keys, or the first features of these."""
     _, k, v = n.values[:3]
+    if v is k:
+        return True
     made = f.producers().get(v)
     if not isinstance(made, Node) or made.op is not slice_ or made.values[0] is not k:
         return False
@@ -142,7 +166,8 @@ def _page(f: Func, kept: Kept, cache: Param, names: Builder, name: str) -> Value
     """Append once, before the first reader; the cache that all of them read."""
     first, paged = kept.nodes[0], kept.type.elem
     assert isinstance(paged, Paged)
-    k, v, seqs = first.values[1:4]
+    _, k, v = (*first.values, None)[:3]
+    seqs = next(x for x in first.values if x.type.elem == SEQS)
     added: list[Stmt] = []
     with Builder(f, into=added, loc=first.loc, taken=names.taken) as b:
         b.name = name
@@ -157,15 +182,17 @@ def _attend(f: Func, kept: Kept, cache: Value) -> Value:
     """Read keys and values from ``cache``, which holds those of this step."""
     first, paged = kept.nodes[0], kept.type.elem
     assert isinstance(paged, Paged)
-    sparse, v = first.op is sparse_index, first.values[2]
+    _, _, v = (*first.values, None)[:3]
     for n in kept.nodes:
-        if sparse:
-            n.op, n.args = paged_sparse_index, [n.args[0], cache, *n.args[2:]]
+        if n.op in INDEXES:
+            n.op, n.args = INDEXES[n.op], [n.args[0], cache, *n.args[2:]]
         else:
-            n.op, n.args = paged_attention, [n.args[0], cache, *n.args[3:]]
-            n.attrs = {**n.attrs, "values": v.type.dims[-1] if paged.values == 0 else None}
-    if paged.values == 0 and not sparse and not f.readers().get(v):
-        f.body.remove(f.producers()[v])
+            values = n.values[2].type.dims[-1] if paged.values == 0 else None
+            n.op, n.args = ATTENDS[n.op], [n.args[0], cache, *n.args[3:]]
+            n.attrs = {**n.attrs, "values": values}
+    made = f.producers().get(v) if v else None
+    if isinstance(made, Node) and made.op is slice_ and not f.readers().get(made.result):
+        f.body.remove(made)
     return cache
 
 

@@ -45,7 +45,7 @@ class KvPlan(Pass):
         for f in m.funcs.values():
             for v in (*f.params, *_values(f.body)):
                 if isinstance(v.type.elem, Paged):
-                    v.type = v.type.with_elem(replace(v.type.elem, page=self.page))
+                    v.type = v.type.with_elem(replace(v.type.elem, page=self.page * v.type.elem.stride))
                 elif isinstance(v.type.elem, State):
                     v.type = v.type.with_elem(replace(v.type.elem, every=self.snapshot))
         plan = kv_plan(m)

@@ -176,7 +176,9 @@ def _flavor(k: _Kind) -> str:
     attends = [n.attrs for n in k.layers[0].nodes if "window" in n.attrs]
     if not attends:
         return ""
-    if any(a["chunk"] is not None for a in attends):
+    if any(a.get("stride", 1) != 1 for a in attends):
+        return "compressed"
+    if any(a.get("chunk") is not None for a in attends):
         return "chunked"
     return "full" if any(a["window"] is None for a in attends) else "sliding"
 

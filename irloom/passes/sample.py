@@ -139,10 +139,10 @@ def _cache(t: Type, env: Mapping[str, int], g: torch.Generator) -> PagedCache | 
         return StateCache(torch.randn(dims, generator=g).to(t.elem.elem.torch), t.elem.every)
     pages, heads, dim = dims
     k, v = (
-        torch.randn(pages, t.elem.page, heads, d, generator=g).to(t.elem.elem.torch)
+        torch.randn(pages, t.elem.entries, heads, d, generator=g).to(t.elem.elem.torch)
         for d in (dim, dim if t.elem.values is None else t.elem.values)
     )
-    return PagedCache(k, v, t.elem.pool)
+    return PagedCache(k, v, t.elem.pool, stride=t.elem.stride)
 
 
 def _tensor(f: Func, p: Param, env: Mapping[str, int], g: torch.Generator) -> torch.Tensor:

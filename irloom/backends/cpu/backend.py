@@ -145,8 +145,8 @@ def _cache(t: Type, step: Step) -> AnyCache:
         return States(StateCache(states, t.elem.every, t.elem.pool, in_place=True), arrays)
     heads, dim = dims
     widths = dim, dim if t.elem.values is None else t.elem.values
-    k, v = (made(arrays.pool.pages, t.elem.page, heads, d) for d in widths)
-    return Cache(PagedCache(k, v, t.elem.pool, in_place=True), arrays)
+    k, v = (made(arrays.pool.pages, t.elem.entries, heads, d) for d in widths)
+    return Cache(PagedCache(k, v, t.elem.pool, in_place=True, stride=t.elem.stride), arrays)
 
 
 def extra(kernels: Kernels, program: Program) -> ctypes.CDLL | None:

@@ -217,7 +217,7 @@ def _rope(f: Lowering, n: Node, x: Value, norm: str, eps: object) -> bool:
 def kv_append(f: Lowering, n: Node) -> bool:
     """Keys and values go to their pages, in place."""
     cache, k, v = n.args[:3]
-    if not f.f32(k) or not (v is None or f.f32(v)):
+    if not f.f32(k) or not (v is None or f.f32(v)) or _strided(cache):
         return False
     f.call("kv_append", cache, k, v, loc=n.loc)
     return True
@@ -232,11 +232,18 @@ def paged_attention(f: Lowering, n: Node) -> bool:
         or not isinstance(cache.type.elem, Paged)
         or not all(w is None or f.is_weight(w) for w in per_head)
         or _arg(n, 5) is not None
+        or _strided(cache)
     ):
         return False
     sinks, slopes = (f.weight(w, "vector") if isinstance(w, Param) else "None" for w in per_head)
-    f.call("paged_attention", q, cache, _made(f, n.result), sinks=sinks, slopes=slopes, **n.attrs, loc=n.loc)
+    attrs = {name: value for name, value in n.attrs.items() if name != "block"}  # which only an index has
+    f.call("paged_attention", q, cache, _made(f, n.result), sinks=sinks, slopes=slopes, **attrs, loc=n.loc)
     return True
+
+
+def _strided(cache: object) -> bool:
+    """Whether a cache keeps only some of the tokens."""
+    return isinstance(cache, Value) and isinstance(cache.type.elem, Paged) and cache.type.elem.stride > 1
 
 
 @lowers("silu_mul")

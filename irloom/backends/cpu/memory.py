@@ -26,7 +26,7 @@ class Cache:
     def __init__(self, value: PagedCache, arrays: PoolArrays) -> None:
         self.value, self.values, self.arrays = value, value.v.shape[3], arrays
         self.k_ptr, self.v_ptr, self.elem = value.k.data_ptr(), value.v.data_ptr(), CACHE_ELEMS[value.k.dtype]
-        self.page, self.heads, self.dim = value.k.shape[1:]
+        self.page, (self.heads, self.dim) = value.page, value.k.shape[2:]
 
 
 class States:

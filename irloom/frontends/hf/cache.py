@@ -34,6 +34,10 @@ def probing_cache(model: nn.Module, argument: str, past: int) -> ProbingCache | 
     return ProbingCache(past)
 
 
+class LayersRead(TraceError):
+    """A model looks into the layers of its cache; it may still compute without a cache."""
+
+
 class NoLayers:
     """The layers of a cache, none of which holds anything yet; what one holds is no dataflow."""
 
@@ -41,11 +45,7 @@ class NoLayers:
         return 0
 
     def __getitem__(self, layer: int) -> NoReturn:
-        raise TraceError(
-            "what a cache layer holds (`past_key_values.layers`) is state that irloom cannot keep yet; it"
-            " keeps keys and values of attention",
-            hint="a hybrid or recurrent architecture needs its own state op",
-        )
+        raise LayersRead("what a cache layer holds (`past_key_values.layers`) is read by the model itself")
 
 
 class ProbingCache(Cache):
@@ -137,6 +137,6 @@ class ProbingCache(Cache):
     def is_recording_past(self, *_: Any, **__: Any) -> bool:
         return False
 
-    def update_indexer(self, indexer_keys: Tensor, *_: Any, **__: Any) -> IndexerKeys:
+    def update_indexer(self, indexer_keys: Tensor, *_: Any, **__: Any) -> Any:
         """All keys of an indexer, which exist only as what is computed of them."""
         return IndexerKeys(indexer_keys)

@@ -21,10 +21,11 @@ class Calling(nn.Module):
     """A model as a function to logits of ids and positions [1, T], and of a tensor as long as its cache.
 
     The parameter named ``input_ids`` is the token ids, else the first one; positions and cache are told by
-    their names. A model that has no batch dim (``flat``) is given [T].
+    their names. A model that has no batch dim (``flat``) is given [T]; without ``cached`` it gets
+    no cache.
     """
 
-    def __init__(self, model: nn.Module, flat: bool = False) -> None:
+    def __init__(self, model: nn.Module, flat: bool = False, cached: bool = True) -> None:
         super().__init__()
         self.model, self.flat = model, flat
         found = inspect.signature(model.forward).parameters
@@ -34,8 +35,8 @@ class Calling(nn.Module):
         self.ids = "input_ids" if "input_ids" in named else named[0]
         self.positions = next((name for name in POSITIONS if name in named), None)
         self.uses_cache = "use_cache" in named
-        self.caches = [name for name in CACHES if name in named] if from_library(model) else []
-        known = {self.ids, self.positions, *self.caches}
+        self.caches = [name for name in CACHES if name in named] if cached and from_library(model) else []
+        known = {self.ids, self.positions, *(CACHES if from_library(model) else ())}
         if any(hasattr(m, "create_position_ids_from_input_ids") for m in model.modules()):
             self.positions = None  # it numbers the ids itself, in its own way
         for name in named:

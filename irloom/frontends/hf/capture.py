@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from irloom.frontends.hf.blocks import replaced_blocks
+from irloom.frontends.hf.cache import LayersRead
 from irloom.frontends.hf.calling import Calling
 from irloom.frontends.hf.experts import irloom_experts
 from irloom.frontends.hf.interfaces import irloom_attention
@@ -48,17 +49,18 @@ class Capture:
     longest: int | None = None
 
 
-def capture(model: nn.Module, repeats: bool = True, flat: bool = False) -> Capture:
+def capture(model: nn.Module, repeats: bool = True, flat: bool = False, cached: bool = True) -> Capture:
     """Export ``model`` over T tokens after P cached ones, without running it on data.
 
     Weights are on one device, which may be meta: only their shapes and types are used. Attention, masks and
     cache writes are single ops (see ``ops.py``). Nothing is decomposed, so a linear stays a linear. Of layers
-    that are alike two run (see ``repeat.py``), unless ``repeats`` is off; the graph is the same. One
-    that is ``flat`` takes ids without a batch dim.
+    that are alike two run (see ``repeat.py``), unless ``repeats`` is off; the graph is the same. A
+    model that is ``flat`` takes ids without a batch dim; one that is not ``cached`` computes without a cache,
+    as one does that would look into the layers of it.
 
     Raises ``TraceError`` with the module path and source line where the model cannot be captured.
     """
-    wrapper = Calling(model, flat)
+    wrapper = Calling(model, flat, cached)
     device = next((p.device for p in model.parameters()), torch.device("meta"))
     ids = torch.zeros(1, TOKENS, dtype=torch.int64, device=device)
     args = (ids, ids.clone(), torch.zeros(PAST, dtype=torch.int64, device=device))
@@ -69,13 +71,16 @@ def capture(model: nn.Module, repeats: bool = True, flat: bool = False) -> Captu
                 program, lengths = _export(wrapper, args, layers)
             whole = stamped(program, wrapper, layers)
         except Exception as error:
-            if not layers.marked and not isinstance(error, Unlike):
+            looked = cached and isinstance(error, LayersRead)
+            if not looked and not layers.marked and not isinstance(error, Unlike):
                 raise trace_error(error, model) from error
             why = error
         else:
             return Capture(whole, buffers, lengths.tokens, lengths.past, lengths.longest)
+    if looked:
+        return capture(model, repeats, flat, cached=False)
     LOG.info("every layer of %s is traced on its own: %s", type(model).__name__, why)
-    return capture(model, repeats=False, flat=flat)
+    return capture(model, repeats=False, flat=flat, cached=cached)
 
 
 def _export(wrapper: nn.Module, args: tuple[Tensor, ...], layers: Repeats) -> tuple[ExportedProgram, Lengths]:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from irloom.frontends.hf.sparse import sparse_index
 from irloom.ir.errors import TraceError
 
 MANY = 1 << 30
@@ -123,7 +124,7 @@ class Scores(Watched):
 
     def topk(self, k: int, dim: int = -1, **_: Any) -> SimpleNamespace:
         """The best, as one op; only their positions are known."""
-        index = torch.ops.irloom.sparse_index(self.q, self.keys, self.weight, int(k))
+        index = sparse_index(self.q, self.keys, self.weight, int(k))
         return SimpleNamespace(indices=index)
 
 

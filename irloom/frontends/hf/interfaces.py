@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,7 @@ def attention(
     sinks: Tensor | None = None,
     s_aux: Tensor | None = None,
     indices: Tensor | None = None,
+    block_indices: Tensor | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """The library's attention interface: q [B, H, T, D], k and v [B, KV, S, D] to [B, T, H, D]."""
@@ -90,7 +91,8 @@ def attention(
         int(sliding_window or 0),
         bool(causal),
         -1 if layer is None else int(layer),
-        index=indices,
+        index=indices if block_indices is None else block_indices,
+        block=1 if block_indices is None else cast(Any, module).indexer.block_size,
     )
     return out, None
 

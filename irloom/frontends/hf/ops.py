@@ -13,10 +13,9 @@ from torch import Tensor
 torch.library.define(
     "irloom::attention",
     "(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? sinks, float scale, float softcap, SymInt window,"
-    " bool causal, int layer, int chunk=0, float[]? slopes=None, Tensor? index=None) -> Tensor",
+    " bool causal, int layer, int chunk=0, float[]? slopes=None, Tensor? index=None,"
+    " int block=1) -> Tensor",
 )
-# q [B, T, H, D], this step's keys [B, T, D], weight [B, T, H] -> positions [B, T, topk] of the best keys.
-torch.library.define("irloom::sparse_index", "(Tensor q, Tensor k, Tensor weight, int topk) -> Tensor")
 # What the library would spell as a dense additive mask [1, 1, T, S]; kind is causal, sliding or chunked.
 torch.library.define(
     "irloom::attention_mask",
@@ -45,13 +44,9 @@ def _attention(
     chunk: int = 0,
     slopes: list[float] | None = None,
     index: Tensor | None = None,
+    block: int = 1,
 ) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
-
-
-@torch.library.register_fake("irloom::sparse_index")
-def _sparse_index(q: Tensor, k: Tensor, weight: Tensor, topk: int) -> Tensor:
-    return q.new_empty(q.shape[0], q.shape[1], topk, dtype=torch.int32)
 
 
 @torch.library.register_fake("irloom::attention_mask")

@@ -41,13 +41,12 @@ def register(op: Op) -> Callable[..., Tensor]:
     schema = ", ".join([*given, *(["*", *attrs] if attrs else [])])
     torch.library.define(f"irloom::{op.name}", f"({schema}) -> Tensor")
     (out,) = op.signature.outs
-    like = next(i for i, (_, term) in enumerate(terms) if term.axes == out.axes)
 
     @torch.library.register_fake(f"irloom::{op.name}")
     def _(*operands: Tensor | None, **_: float) -> Tensor:
-        shape, first = operands[like], operands[0]
-        assert shape is not None and first is not None
-        return first.new_empty(shape.shape)
+        first = operands[0]
+        assert first is not None
+        return first.new_empty(_dims(out, terms, operands))
 
     @translates(f"irloom.{op.name}.default")
     def _(*operands: Any, seqs: Any, **attrs: float) -> View:
@@ -70,6 +69,21 @@ def torch_op(op: Op) -> Callable[..., Any]:
     if op.name not in RECURRENT:
         RECURRENT[op.name] = register(op)
     return RECURRENT[op.name]
+
+
+def _dims(
+    out: Term, terms: Sequence[tuple[str, Term]], operands: Sequence[Tensor | None]
+) -> tuple[int | torch.SymInt, ...]:
+    """Dims of a result, batch included: those of an operand like it, or each from the operand that has it."""
+    size: dict[tuple[str, ...], int | torch.SymInt] = {}
+    for (_, term), x in zip(terms, operands, strict=False):
+        if x is None:
+            continue
+        if term.axes == out.axes:
+            return tuple(x.shape)
+        own = x.shape[1:] if _by_token(term) else x.shape
+        size.update({axis.factors: n for axis, n in zip(term.axes or (), own, strict=False)})
+    return (1, *(size[axis.factors] for axis in out.axes or ()))
 
 
 def _apply(

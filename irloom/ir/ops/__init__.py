@@ -13,6 +13,7 @@ from .collective import all_reduce
 from .elementwise import (
     abs_,
     add,
+    bitwise_xor,
     cast,
     cos,
     div,
@@ -56,6 +57,8 @@ from .heads import head_linear
 from .index import embedding, gather, last_rows, scatter
 from .matmul import linear, matmul
 from .norm import l2_norm, layer_norm, rms_norm
+from .partial import paged_partial_attention, partial_attention
+from .pooling import block_pool
 from .recurrent import (
     causal_conv,
     gated_delta,
@@ -70,7 +73,7 @@ from .recurrent import (
 from .reduce import amax, amin, argmax, cumsum, mean, softmax, sum_, topk
 from .router import route
 from .shape import arange, concat, expand, full, pad, permute, reshape, slice_, split
-from .sparse import paged_sparse_index, sparse_index
+from .sparse import block_index, paged_block_index, paged_sparse_index, sparse_index
 
 __all__ = [
     "OPS",
@@ -85,6 +88,9 @@ __all__ = [
     "arange",
     "argmax",
     "attention",
+    "bitwise_xor",
+    "block_index",
+    "block_pool",
     "cast",
     "causal_conv",
     "clamped_silu_mul",
@@ -134,7 +140,10 @@ __all__ = [
     "neg",
     "pad",
     "paged_attention",
+    "paged_block_index",
+    "paged_partial_attention",
     "paged_sparse_index",
+    "partial_attention",
     "permute",
     "positions",
     "pow_",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from ..op import Attrs, op
 from ..seqs import PagedCache, Seqs
 from ..signature import Operand
 from ..types import Type
+from .scores import Scores, attend
 
 
 @op("t %s -> t")
@@ -88,54 +88,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
     return product(x.dims) * 3
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """How scores become weights: what the attention ops take beside queries, keys and values."""
-
-    sinks: Tensor | None
-    slopes: Tensor | None
-    index: Tensor | None
-    scale: float
-    window: int | None
-    chunk: int | None
-    softcap: float | None
-
-    def since(self, position: int) -> int:
-        """The first position that the token at ``position`` sees."""
-        first = 0 if self.window is None else max(0, position - self.window + 1)
-        return first if self.chunk is None else max(first, position // self.chunk * self.chunk)
-
-    def of(self, a: int, b: int) -> _Scores:
-        """The same for the tokens ``a`` to ``b`` of the step alone."""
-        return self if self.index is None else replace(self, index=self.index[a:b])
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: _Scores) -> Tensor:
-    """Of ``q`` [t, H, D] at positions ``first``.., to ``k``, ``v`` [n, KV, D] at ``since``..; f32 softmax."""
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = torch.einsum("thd,shd->hts", q.float(), k.float()) * how.scale
-    if how.softcap is not None:
-        scores = how.softcap * torch.tanh(scores / how.softcap)
-    at = torch.arange(first, first + len(q), device=q.device)[:, None]
-    key = torch.arange(since, since + len(k), device=q.device)[None]
-    if how.slopes is not None:
-        scores = scores + how.slopes.float()[:, None, None] * (key - at)
-    seen = key <= at
-    if how.window is not None:
-        seen = seen & (key > at - how.window)
-    if how.chunk is not None:
-        seen = seen & (key >= at // how.chunk * how.chunk)
-    if how.index is not None:
-        seen = seen & (how.index[:, :, None] == key).any(1)
-    scores = scores.masked_fill(~seen, float("-inf"))
-    if how.sinks is not None:
-        scores = torch.cat([scores, how.sinks.float()[:, None, None].expand(-1, len(q), 1)], -1)
-    p = torch.softmax(scores, -1)[..., : len(k)]
-    return torch.einsum("hts,she->the", p, v.float()).to(q.dtype)
-
-
-@op("t (kv g) !d, t kv !d, t kv !e, t %s, (kv g)?, (kv g)?, t !j? -> t (kv g) !e")
+@op("t (kv g) !d, t kv !d, t kv !e, t %s, (kv g)?, (kv g)?, t *j? -> t (kv g) !e")
 def attention(
     q: Tensor,
     k: Tensor,
@@ -149,6 +102,7 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     chunk: int | None = None,
+    block: int = 1,
 ) -> Tensor:
     """Causal attention of each token over its own sequence's tokens in this step.
 
@@ -156,12 +110,13 @@ def attention(
     absent), and of these only the ones of its own block of ``chunk`` positions. ``softcap`` squeezes the
     scores into (-softcap, softcap). ``slopes`` then adds to a score the head's slope times ``key position -
     query position`` (ALiBi; Press et al., 2022). ``sinks`` adds one score per head that takes weight and
-    gives nothing. ``index`` i32[t, j] leaves each token only the keys at these positions (-1: none; see
-    ``sparse_index``). No cache: this is what a model means; ``kv-cache`` turns it into ``kv_append`` and
+    gives nothing. ``index`` i32[t, j] leaves each token only these blocks of ``block`` keys, and the one that
+    it stands in until that is complete (-1: none; see ``sparse_index``); i32[t, kv, j] says so for each KV
+    head. No cache: this is what a model means; ``kv-cache`` turns it into ``kv_append`` and
     ``paged_attention``.
     """
-    how = _Scores(sinks, slopes, index, scale, window, chunk, softcap)
-    return torch.cat([_attend(q[a:b], k[a:b], v[a:b], 0, 0, how.of(a, b)) for a, b in seqs.spans()])
+    how = Scores(scale, sinks, slopes, index, window, chunk, softcap, block)
+    return torch.cat([attend(q[a:b], k[a:b], v[a:b], 0, 0, how.of(a, b))[0] for a, b in seqs.spans()])
 
 
 @op("p kv !d, t kv !d, t kv !e?, t %s -> p kv !d")
@@ -186,7 +141,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> None:
         raise IRError(f"kv_append: operand `v` has {given} features per head, but {cache} keeps {wanted}")
 
 
-@op("t (kv g) !d, p kv !d, t %s, (kv g)?, (kv g)?, t !j? -> t (kv g) !e")
+@op("t (kv g) !d, p kv !d, t %s, (kv g)?, (kv g)?, t *j? -> t (kv g) !e")
 def paged_attention(
     q: Tensor,
     cache: PagedCache,
@@ -199,6 +154,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     chunk: int | None = None,
+    block: int = 1,
     values: int | None = None,
 ) -> Tensor:
     """``attention`` of each token over its whole sequence, read from the pages of a cache.
@@ -207,13 +163,13 @@ def paged_attention(
     attention).
     """
     parts: list[Tensor] = []
-    how = _Scores(sinks, slopes, index, scale, window, chunk, softcap)
+    how = Scores(scale, sinks, slopes, index, window, chunk, softcap, block)
     for s, (a, b) in enumerate(seqs.spans()):
         first = int(seqs.context[s]) - (b - a)
         since = how.since(first)
         k, v = cache.read(seqs, s, since)
         v = v if values is None else k[..., :values]
-        parts.append(_attend(q[a:b], k, v, first, since, how.of(a, b)))
+        parts.append(attend(q[a:b], k, v, first, since, how.of(a, b))[0])
     return torch.cat(parts)
 
 
@@ -223,69 +179,75 @@ def reach(attrs: Attrs) -> int | None:
     return min(limits, default=None)
 
 
-def _check_limits(name: str, attrs: Attrs) -> None:
-    for limit in ("window", "chunk"):
-        n = attrs[limit]
+def check_limits(name: str, attrs: Attrs) -> None:
+    """``IRError`` for limits that leave nothing to see."""
+    for limit in ("window", "chunk", "block"):
+        n = attrs.get(limit)
         if isinstance(n, int) and n < 1:
             raise IRError(f"{name}: {limit} {n} leaves nothing to see", hint="at least 1, or none")
 
 
 @attention.verify
 def _(operands: Sequence[Operand], attrs: Attrs) -> None:
-    _check_limits("attention", attrs)
+    check_limits("attention", attrs)
 
 
 @paged_attention.verify
 def _(operands: Sequence[Operand], attrs: Attrs) -> None:
-    _check_limits("paged_attention", attrs)
-    cache, seen = operands[1], reach(attrs)
+    check_limits("paged_attention", attrs)
+    check_cache("paged_attention", operands, attrs)
+
+
+def check_cache(name: str, operands: Sequence[Operand], attrs: Attrs) -> None:
+    """``IRError`` where the cache does not hold what attention reads."""
+    cache, seen, stride = operands[1], reach(attrs), attrs.get("stride", 1)
     if not isinstance(cache, Type) or not isinstance(cache.elem, Paged):
-        raise IRError(
-            f"paged_attention: operand `cache` is {cache}, not a cache", hint="paged[elem, page][P, kv, d]"
-        )
+        raise IRError(f"{name}: operand `cache` is {cache}, not a cache", hint="paged[elem, page][P, kv, d]")
     kept = cache.elem.window
     if kept is not None and (seen is None or seen > kept):
-        raise IRError(f"paged_attention: window {seen} reads past the {kept} tokens that {cache} keeps")
+        raise IRError(f"{name}: window {seen} reads past the {kept} tokens that {cache} keeps")
+    if cache.elem.stride != stride:
+        raise IRError(f"{name}: stride {stride} of {cache}, which keeps every {cache.elem.stride}. token")
     if (cache.elem.values == 0) != (attrs["values"] is not None):
         raise IRError(
-            f"paged_attention: values={attrs['values']} of {cache}",
+            f"{name}: values={attrs['values']} of {cache}",
             hint="a cache of keys only (values=0) needs `values`, any other has its own",
         )
 
 
-@paged_attention.sizes
-def _(operands: Sequence[Operand], attrs: Attrs) -> dict[str, Dim]:
-    """The features of a value."""
+def value_sizes(operands: Sequence[Operand], attrs: Attrs) -> dict[str, Dim]:
+    """The features of a value in a cache."""
     cache, values = operands[1], attrs["values"]
     assert isinstance(cache, Type) and isinstance(cache.elem, Paged)
     own = cache.elem.values if cache.elem.values is not None else cache.dims[-1]
     return {"e": values if isinstance(values, int) else own}
 
 
-def _pairs(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+def attention_flops(operands: Sequence[Operand], attrs: Attrs) -> Dim:
     """Two products per head over the ``C`` tokens that a token attends to."""
     q, v = operands[0], operands[2]
     assert isinstance(q, Type) and isinstance(v, Type)
     return product(q.dims[:-1]) * (q.dims[-1] + v.dims[-1]) * 2 * sym("C")
 
 
-attention.flops(_pairs)
-
-
-@paged_attention.flops
-def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+def paged_attention_flops(operands: Sequence[Operand], attrs: Attrs) -> Dim:
     """As those of ``attention``."""
-    q, size = operands[0], paged_attention.hooks["sizes"](operands, attrs)["e"]
+    q, size = operands[0], value_sizes(operands, attrs)["e"]
     assert isinstance(q, Type)
     return product(q.dims[:-1]) * (q.dims[-1] + size) * 2 * sym("C")
 
 
-@paged_attention.bytes
-def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+def paged_attention_bytes(operands: Sequence[Operand], attrs: Attrs) -> Dim:
     """Of the cache, the ``C`` tokens of each sequence that are attended to."""
     q, cache, seqs = operands[0], operands[1], operands[2]
     assert isinstance(q, Type) and isinstance(cache, Type) and isinstance(seqs, Type)
-    return q.nbytes * 2 + _stored(cache) * seqs.dims[1] * sym("C")
+    return q.nbytes * 2 + entry_bytes(cache) * seqs.dims[1] * sym("C")
+
+
+attention.flops(attention_flops)
+paged_attention.sizes(value_sizes)
+paged_attention.flops(paged_attention_flops)
+paged_attention.bytes(paged_attention_bytes)
 
 
 @kv_append.bytes
@@ -294,10 +256,10 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
     cache, k, v = operands[:3]
     assert isinstance(cache, Type) and isinstance(k, Type)
     v = v.nbytes if isinstance(v, Type) else 0
-    return k.nbytes + v + _stored(cache) * k.dims[0]
+    return k.nbytes + v + entry_bytes(cache) * k.dims[0]
 
 
-def _stored(cache: Type) -> Dim:
-    """Bytes of one token's keys and values."""
+def entry_bytes(cache: Type) -> Dim:
+    """Bytes of one entry of a cache: a token, or the tokens of one stride."""
     assert isinstance(cache.elem, Paged)
-    return divide(cache.elem.nbytes((1, *cache.dims[1:])), cache.elem.page)
+    return divide(cache.elem.nbytes((1, *cache.dims[1:])), cache.elem.entries)

@@ -148,6 +148,12 @@ def logical_or(a: Tensor, b: Tensor) -> Tensor:
     return torch.logical_or(a, b)
 
 
+@op("~b, ~b -> ~b", commutative=True)
+def bitwise_xor(a: Tensor, b: Tensor) -> Tensor:
+    """The bits of ``a`` or of ``b``, not of both; on integers."""
+    return torch.bitwise_xor(a, b)
+
+
 @op("~b, ~b, ~b -> ~b")
 def where(condition: Tensor, a: Number, b: Number) -> Tensor:
     """``a`` where ``condition`` holds, else ``b``."""
@@ -281,7 +287,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
     return to
 
 
-for _op in (add, sub, mul, maximum, minimum, floor_div, mod, pow_):
+for _op in (add, sub, mul, maximum, minimum, floor_div, mod, pow_, bitwise_xor):
     _op.dtype(promoted)
 for _op in (eq, ne, lt, le, gt, ge, logical_and, logical_or, logical_not):
     _op.dtype(_truth)

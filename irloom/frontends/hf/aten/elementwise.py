@@ -25,6 +25,7 @@ BINARY = {
     "bitwise_or": ops.logical_or, "__and__": ops.logical_and, "__or__": ops.logical_or,
     "maximum": ops.maximum, "minimum": ops.minimum, "clamp_min": ops.maximum, "clamp_max": ops.minimum,
     "remainder": ops.mod, "floor_divide": ops.floor_div,
+    "bitwise_xor": ops.bitwise_xor, "__xor__": ops.bitwise_xor,
 }  # fmt: skip
 OVERLOADS = ("Tensor", "Scalar", "default")
 

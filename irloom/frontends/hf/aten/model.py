@@ -176,6 +176,7 @@ def attention(
     chunk: int = 0,
     slopes: Sequence[float] | None = None,
     index: Any = None,
+    block: int = 1,
     *,
     seqs: Any,
     constant: Any,
@@ -186,20 +187,19 @@ def attention(
     if mask is None and not causal:
         raise TraceError("attention sees later tokens", hint="only decoders, which look back, can be traced")
     bias = None if slopes is None else constant("slopes", torch.tensor(slopes))
-    given = [seqs, _plain(sinks), bias, None if index is None else tensor(index).arranged((1, 2))]
+    given = [seqs, _plain(sinks), bias, _index(index)]
     while given[-1] is None:
         given.pop()
-    out = ops.attention(*heads, *given, scale=scale, softcap=softcap or None, **seen)
+    out = ops.attention(*heads, *given, scale=scale, softcap=softcap or None, block=block, **seen)
     return viewed(out, (1, 2, 3), 4)
 
 
-@translates("irloom.sparse_index.default")
-def sparse_index(q: Any, k: Any, weight: Any, topk: int, *, seqs: Any) -> View:
-    keys = tensor(k).unsqueezed(2).arranged((1, 2, 3))
-    best = ops.sparse_index(
-        tensor(q).arranged((1, 2, 3)), keys, tensor(weight).arranged((1, 2)), seqs, topk=topk
-    )
-    return viewed(best, (1, 2), 3)
+def _index(index: Any) -> Any:
+    """Which keys tokens look at, [T, J], or [T, KV, J] where each KV head has its own."""
+    if index is None:
+        return None
+    index = tensor(index)
+    return index.arranged(range(1, index.rank))
 
 
 def _seen(mask: Any) -> dict[str, int]:

@@ -1,0 +1,76 @@
+"""What attention ops share: which keys a token sees, and how scores become weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What attention takes beside queries, keys and values; as in ``attention`` and ``partial_attention``."""
+
+    scale: float
+    sinks: Tensor | None = None
+    slopes: Tensor | None = None
+    index: Tensor | None = None
+    window: int | None = None
+    chunk: int | None = None
+    softcap: float | None = None
+    block: int = 1
+    stride: int = 1
+
+    def since(self, position: int) -> int:
+        """The first position that the token at ``position`` sees."""
+        first = 0 if self.window is None else max(0, position - self.window + 1)
+        return first if self.chunk is None else max(first, position // self.chunk * self.chunk)
+
+    def of(self, a: int, b: int) -> Scores:
+        """The same for the tokens ``a`` to ``b`` of the step alone."""
+        return self if self.index is None else replace(self, index=self.index[a:b])
+
+    def seen(self, at: Tensor, key: Tensor) -> Tensor:
+        """Which of the keys, the ``key``-th [n] of a sequence, tokens at positions ``at`` [t] see.
+
+        bool[t, n], or bool[KV, t, n] where each KV head has an index of its own.
+        """
+        at, position = at[:, None], (key * self.stride + self.stride - 1)[None]
+        seen = position <= at
+        if self.window is not None:
+            seen = seen & (position > at - self.window)
+        if self.chunk is not None:
+            seen = seen & (position >= at // self.chunk * self.chunk)
+        if self.index is not None:
+            blocks = key // self.block
+            chosen = (self.index[..., None] == blocks).any(-2)
+            if self.index.dim() == 3:
+                chosen = chosen.transpose(0, 1)
+            seen = seen & (chosen | (blocks >= (at + 1) // self.block))
+        return seen
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: Scores) -> tuple[Tensor, Tensor]:
+    """Of ``q`` [t, H, D] at positions ``first``.., to ``k`` and ``v`` [n, KV, D], keys ``since``.. of theirs.
+
+    What is attended to [t, H, E], and the logarithm f32[t, H] of the sum of the weights, by which two such
+    results are joined: -inf where nothing is seen. In f32.
+    """
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = torch.einsum("thd,shd->hts", q.float(), k.float()) * how.scale
+    if how.softcap is not None:
+        scores = how.softcap * torch.tanh(scores / how.softcap)
+    at = torch.arange(first, first + len(q), device=q.device)
+    key = torch.arange(since, since + len(k), device=q.device)
+    if how.slopes is not None:
+        scores = scores + how.slopes.float()[:, None, None] * (key - at[:, None])
+    seen = how.seen(at, key)
+    seen = seen if seen.dim() == 2 else seen.repeat_interleave(len(scores) // len(seen), 0)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if how.sinks is not None:
+        scores = torch.cat([scores, how.sinks.float()[:, None, None].expand(-1, len(q), 1)], -1)
+    total = torch.logsumexp(scores, -1, keepdim=True)
+    p = torch.exp(scores - total).where(total > float("-inf"), 0.0)[..., : len(k)]
+    return torch.einsum("hts,she->the", p, v.float()).to(q.dtype), total[..., 0].T
