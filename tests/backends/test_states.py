@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,7 +167,8 @@ def test_prefixes_go_on_from_snapshots(engine, expected):
 def test_states_stay_where_they_are(engine):
     """No step copies a pool: states are renewed in the tensors they were made in."""
     loop = serve(engine)
-    held = loop.engine.caches["kv"] if hasattr(loop.engine, "caches") else loop.engine.runner._names["kv"]
+    own: Any = loop.engine
+    held = own.caches["kv"] if hasattr(own, "caches") else own.runner._names["kv"]
 
     def addresses() -> list[int]:
         values = [getattr(cache, "value", cache) for cache in held]

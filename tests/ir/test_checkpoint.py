@@ -147,7 +147,7 @@ HEADERS = {
         {"x": {**F32X2, "dtype": "F6"}},
         (
             "`x` is stored as F6\n"
-            "hint: irloom reads F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL"
+            "hint: irloom reads F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL, F8_E8M0"
         ),
     ),
     "wrong span": ({"x": {**F32X2, "shape": [3]}}, "`x` is F32[3], 12 bytes, but offsets say 8"),

@@ -111,7 +111,7 @@ def step(
     m = parse(LAYERS)
     seqs = Seqs.of([2, 1], tables={"full": torch.tensor([[1], [0]])}).to(device)
     caches = [empty_cache(cache_types(m)[i], 2) for i in range(5)]
-    caches = [PagedCache(c.k.to(device), c.v.to(device), c.pool) for c in caches]
+    caches = [PagedCache(c.k.to(device), c.v.to(device), c.pool) for c in caches if isinstance(c, PagedCache)]
     run = Interpreter(m, weights=layer_weight, observe=observe, device=device)
     return *run(torch.ones(3, 1, 4, device=device), seqs, caches), caches
 

@@ -25,6 +25,7 @@ LENGTHS = [3, 1]
 TABLES = {
     "full": torch.tensor([[4, 1], [0, 5]], dtype=torch.int32),
     "window 3": torch.tensor([[2, 3], [5, 0]], dtype=torch.int32),
+    "stride 2": torch.tensor([[1, 4], [3, 0]], dtype=torch.int32),
     "state": torch.tensor([[3, 1], [0, 2]], dtype=torch.int32),
 }
 
@@ -74,16 +75,18 @@ def recurrent(name: str, required: list[str], optional: list[str], states: str) 
 
 CACHE, WINDOWED = "paged[bf16, 2][P, 2, 8]", "paged[bf16, 2, 3][P, 2, 8]"
 LATENTS, NARROW = "paged[f32, 2](values=0)[P, 2, 8]", "paged[f32, 2](values=5)[P, 2, 8]"
+STRIDED, KEYS = "paged[bf16, 4](values=0, stride=2)[P, 2, 8]", "paged[bf16, 4](values=0, stride=2)[P, 1, 8]"
 Q, KV = "f32[T, 6, 8]", "f32[T, 2, 8]"
 CASES: dict[str, list[Case]] = {
     **{n: each(*PAIRS, ["bool[T]", 2], ["bool[T]", 0.5]) for n in ("add", "mul")},
     **{n: each(*PAIRS) for n in ("sub", "div", "maximum", "minimum", "floor_div", "mod", "pow")},
     **{n: each(*COMPARED) for n in ("eq", "ne", "lt", "le", "gt", "ge")},
     **{n: each(*TRUTHS) for n in ("logical_and", "logical_or")},
-    **{n: each(*MATRIX, *INTEGERS) for n in ("neg", "abs", "relu")},
+    "bitwise_xor": each(["i64[T, 8]", "i64[8]"], ["i32[T]", 2]),
+    **{n: each(*MATRIX, *INTEGERS) for n in ("neg", "abs", "relu", "floor")},
     **{n: each(*MATRIX, *INTEGERS) for n in ("exp", "log", "sqrt", "rsqrt", "reciprocal")},
     **{n: each(*MATRIX, *INTEGERS) for n in ("sin", "cos", "tanh", "erf", "sigmoid")},
-    "silu": each(*MATRIX),
+    **{n: each(*MATRIX) for n in ("silu", "softplus")},
     "gelu": each(*MATRIX) + each(*MATRIX, tanh=True),
     "softcap": each(*MATRIX, cap=30.0),
     "logical_not": each("bool[T]", "i32[T]"),
@@ -147,7 +150,18 @@ CASES: dict[str, list[Case]] = {
     + each(["f32[T, 2, 8]", "i32[T]"], rotary=4, interleaved=True),
     "attention": each([Q, KV, "f32[T, 2, 5]", "seqs[T, S]"], scale=0.3)
     + each([*["bf16[T, 2, 8]"] * 3, "seqs[T, S]", "f32[2]"], scale=0.3, window=2, softcap=5.0)
-    + each([Q, KV, KV, "seqs[T, S]", "f32[6]", "f32[6]"], scale=0.3, chunk=4),
+    + each([Q, KV, KV, "seqs[T, S]", "f32[6]", "f32[6]"], scale=0.3, chunk=4)
+    + each([Q, KV, KV, "seqs[T, S]", None, None, "i32[T, 2, 3]"], scale=0.3, block=2),
+    "partial_attention": each([Q, KV, KV, "seqs[T, S]", "f32[6]"], scale=0.3, window=3)
+    + each([Q, KV, "f32[T, 2, 5]", "seqs[T, S]", None, "i32[T, 3]"], scale=0.3, stride=2),
+    "paged_partial_attention": each([Q, WINDOWED, "seqs[T, S]", "f32[6]"], scale=0.3, window=3)
+    + each([Q, STRIDED, "seqs[T, S]", None, "i32[T, 3]"], scale=0.3, stride=2, values=8),
+    "sparse_index": each(["f32[T, 6, 8]", "bf16[T, 1, 8]", "f32[T, 6]", "seqs[T, S]"], topk=3),
+    "paged_sparse_index": each(["f32[T, 6, 8]", KEYS, "f32[T, 6]", "seqs[T, S]"], topk=3, stride=2),
+    "block_index": each(["f32[T, 6, 8]", "bf16[T, 1, 8]", "seqs[T, S]"], block=2, topk=3, local=1),
+    "paged_block_index": each(
+        ["f32[T, 6, 8]", "paged[bf16, 2](values=0)[P, 1, 8]", "seqs[T, S]"], block=2, topk=3
+    ),
     "kv_append": each([CACHE, KV, KV, "seqs[T, S]"], [WINDOWED, KV, KV, "seqs[T, S]"])
     + each([LATENTS, KV, None, "seqs[T, S]"], [NARROW, KV, "f32[T, 2, 5]", "seqs[T, S]"]),
     "paged_attention": each([Q, CACHE, "seqs[T, S]"], [Q, CACHE, "seqs[T, S]", "f32[6]"], scale=0.3)
@@ -179,6 +193,10 @@ CASES: dict[str, list[Case]] = {
         "mlstm",
         ["f32[T, 4, 5]", "f32[T, 4, 5]", "f32[T, 4, 3]", "f32[T, 4]", "f32[T, 4]"], [],
         "state[f32, 2][P, 4, 5, 5]",
+    ),
+    **recurrent(
+        "block_pool",
+        ["f32[T, 2, 4]", "f32[T, 2, 4]", "f32[3, 2, 4]", "i32[T]"], [], "state[f32, 2][P, 5, 2, 2, 4]",
     ),
     **recurrent("wkv", ["f32[T, 6]", "f32[T, 6]", "f32[6]", "f32[6]"], [], "state[f32, 2][P, 3, 6]"),
 }  # fmt: skip
@@ -254,10 +272,15 @@ def test_an_op_is_described(op: Op):
     assert op.doc.splitlines()[0].endswith((".", ":"))
 
 
+def of_its_kind(op: Op, x: torch.Tensor) -> torch.Tensor:
+    """Integers for the op that has no other operands."""
+    return (x * 100).int() if op is ops.bitwise_xor else x
+
+
 @pytest.mark.parametrize("op", [op for op in OWN if op.commutative], ids=lambda op: op.name)
 def test_a_commutative_op_may_exchange_its_operands(op: Op):
     g = torch.Generator().manual_seed(1)
-    a, b = torch.randn(7, generator=g), torch.randn(7, generator=g).round()
+    a, b = (of_its_kind(op, x) for x in (torch.randn(7, generator=g), torch.randn(7, generator=g).round()))
     assert op.reference(a, b).equal(op.reference(b, a))
 
 
@@ -268,7 +291,8 @@ def test_commutative_ops_are_marked():
     binary = [op for op in OWN if op.signature.text in texts and not op.attrs]
     assert len(binary) > 10
     for op in binary:
-        assert op.commutative == op.reference(a, b).equal(op.reference(b, a)), op.name
+        x, y = of_its_kind(op, a), of_its_kind(op, b)
+        assert op.commutative == op.reference(x, y).equal(op.reference(y, x)), op.name
 
 
 # Model ops against independent formulas.

@@ -44,8 +44,14 @@ def operands(op: Op) -> list[Any]:
         "gated_delta": [*keys, below(t, 4, 1), -below(t, 4)],
         "gated_linear_attention": [*keys, below(t, 4, 5)],
         "mlstm": [*keys, normal(t, 4) * 10, below(t, 4)],
+        "block_pool": [normal(t, 2, 4), normal(t, 2, 4), normal(3, 2, 4), Seqs.of(LENGTHS).positions],
         "wkv": [normal(t, 6) * 30, normal(t, 6), below(6), normal(6)],
     }[op.name]
+
+
+def twin(op: Op) -> Op:
+    assert op.carried is not None
+    return op.carried
 
 
 def at_seqs(op: Op, given: list[Any], *more: Any) -> list[Any]:
@@ -69,7 +75,7 @@ def test_chunks_mixed_with_those_of_others_continue_where_they_ended(op: Op):
         tokens = torch.cat([torch.arange(done[s], done[s] + step[s]) + s * LENGTHS[0] for s in now])
         seqs = Seqs.of([step[s] for s in now], [done[s] for s in now], {"state": TABLE[now]})
         part = [x[tokens] if x is not None and len(x) == sum(LENGTHS) else x for x in given]
-        y, cache = op.carried(*at_seqs(op, part, seqs, cache))
+        y, cache = twin(op)(*at_seqs(op, part, seqs, cache))
         for s, own in zip(now, y.split([step[s] for s in now]), strict=True):
             rows[s].append(own)
             done[s] += step[s]
@@ -89,8 +95,8 @@ def test_a_full_page_stays_as_a_snapshot(op: Op):
     def some(start: int, stop: int) -> list[Any]:
         return [x[start:stop] if x is not None and len(x) == sum(LENGTHS) else x for x in given]
 
-    _, after = op.carried(*at_seqs(op, some(0, 3), Seqs.of([3], tables=table), cache))
-    _, later = op.carried(*at_seqs(op, some(3, 4), Seqs.of([1], [3], table), after))
+    _, after = twin(op)(*at_seqs(op, some(0, 3), Seqs.of([3], tables=table), cache))
+    _, later = twin(op)(*at_seqs(op, some(3, 4), Seqs.of([1], [3], table), after))
     assert torch.equal(after.states[2], later.states[2])
     assert not torch.equal(later.states[0], later.states[2])
     assert not cache.states.any() and not later.states[1].any()
@@ -159,6 +165,6 @@ def test_a_body_makes_two_ops_and_may_have_attributes():
     x = torch.arange(4.0)[:, None]
     assert running_sum(x, Seqs.of([3, 1]), factor=2.0)[:, 0].tolist() == [0, 2, 6, 6]
     cache = StateCache(torch.full((1, 1), 5.0), 8)
-    y, after = running_sum.carried(x[:1] + 1, Seqs.of([1], [2], {"state": TABLE.new_zeros(1, 1)}), cache)
+    y, after = twin(running_sum)(x[:1] + 1, Seqs.of([1], [2], {"state": TABLE.new_zeros(1, 1)}), cache)
     assert (y.item(), after.states.item()) == (6, 6)
-    assert running_sum.carried.attrs == {"factor": 1.0}
+    assert twin(running_sum).attrs == {"factor": 1.0}

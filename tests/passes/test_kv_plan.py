@@ -20,13 +20,13 @@ def sliding(x: f32[T, 4, 32], seqs: seqs[T, S], w: f32[128, 128] = weight("l.{i}
     h = reshape(x, dims=(T, 128))
     u = linear(h, w)
     q = reshape(u, dims=(T, 4, 32))
-    k, r = split(q, dim=1, sizes=(1, 3))
-    a = attention(q, k, k, seqs, scale=0.5, window=8)
+    k, v, r = split(q, dim=1, sizes=(1, 1, 2))
+    a = attention(q, k, v, seqs, scale=0.5, window=8)
     return a
 
 def full(x: f32[T, 4, 32], seqs: seqs[T, S]):
-    k, r = split(x, dim=1, sizes=(1, 3))
-    a = attention(x, k, k, seqs, scale=0.5)
+    k, v, r = split(x, dim=1, sizes=(1, 1, 2))
+    a = attention(x, k, v, seqs, scale=0.5)
     return a
 
 def main(ids: i32[T], seqs: seqs[T, S], embed: f32[100, 128] = weight("embed")):

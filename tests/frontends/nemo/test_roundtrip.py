@@ -237,7 +237,8 @@ def mlp(state: State, at: str, to: str) -> State:
 
 @pytest.mark.parametrize("pattern", ["M*ME-", "M-M*", "MMM"])
 def test_a_hybrid_of_mamba_attention_mlps_and_experts_is_nemotron_h(pattern, tmp_path):
-    model = randomized(NemotronHConfig(**HYBRID, hybrid_override_pattern=pattern, tie_word_embeddings=False))
+    own: dict[str, Any] = {**HYBRID, "hybrid_override_pattern": pattern, "tie_word_embeddings": False}
+    model = randomized(NemotronHConfig(**own))
     state = model.state_dict()
     tensors = {
         "embedding.word_embeddings.weight": state["model.embeddings.weight"],

@@ -63,7 +63,7 @@ def _earlier(x: Tensor, tokens: int) -> Tensor:
 
 @replaces("Qwen4ExpTextNGramEmbedding")
 def ngram_embedding(self: Any, input_ids: Tensor, *_: Any) -> Tensor:
-    """``input_ids`` [B, T] to embeddings [B, T, E] of the n-grams that end there, after the last separator."""
+    """``input_ids`` [B, T] to embeddings [B, T, E] of the n-grams that end there, none across an end."""
     end, ids = self.eos_token_id, input_ids.long()
     mixed, earlier = ids * self.layer_multipliers[0], ids
     ended = torch.zeros_like(ids, dtype=torch.bool)
