@@ -128,7 +128,7 @@ def test_layers_that_share_keys_and_values_share_a_cache():
     m, _ = run_pipeline(parse(program(kinds, True)), "outline, kv-cache(page=4)")
     flat, _ = run_pipeline(m, "inline")
     assert [len(cache_types(x)) for x in (m, flat)] == [20, 20]
-    assert m.plan().kv.token_bytes == flat.plan().kv.token_bytes == 20 * 2 * 2 * 4 * 4
+    assert m.plan().kv.token_bytes == flat.plan().kv.token_bytes == 20 * 2 * 4 * 4  # keys are values
     weights, outputs = random_weights([m, flat]), []
     for p in (m, flat):
         given = inputs([m], BATCHES[2])
