@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,6 +16,7 @@ from irloom.backends.core import Limits, backend, quiet
 from irloom.backends.machine import compiler
 from irloom.frontends.hf.live import LiveCheckpoint
 from irloom.frontends.hf.selfcheck import import_tiny
+from irloom.frontends.hf.trace_errors import origin
 from irloom.ir.errors import IrloomError
 from irloom.ir.graph import Module
 from irloom.ir.interp import Interpreter
@@ -25,6 +25,7 @@ from irloom.passes import run_pipeline
 from irloom.passes.raised import measure
 from irloom.zoo.core import NEEDS, Row
 from irloom.zoo.models import Specimen
+from irloom.zoo.parting import parting
 from irloom.zoo.serve import Script, Stepped, relative, serve
 
 TOLERANCE = 1e-4
@@ -97,21 +98,23 @@ class _Examination:
             ids = self.specimen.draw(n, n)
             with torch.inference_mode():
                 (ours,) = run(ids.int(), Seqs.of([n]))
-            self.agree("logits", ours, self.specimen.logits(ids), f"with {n} tokens")
+            self.agree("logits", ours, [ids], f"with {n} tokens")
 
     def packed(self) -> None:
         parts = [self.specimen.draw(n, n) for n in PACKED]
-        expected = torch.cat([self.specimen.logits(part) for part in parts])
         with torch.inference_mode():
             run = Interpreter(self.module, LiveCheckpoint(self.specimen.model))
             (ours,) = run(torch.cat(parts).int(), Seqs.of(PACKED))
-        self.agree("ragged", ours, expected, f"with {len(PACKED)} sequences in one batch")
+        self.agree("ragged", ours, parts, f"with {len(PACKED)} sequences in one batch")
 
-    def agree(self, column: str, ours: torch.Tensor, expected: torch.Tensor, where: str) -> None:
+    def agree(self, column: str, ours: torch.Tensor, parts: Sequence[torch.Tensor], how: str) -> None:
+        """``ours`` are the library's logits of the sequences ``parts``; where not, the block is named."""
+        expected = torch.cat([self.specimen.logits(part) for part in parts])
         error = relative(ours, expected, expected)
         self.note(column, error)
         if not error <= TOLERANCE:
-            raise Differs(f"logits differ by {error:.1e} {where}")
+            where = parting(self.specimen, self.module, parts, TOLERANCE)
+            raise Differs(f"logits differ by {error:.1e} {how}" + (f" (first {where})" if where else ""))
 
     def note(self, column: str, error: float) -> None:
         self.row.errors[column] = max(error, self.row.errors.get(column, 0.0))
@@ -169,11 +172,11 @@ def reason(error: BaseException) -> str:
     if isinstance(error, Differs):
         return str(error)
     if isinstance(error, IrloomError):
-        where = f" ({_short(error.places[0])})" if error.places else ""
-        return " ".join(error.message.split()) + where
+        said = " ".join(error.message.split())
+        where = _short(error.places[0]) if error.places else origin(error.__cause__ or error)
+        return f"{said} ({where})" if where else said
     first = (str(error).strip() or "no message").splitlines()[0]
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {first} ({PurePath(frame.filename).name}:{frame.lineno})"
+    return f"{type(error).__name__}: {first} ({origin(error)})"
 
 
 def _short(place: str) -> str:

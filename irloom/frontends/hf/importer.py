@@ -28,7 +28,7 @@ from irloom.frontends.hf.views import View
 from irloom.ir import ops
 from irloom.ir.dims import sym, without
 from irloom.ir.elem import ELEMS, SEQS, elem_of
-from irloom.ir.errors import IRError, IrloomError, TraceError
+from irloom.ir.errors import IrloomError, TraceError
 from irloom.ir.graph import Builder, Func, Module, Param, Value
 from irloom.ir.types import Type
 from irloom.ir.weights import Const, Tensor, WeightExpr
@@ -81,7 +81,7 @@ class _Importer:
                 elif node.op == "call_function":
                     try:
                         self.env[node] = self.call(node)
-                    except IrloomError as error:
+                    except Exception as error:
                         raise self.placed(error, node) from error
                 elif node.op == "output":
                     self.finish(node.args[0][0])
@@ -202,11 +202,11 @@ class _Importer:
                     f"op `{node.target}` gives {wanted} in the library, but {result.dims} in the IR"
                 )
 
-    def placed(self, error: IrloomError, node: FxNode) -> TraceError:
+    def placed(self, error: Exception, node: FxNode) -> TraceError:
         """``error`` as a ``TraceError`` that says where in the source model it happened and what to write."""
-        if isinstance(error, IRError):
-            error = TraceError(f"op `{node.target}` does not import: {error.message}", hint=error.hint)
-        assert isinstance(error, TraceError)
+        if not isinstance(error, TraceError):
+            said, hint = (error.message, error.hint) if isinstance(error, IrloomError) else (repr(error), "")
+            error = TraceError(f"op `{node.target}` does not import: {said}", hint=hint)
         place = place_of(self.model, module_path(node), *source_line(node))
         translate = f'translate it with @irloom.translates("{node.target}"), or '
         error.hint = error.hint or ("has no translation" in error.message) * translate + place.replace()

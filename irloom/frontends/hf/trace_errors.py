@@ -66,6 +66,21 @@ def trace_error(error: BaseException, model: nn.Module) -> IrloomError:
     return found.at(str(place)) if place and str(place) not in found.places else found
 
 
+def origin(error: BaseException) -> str:
+    """Where an error was raised: ``in LlamaMLP, modeling_llama.py:155``, the innermost line of model code.
+
+    Without a model in the traceback it is the innermost line outside of torch and this frontend.
+    """
+    owner, found = "", ("", 0, "")
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        this = frame.f_locals.get("self")
+        owner = type(this).__name__ if isinstance(this, nn.Module) else owner
+        if not frame.f_code.co_filename.startswith(OTHERS):
+            found = (PurePath(frame.f_code.co_filename).name, line, owner)
+    file, line, block = found
+    return f"{f'in {block}, ' if block else ''}{file}:{line}" if file else ""
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """An error, then what caused it, and what caused that."""
     link: BaseException | None = error
