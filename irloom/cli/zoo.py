@@ -11,6 +11,7 @@ from .core import command, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from ..zoo import Row
+    from ..zoo.told import Broken
 
 
 @command("zoo")
@@ -21,9 +22,21 @@ if TYPE_CHECKING:
 @click.option(
     "--docs", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the page to FILE."
 )
+@click.option(
+    "--since",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Say what no longer passes of the page FILE, such as docs/models.md; 1 is the exit code if any.",
+)
 @json_option
 def zoo(
-    names: tuple[str, ...], raised: bool, jobs: int, limit: float, docs: Path | None, as_json: bool
+    names: tuple[str, ...],
+    raised: bool,
+    jobs: int,
+    limit: float,
+    docs: Path | None,
+    since: Path | None,
+    as_json: bool,
 ) -> None:
     """Take a tiny model of each architecture through irloom.
 
@@ -32,9 +45,10 @@ def zoo(
     \b
     irloom zoo --jobs 2 --docs docs/models.md
     irloom zoo llama mamba2 --raised
+    irloom zoo --jobs 2 --since docs/models.md      # after an update of transformers
     """
+    from ..zoo import failing, sweep
     from ..zoo import names as known
-    from ..zoo import sweep
 
     unknown = sorted(set(names) - set(known()))
     if unknown:
@@ -44,18 +58,41 @@ def zoo(
     columns = ("raised",) if raised else None
     say = (lambda row: None) if as_json else _say_raised if raised else _say
     rows = sweep(names or known(), jobs, limit, columns, say)
+    broken = None if since is None else _broken(rows, since)
     if docs is not None:
         from importlib.metadata import version
 
         from ..zoo import page
 
-        docs.write_text(page(rows, version("transformers")), encoding="utf-8")
+        former = docs.read_text(encoding="utf-8") if docs.exists() else ""
+        docs.write_text(page(rows, version("transformers"), former), encoding="utf-8")
     if as_json:
         from ..zoo import totals
 
         print_json({"architectures": [row.to_json() for row in rows], "totals": totals(rows)})
     else:
         _end(rows, raised)
+        _say_failing(failing(rows) if broken is None else broken, since)
+    if broken:
+        raise click.exceptions.Exit(1)
+
+
+def _broken(rows: list[Row], since: Path) -> Broken:
+    from importlib.metadata import version
+
+    from ..zoo import Told, failing
+
+    return failing(rows, Told.read(since.read_text(encoding="utf-8")).promised(version("transformers")))
+
+
+def _say_failing(broken: Broken, since: Path | None) -> None:
+    """What went wrong, once each, with the blocks and lines where it did."""
+    if since is not None:
+        click.echo(f"\nof what passes in {since}, {'this does not:' if broken else 'nothing is lost'}")
+    for (column, message), found in broken.items():
+        click.echo(f"\n{column}: {message}")
+        for name, place in found:
+            click.echo(f"    {name:24} {place}".rstrip())
 
 
 def _say(row: Row) -> None:

@@ -5,5 +5,6 @@ from irloom.zoo.examine import examine
 from irloom.zoo.models import names
 from irloom.zoo.sweep import sweep
 from irloom.zoo.table import page, totals
+from irloom.zoo.told import Told, failing
 
-__all__ = ["COLUMNS", "Row", "examine", "names", "page", "sweep", "totals"]
+__all__ = ["COLUMNS", "Row", "Told", "examine", "failing", "names", "page", "sweep", "totals"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cmp_to_key
 from statistics import median
 
 from irloom.zoo.core import COLUMNS, UNTRIED, Row
+from irloom.zoo.told import Told, failing, newer
 
 HEAD = """# Architectures
 
@@ -29,18 +31,50 @@ def totals(rows: Sequence[Row]) -> dict[str, int]:
     return {**counts, "all": sum(row.passed for row in rows), "of": len(rows)}
 
 
-def page(rows: Sequence[Row], version: str) -> str:
-    """The page of a sweep: totals, a line per architecture, and every reason with those it holds for."""
+def page(rows: Sequence[Row], version: str, former: str = "") -> str:
+    """The page of a sweep: totals, a line per architecture, and every reason with those it holds for.
+
+    Of the page ``former`` the totals of other releases stay. The newest release is told in full; of an older
+    one the page says what is otherwise there.
+    """
+    told = Told.read(former)
+    told.totals[version] = _totals(rows)
+    if newer(told.version, version):
+        told.others[version] = _otherwise(rows, told.promised(""))
+    else:
+        told.version, told.body = version, "\n".join(_body(rows)).strip()
+        told.others.pop(version, None)
+    versions = sorted(told.totals, key=cmp_to_key(lambda a, b: 1 if newer(b, a) else -1))
+    lines = [
+        HEAD.format(version=told.version),
+        _line(["transformers", "of", *COLUMNS, "all"]),
+        _line(["---"] * (len(COLUMNS) + 3)),
+        *(f"| {v} {told.totals[v]}" for v in versions),
+        "",
+        told.body,
+        *(f"\n## transformers {v}\n\n{told.others[v]}" for v in versions if v in told.others),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _totals(rows: Sequence[Row]) -> str:
     counts = totals(rows)
+    return _line([str(counts[c]) for c in ("of", *COLUMNS, "all")])
+
+
+def _otherwise(rows: Sequence[Row], promised: dict[str, set[str]]) -> str:
+    """What a release lacks of that which is told in full."""
+    lost = set(promised) - {row.name for row in rows}
+    lines = [f"Not in it: {', '.join(sorted(lost))}.\n"] if lost else []
+    for (column, message), found in failing(rows, promised).items():
+        lines.append(f"- {', '.join(name for name, _ in found)}: *{column}*: {_plain(message)}")
+    return "\n".join(lines) or "As above."
+
+
+def _body(rows: Sequence[Row]) -> list[str]:
     built = [row for row in rows if row.built is True]
     shares = [row.flops_in_model_ops for row in rows if row.flops_in_model_ops is not None]
-    lines = [
-        HEAD.format(version=version),
-        _line(["", *COLUMNS, "all"]),
-        _line(["---"] * (len(COLUMNS) + 2)),
-        _line([f"of {counts['of']}", *(str(counts[c]) for c in COLUMNS), str(counts["all"])]),
-        "",
-    ]
+    lines: list[str] = []
     if shares:
         lines += [
             f"Share of the FLOPs in model ops: {min(shares):.1%} at least, {median(shares):.1%} median.",
@@ -58,7 +92,7 @@ def page(rows: Sequence[Row], version: str) -> str:
         _reasons(rows).items(), key=lambda x: (COLUMNS.index(x[0][0]), x[1])
     ):
         lines.append(f"- {', '.join(names)}: *{column}*: {_plain(reason)}")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _reasons(rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:

@@ -1,19 +1,17 @@
 """What is asked of an architecture, on some; all of them, sampled, against the page that a sweep wrote."""
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from irloom.zoo import COLUMNS, examine, names
+from irloom.zoo import COLUMNS, Told, examine, failing, names
 from irloom.zoo.core import Row
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
-PROMISED = {
-    cells[0]: dict(zip(COLUMNS[1:], (not cell.startswith("no") for cell in cells[1:]), strict=False))
-    for line in PAGE.splitlines()
-    if len(cells := [c.strip() for c in line.strip("|").split("|")]) > len(COLUMNS) and "yes" in cells
-}
+TOLD = Told.read(PAGE).promised(version("transformers"))
+PROMISED = {name: columns for name in names() if len(columns := TOLD.get(name, ())) > 1}
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
@@ -60,6 +58,5 @@ def test_the_page_has_every_architecture():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROMISED)
 def test_an_architecture_does_what_the_page_says(name):
-    row = examine(name)
-    lost = {c: getattr(row, c) for c, held in PROMISED[name].items() if held and getattr(row, c) is not True}
+    lost = failing([examine(name)], PROMISED)
     assert not lost, "the page docs/models.md promises more"
