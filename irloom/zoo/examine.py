@@ -173,7 +173,7 @@ def reason(error: BaseException) -> str:
         return str(error)
     if isinstance(error, IrloomError):
         said = " ".join(error.message.split())
-        where = _short(error.places[0]) if error.places else origin(error.__cause__ or error)
+        where = _short(error.places[0]) if error.places else error.__cause__ and origin(error.__cause__)
         return f"{said} ({where})" if where else said
     first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first} ({origin(error)})"
