@@ -30,7 +30,12 @@ def directory_facts(path: Path) -> Facts:
     eos = next((c["eos_token_id"] for c in (said, config, text) if c.get("eos_token_id") is not None), ())
     length = next((text[k] for k in LENGTHS if isinstance(text.get(k), int)), DEFAULT_CONTEXT)
     length = min(length, _original_length(text) or length)
-    return Facts(tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),), int(length))
+    ends = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+    if not all(isinstance(token, int) for token in ends):
+        raise CheckpointError(
+            f"{path}: eos_token_id is {eos!r}", hint="it is the id of a token, or a list of ids, as numbers"
+        )
+    return Facts(ends, int(length))
 
 
 def _original_length(text: dict[str, Any]) -> int | None:
@@ -71,8 +76,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ``CheckpointError`` where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {error}", hint="the file is damaged; fetch it again") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
+        raise CheckpointError(f"{path}: not a JSON object", hint="the file is damaged; fetch it again")
     return value

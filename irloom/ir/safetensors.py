@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -26,6 +27,7 @@ _ELEMS = {
 }  # fmt: skip
 """``F8_E8M0``, a power of two, is read as the byte that holds its exponent."""
 _MAX_HEADER = 100_000_000
+_DAMAGED = "the file is damaged; fetch it again, or write it with the safetensors library"
 _INCOMPLETE = "the download may be incomplete; fetch the file again"
 
 
@@ -56,16 +58,28 @@ def read_header(path: Path) -> dict[str, Stored]:
                 )
             text = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
+        raise CheckpointError(f"{path}: {error.strerror}", hint="is it a file that you may read?") from None
     try:
-        header: Any = json.loads(text)
-    except ValueError as error:
+        header: Any = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its header is not JSON: {error}", hint=_INCOMPLETE) from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its header is not a JSON object", hint=_INCOMPLETE)
     entries = cast("dict[str, Any]", header)
     stored = [(n, _entry(path, n, e, 8 + length, size)) for n, e in entries.items() if n != "__metadata__"]
-    return dict(sorted(stored, key=lambda item: item[1].offset))
+    ordered = sorted(stored, key=lambda item: (item[1].offset, item[1].nbytes))
+    for (name, first), (other, second) in pairwise(ordered):
+        if first.offset + first.nbytes > second.offset:
+            raise CheckpointError(f"{path}: `{name}` and `{other}` share bytes of the file", hint=_DAMAGED)
+    return dict(ordered)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON whose names differ: of two entries of a name, readers may take either."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
 
 
 def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> Stored:
@@ -74,7 +88,7 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> Stored:
         begin, end = (int(x) for x in entry["data_offsets"])
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(
-            f"{path}: `{name}` has no dtype, shape and data_offsets in the header"
+            f"{path}: `{name}` has no dtype, shape and data_offsets in the header", hint=_DAMAGED
         ) from None
     if dtype not in _ELEMS:
         raise CheckpointError(
@@ -83,7 +97,8 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> Stored:
     stored = Stored(path, start + begin, dims, ELEMS[_ELEMS[dtype]])
     if min((begin, *dims)) < 0 or end - begin != stored.nbytes:
         raise CheckpointError(
-            f"{path}: `{name}` is {dtype}{list(dims)}, {stored.nbytes} bytes, but offsets say {end - begin}"
+            f"{path}: `{name}` is {dtype}{list(dims)}, {stored.nbytes} bytes, but offsets say {end - begin}",
+            hint=_DAMAGED,
         )
     if start + end > size:
         raise CheckpointError(
@@ -99,14 +114,17 @@ def read_index(path: Path, read: Callable[[Path], dict[str, Entry]]) -> dict[str
         shards = {str(name): str(shard) for name, shard in index["weight_map"].items()}
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path}: no `weight_map` from tensor names to files") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(
+            f"{path}: no `weight_map` from tensor names to files", hint="fetch the index again"
+        ) from None
     found: dict[str, Entry] = {}
     for shard in sorted(set(shards.values())):
         named = [name for name, at in shards.items() if at == shard]
         if Path(shard).name != shard or shard in {"", ".", ".."}:
             raise CheckpointError(
-                f"{path}: `{named[0]}` is in {shard!r}, which is not a file beside the index"
+                f"{path}: `{named[0]}` is in {shard!r}, which is not a file beside the index",
+                hint="nothing outside of the directory is read; put the shards beside the index",
             )
         if not (path.parent / shard).is_file():
             raise CheckpointError(
@@ -115,7 +133,10 @@ def read_index(path: Path, read: Callable[[Path], dict[str, Entry]]) -> dict[str
             )
         header = read(path.parent / shard)
         if absent := [name for name in named if name not in header]:
-            raise CheckpointError(f"{path}: `{absent[0]}` should be in {shard}, which does not hold it")
+            raise CheckpointError(
+                f"{path}: `{absent[0]}` should be in {shard}, which does not hold it",
+                hint="the index is that of another checkpoint; fetch both again",
+            )
         found |= {name: header[name] for name in header if name in shards}
     return found
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from irloom.frontends.hf.config_fields import check_fields, readable, stored_dtype
 from irloom.frontends.hf.conversion import library_recipes
 from irloom.frontends.hf.fit import fit
 from irloom.frontends.hf.quantized import dequantized
 from irloom.frontends.hf.recipes import MappedCheckpoint
 from irloom.frontends.hf.text_part import text_recipes
 from irloom.ir.checkpoint import Checkpoint, SafetensorsCheckpoint
-from irloom.ir.errors import CheckpointError
+from irloom.ir.errors import CheckpointError, IrloomError
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -41,13 +42,25 @@ def read_config(path: Path, trust: bool = False) -> Any:
         raise CheckpointError(
             f"{path}: no config.json", hint="a model is a Hugging Face directory, a .gguf file or a hub id"
         )
+    check_fields(path / "config.json")
     code = remote_code(path)
     try:
         if code is not None:
             return load_config(code, trust)
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise CheckpointError(f"{path / 'config.json'}: {error}".splitlines()[0]) from None
+        with readable(path) as folder:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config.name_or_path = str(path)
+        if folder != path:
+            config.dtype = stored_dtype(open_raw(path))
+    except IrloomError:
+        raise
+    except Exception as error:  # a config class may raise anything for a value that it does not take
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"{path / 'config.json'}: {why[:300]}",
+            hint="compare it with the model's own; pip install -U transformers if the architecture is new",
+        ) from None
+    return config
 
 
 def open_checkpoint(path: Path, model: Any, config: Any = None, *, whole: bool = True) -> MappedCheckpoint:
@@ -71,7 +84,7 @@ def open_checkpoint(path: Path, model: Any, config: Any = None, *, whole: bool =
 
 def _stored_quantized(config: Any) -> dict[str, Any] | None:
     fields = getattr(config, "quantization_config", None)
-    return fields if fields is None or isinstance(fields, dict) else fields.to_dict()
+    return fields or None if fields is None or isinstance(fields, dict) else fields.to_dict()
 
 
 def open_raw(path: Path) -> Checkpoint:

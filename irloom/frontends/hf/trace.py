@@ -48,13 +48,16 @@ def trace_hf(
 
 def trace_directory(path: Path, options: TraceOptions) -> Module:
     """Trace the model in a directory; the library is not even imported when the trace is in the cache."""
-    from irloom.frontends.hf.checkpoint import read_config
+    from irloom.frontends.hf.checkpoint import open_raw, read_config
+    from irloom.frontends.hf.config_fields import says_auto, stored_dtype
     from irloom.frontends.hf.remote import code_key
 
     file = path / "config.json"
     if not file.is_file():
         return trace_config(read_config(path), options)
-    key = file.read_text(encoding="utf-8") + code_key(path, options.trust)
+    key = file.read_bytes().decode("utf-8", errors="replace") + code_key(path, options.trust)
+    if '"auto"' in key and says_auto(file):
+        key += str(stored_dtype(open_raw(path)))
     module = stored_trace(key, options, lambda: _trace(read_config(path, options.trust), options))
     module.model = path.resolve().name
     return module
@@ -91,5 +94,5 @@ def model_dtype(config: Any, options: TraceOptions) -> torch.dtype:
         return options.dtype.torch
     said = getattr(config, "dtype", None)
     if isinstance(said, str):
-        said = getattr(torch, said)
+        said = getattr(torch, said, None)
     return said if isinstance(said, torch.dtype) else torch.float32

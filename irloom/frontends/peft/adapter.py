@@ -65,10 +65,10 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG
     try:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: {error}", hint="an adapter is a directory of PEFT's") from None
     if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: not a JSON object")
+        raise CheckpointError(f"{file}: not a JSON object", hint="an adapter is a directory of PEFT's")
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{file}: a {config.get('peft_type')} adapter is not merged", hint=_HINT)
     strange = sorted(k for k, v in config.items() if v and k not in _HARMLESS)

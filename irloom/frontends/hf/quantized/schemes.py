@@ -58,7 +58,8 @@ def _groups(fields: Fields) -> list[Fields]:
 def _blocks(fields: Fields) -> list[Block]:
     """Sizes of the blocks and groups that share a scale."""
     stated = [fields.get("weight_block_size"), *(g.get("block_structure") for g in _groups(fields))]
-    blocks = [(int(b[0]), int(b[1])) for b in stated if isinstance(b, list | tuple) and len(b) == 2]
+    pairs = [tuple(b) for b in stated if isinstance(b, list | tuple)]
+    blocks = [(b[0], b[1]) for b in pairs if len(b) == 2 and all(isinstance(n, int) and n > 0 for n in b)]
     sizes = [g.get("group_size") for g in _groups(fields)]
     return [*blocks, *((1, size) for size in sizes if isinstance(size, int) and size > 0)]
 
