@@ -84,8 +84,9 @@ class Target:
     def __str__(self) -> str:
         if self.refuses is not None:
             return f"refuses it: {self.refuses}"
-        ops = ", ".join(f"{op} ({n}, {x:.2%} of FLOPs)" for op, (n, x) in self.reference.items())
-        runs = f"reference bodies for {ops}" if ops else "a kernel for every op"
+        ops = _counted({op: n for op, (n, _) in self.reference.items()})
+        share = sum(x for _, x in self.reference.values())
+        runs = f"reference bodies for {ops}: {share:.2%} of the FLOPs" if ops else "a kernel for every op"
         return f"{runs}; this machine lacks {self.lacks}" if self.lacks else runs
 
 
@@ -116,7 +117,6 @@ class Found:
     def to_json(self, context: int) -> dict[str, Any]:
         """For ``--json``; FLOPs and bytes are per token."""
         programs, plan = {"trace": self.traced, "made": self.made}, self.plan
-        weights = {"parameters": plan.weights.parameters, "bytes": plan.weights.bytes}
         return {
             "seconds": round(self.seconds, 3),
             "nodes": {k: sum(len(f.nodes) for f in m.funcs.values()) for k, m in programs.items()},
@@ -126,7 +126,7 @@ class Found:
             "tensor_ops": self.raised.tensor_ops,
             "flops_in_model_ops": round(self.raised.share, 6),
             "near_misses": self.raised.near_misses,
-            "weights": weights,
+            "weights": plan.weights.to_json(),
             "decode": _per_token(plan.decode(context), 1),
             "prefill": _per_token(plan.prefill(context), context),
             "caches": {**plan.kv.to_json(), "sequence_bytes": plan.kv.bytes(context)},
@@ -175,10 +175,13 @@ class Explanation:
         facts = self.to_json()
         rows = [
             ("traced", "in {seconds:.1f} s, {nodes[trace]:,} nodes".format(**facts)),
-            *((f"  {name}", said) for name, _, said in (line.partition(": ") for line in facts["layers"])),
+            *(
+                (f"  {name}", _shortened(said))
+                for name, _, said in (x.partition(": ") for x in self.found.layers)
+            ),
             ("program", "{nodes[made]:,} nodes, {lines[made]:,} lines".format(**facts)),
-            ("model ops", _counted(facts["model_ops"])),
-            ("tensor ops", _counted(facts["tensor_ops"])),
+            ("model ops", _counted(facts["model_ops"]) or "none"),
+            ("tensor ops", _counted(facts["tensor_ops"]) or "none"),
             ("", f"{facts['flops_in_model_ops']:.2%} of the FLOPs are in model ops"),
             *(("almost", miss) for miss in facts["near_misses"]),
             *((name, str(t)) for name, t in self.targets.items()),
@@ -199,8 +202,18 @@ def _per_token(cost: Cost, tokens: int) -> dict[str, float]:
     return {"flops": cost.flops / tokens, "bytes": cost.bytes / tokens}
 
 
+def _shortened(layers: str, most: int = 4) -> str:
+    """The ranges of layers in a line of ``Found.layers``, the middle ones left out where there are many.
+
+    >>> _shortened("9 nodes, layers 0-2, 4-6, 8-10, 12-14, 16-18")
+    '9 nodes, layers 0-2, 4-6, ... 16-18'
+    """
+    ranges = layers.split(", ")
+    return layers if len(ranges) <= most + 1 else ", ".join([*ranges[:3], f"... {ranges[-1]}"])
+
+
 def _counted(ops: Mapping[str, int]) -> str:
-    return ", ".join(f"{op} {n}" if n > 1 else op for op, n in ops.items()) or "none"
+    return ", ".join(f"{op} {n}" if n > 1 else op for op, n in ops.items())
 
 
 def _on(name: str, traced: Module) -> Target:

@@ -14,12 +14,12 @@ from typing import Any
 
 from .dims import evaluate, product
 from .elem import Paged
-from .graph import Call, Func, Loop, Module, Node, Stmt
+from .graph import Func, Loop, Module, Node, Param, Stmt, Value
 from .ops.attention import reach
 from .ops.experts import experts_used
 from .plan import KVPlan, columns, kv_plan, show_bytes
 from .types import Type
-from .weight_expr import show_weight
+from .weight_expr import show_weight, tensor_names
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Weights:
-    """All weights of a model, each counted once however often it is used: entries, and bytes as stored."""
+    """All weights of a model, each counted once however often it is used: entries, and bytes as stored.
+
+    ``active`` entries are read for one token: of tables a row, of experts those that it chooses.
+    """
 
     parameters: int
+    active: int
     bytes: int
+
+    def to_json(self) -> dict[str, int]:
+        """For ``plan.json``."""
+        return {"parameters": self.parameters, "active": self.active, "bytes": self.bytes}
 
 
 @dataclass(frozen=True)
@@ -85,14 +93,14 @@ class Plan:
                     f"{cost.intensity:.1f}",
                 ]
             )
-        head = f"weights: {self.weights.parameters:,} parameters, {show_bytes(self.weights.bytes)}"
+        kept, stored = self.weights, show_bytes(self.weights.bytes)
+        head = f"weights: {kept.parameters:,} parameters, {stored}; a token reads {kept.active:,} of them"
         caches = ["", self.kv.table()] if self.kv.groups else []
         return "\n".join([head, "", columns(rows), *caches])
 
     def to_json(self) -> dict[str, Any]:
         """For ``plan.json``."""
-        weights = {"parameters": self.weights.parameters, "bytes": self.weights.bytes}
-        return {"weights": weights, "kv": self.kv.to_json()}
+        return {"weights": self.weights.to_json(), "kv": self.kv.to_json()}
 
 
 def plan(m: Module) -> Plan:
@@ -101,17 +109,35 @@ def plan(m: Module) -> Plan:
 
 
 def count_weights(m: Module) -> Weights:
-    """Parameters and bytes of every distinct weight that some call binds."""
-    seen: dict[tuple[str, Type], None] = {}
+    """Parameters and bytes of every distinct weight that some call binds; constants are no parameters."""
+    read: dict[tuple[str, Type], int] = {}
     for f, number in _runs(m):
+        entries = _entries(f)
         for p in f.weights:
-            if p.weight is not None:
+            if p.weight is not None and tensor_names(p.weight, number):
                 text = show_weight(p.weight)
-                seen[text if number is None else text.replace("{i}", str(number)), p.type] = None
-    types = [t for _, t in seen]
+                key = text if number is None else text.replace("{i}", str(number)), p.type
+                read[key] = max(read.get(key, 0), entries.get(p, 0))
+    types = [t for _, t in read]
     return Weights(
-        sum(evaluate(product(t.dims), {}) for t in types), sum(evaluate(t.nbytes, {}) for t in types)
+        sum(evaluate(product(t.dims), {}) for t in types),
+        sum(read.values()),
+        sum(evaluate(t.nbytes, {}) for t in types),
     )
+
+
+def _entries(f: Func) -> dict[Value, int]:
+    """How many entries of each weight of a function one token reads."""
+    out: dict[Value, int] = {}
+    for n in _nodes(f.body):
+        terms = zip(n.op.signature.ins, n.args, strict=False)
+        looked_up = [x for term, x in terms if any(axis.indexed for axis in term.axes or ())]
+        for v in n.values:
+            if isinstance(v, Param) and v.weight is not None:
+                rows, *rest = v.type.dims or (1,)
+                count = evaluate(product([(_experts(n, 1) or 1) if v in looked_up else rows, *rest]), {})
+                out[v] = max(out.get(v, 0), count)
+    return out
 
 
 def _runs(m: Module) -> Iterator[tuple[Func, int | None]]:
@@ -132,13 +158,12 @@ def step_cost(m: Module, tokens: int, seqs: int, context: int) -> Cost:
 
 
 def _nodes(body: list[Stmt]) -> Iterator[Node]:
+    """Ops of a body, those in loops too; what a call costs is its function's."""
     for s in body:
         if isinstance(s, Node):
             yield s
         elif isinstance(s, Loop):
             yield from _nodes(s.body)
-        else:
-            assert isinstance(s, Call), "the cost of a call is its function's"
 
 
 def node_cost(n: Node, tokens: int, seqs: int, context: int) -> Cost:

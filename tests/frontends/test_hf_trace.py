@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen2Config
 
 from irloom.frontends import store
 from irloom.frontends.core import TraceOptions, frontend_of
 from irloom.frontends.hf import selfcheck, trace_hf
 from irloom.frontends.hf.calling import Calling
-from irloom.frontends.hf.skeleton import skeleton
+from irloom.frontends.hf.skeleton import meta_parameters, skeleton
 from irloom.frontends.hf.tiny import tiny_config, with_layers
 from irloom.frontends.hf.tiny_sizes import VOCAB
 from irloom.frontends.hf.trace import trace_config
@@ -163,3 +164,10 @@ def test_a_directory_with_a_broken_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
     with pytest.raises(CheckpointError, match=r"config\.json"):
         trace_hf(tmp_path)
+
+
+def test_weights_that_no_machine_holds_take_no_memory():
+    with meta_parameters():
+        layer = nn.Linear(1 << 24, 1 << 24)
+    assert layer.weight.is_meta
+    assert layer.weight.shape == (1 << 24, 1 << 24)

@@ -155,7 +155,27 @@ def test_a_prompt_attends_to_half_of_itself_on_average(program):
     assert whole.bytes < sum(c.bytes for c in alone) / 10
 
 
+def test_of_tables_a_token_reads_a_row_and_of_experts_those_it_chooses():
+    text = """
+def main(
+    ids: i32[T],
+    table: f32[100, 8] = weight("table"),
+    gate: f32[4, 8] = weight("gate"),
+    up: f32[4, 16, 8] = weight("up"),
+    turns: f32[4] = const("turns"),
+):
+    x = embedding(ids, table)
+    g = linear(x, gate)
+    best, index = topk(g, k=2)
+    y = expert_linear(x, index, up)
+    return y
+"""
+    counted = count_weights(parse("turns = const(f32[4], 'AACAPwAAgD8AAIA/AACAPw==')\n" + text))
+    assert counted.parameters == 100 * 8 + 4 * 8 + 4 * 16 * 8
+    assert counted.active == 8 + 4 * 8 + 2 * 16 * 8
+
+
 def test_the_table_of_the_whole_plan(program):
     rows = plan(program).table().splitlines()
-    assert rows[0] == "weights: 78,336 parameters, 306.0 KiB"
+    assert rows[0] == "weights: 78,336 parameters, 306.0 KiB; a token reads 78,336 of them"
     assert rows[-1].startswith("all ")

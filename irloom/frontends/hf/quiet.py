@@ -1,4 +1,4 @@
-"""What torch prints of a trace that fails stays off the screen: what matters of it is in our error."""
+"""What libraries print while a model is traced stays off the screen: what matters of it is in our errors."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import io
 import logging
 from collections.abc import Iterator
 
-LOGS = ("torch.fx", "torch._subclasses.fake_tensor")
-"""The first prints a whole graph, the second a traceback per op."""
+LOGS = ("torch.fx", "torch._subclasses.fake_tensor", "transformers")
+"""Of what fails the first prints a whole graph, the second a traceback per op; the third says which kernels it
+lacks, which a trace does without.
+"""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within, torch says nothing about failures on stderr."""
+    """Within, libraries say nothing on stderr."""
     logs = [logging.getLogger(name) for name in LOGS]
     levels = [log.level for log in logs]
     for log in logs:

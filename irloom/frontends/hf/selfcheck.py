@@ -12,6 +12,7 @@ from irloom.frontends.hf.calling import Calling
 from irloom.frontends.hf.capture import capture
 from irloom.frontends.hf.importer import import_graph
 from irloom.frontends.hf.live import LiveCheckpoint
+from irloom.frontends.hf.quiet import quiet
 from irloom.frontends.hf.randomized import randomized
 from irloom.frontends.hf.skeleton import skeleton
 from irloom.frontends.hf.tiny import tiny_config
@@ -97,7 +98,7 @@ def _difference(
     """Of packed sequences of random ids, in units of the largest logit, or of 1 where that is less."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     ids = torch.randint(min(3, vocab - 1), vocab, (sum(lengths),), generator=_generator(1))
-    with torch.inference_mode():
+    with quiet(), torch.inference_mode():
         expected = torch.cat([calling.alone(part.to(device)).cpu() for part in ids.split(list(lengths))])
         (ours,) = Interpreter(module, LiveCheckpoint(model))(ids.int(), Seqs.of(lengths))
     return (ours.cpu() - expected).abs().max().item() / max(1.0, expected.abs().max().item())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from irloom.frontends.hf.remote import TRUSTED
 from irloom.ir.errors import TraceError
@@ -101,9 +102,32 @@ def whole_class(config: Any) -> Any:
     return next((table[type(config)] for table in tables if type(config) in table), None)
 
 
+LARGE = 1 << 26
+"""Entries past which a tensor without values is one of weights."""
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """Within, ``torch.empty`` of a large size is made on the meta device."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is torch.empty and torch.empty(*args, **{**options, "device": "meta"}).numel() >= LARGE:
+            options["device"] = "meta"
+        return func(*args, **options)
+
+
 @contextlib.contextmanager
 def meta_parameters() -> Iterator[None]:
-    """Every parameter registered inside lands on the meta device; its memory is freed untouched."""
+    """Every parameter registered inside lands on the meta device; its memory is freed untouched.
+
+    A large one never has any: a system may refuse memory for the experts of a layer that nobody will touch.
+    """
 
     def on_meta(module: nn.Module, name: str, param: nn.Parameter) -> nn.Parameter | None:
         return None if param.is_meta else nn.Parameter(param.to("meta"), requires_grad=False)
@@ -111,7 +135,8 @@ def meta_parameters() -> Iterator[None]:
     typed: Any = on_meta  # torch declares hooks that return nothing
     hook = register_module_parameter_registration_hook(typed)
     try:
-        yield
+        with _LargeOnMeta():
+            yield
     finally:
         hook.remove()
 
