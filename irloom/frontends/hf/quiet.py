@@ -8,8 +8,8 @@ import logging
 from collections.abc import Iterator
 
 LOGS = ("torch.fx", "torch._subclasses.fake_tensor", "transformers")
-"""Of what fails the first prints a whole graph, the second a traceback per op; the third says which kernels it
-lacks, which a trace does without.
+"""Of what fails the first prints a whole graph, the second a traceback per op; the third names kernels that
+it lacks, which a trace does without.
 """
 
 
