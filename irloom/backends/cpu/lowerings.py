@@ -32,6 +32,8 @@ def embedding(f: Lowering, n: Node) -> bool:
     ids, table = n.args
     if not f.is_weight(table) or not isinstance(ids, Value) or ids.type.plain.name != "i32":
         return False
+    if not f.f32(n.result):  # a table of numbers
+        return False
     scale, out = 1.0, n.result
     scaled = f.only_reader(out, "mul")
     if scaled is not None and isinstance(scaled.args[1], float):
