@@ -80,7 +80,7 @@ def damaged(data: bytes, head: int, tries: int) -> Iterator[bytes]:
     for _ in range(tries):
         made = bytearray(data)
         for _ in range(dice.choice([1, 1, 1, 2, 8])):
-            at = dice.randrange(min(head, len(data)))
+            at = dice.randrange(min(head, len(made) - 1))
             change = dice.randrange(6)
             if change <= 2:
                 made[at] = dice.choice([0, 1, 0x7F, 0x80, 0xFF, dice.randrange(256)])

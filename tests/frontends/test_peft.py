@@ -64,8 +64,16 @@ def base(tmp_path) -> Any:
         },
         {"target_modules": ["embed_tokens", "o_proj"], "layers_to_transform": None},
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]},
+        {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
     ],
-    ids=["attention", "all, rank-stabilized", "ranks and alphas by module", "embedding", "saved whole"],
+    ids=[
+        "attention",
+        "all, rank-stabilized",
+        "ranks and alphas by module",
+        "embedding",
+        "saved whole",
+        "DoRA",
+    ],
 )
 def test_weights_are_those_that_peft_merges(base, tmp_path, settings):
     wanted = adapted(base, tmp_path / "lora", **settings)
@@ -78,6 +86,27 @@ def test_weights_stored_as_their_transpose_are_merged_so(tmp_path):
     config = GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=64)
     base = save_model(config, tmp_path / "base")
     wanted = adapted(base, tmp_path / "lora", target_modules=["c_attn"], fan_in_fan_out=True)
+    close(checkpoint(tmp_path / "base", tmp_path / "lora"), wanted)
+
+
+@pytest.mark.parametrize(
+    "targets", [["mlp.experts.gate_up_proj"], ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]]
+)
+def test_parameters_of_experts_are_merged_expert_by_expert(tmp_path, targets, monkeypatch):
+    """Stacked in both matrices; two parameters of a module are wrapped one around the other."""
+    from transformers import MixtralConfig
+
+    base = save_model(
+        MixtralConfig(
+            vocab_size=320, hidden_size=32, intermediate_size=24, num_hidden_layers=1, num_local_experts=4,
+            num_attention_heads=4, num_key_value_heads=2,
+        ),
+        tmp_path / "base",
+    )  # fmt: skip
+    settings: dict[str, Any] = {"target_modules": [], "target_parameters": targets, "use_rslora": True}
+    wanted = adapted(base, tmp_path / "lora", **settings)
+    close(checkpoint(tmp_path / "base", tmp_path / "lora"), wanted)
+    monkeypatch.setattr("irloom.ir.checkpoint.BLOCK", 256)
     close(checkpoint(tmp_path / "base", tmp_path / "lora"), wanted)
 
 
@@ -205,7 +234,7 @@ OTHER = "\nhint: is it an adapter of another model?"
     ("change", "message"),
     [
         ({"peft_type": "IA3"}, "/adapter_config.json: a IA3 adapter is not merged" + MERGE),
-        ({"use_dora": True}, "/adapter_config.json: `use_dora` True is not merged" + MERGE),
+        ({"lora_bias": True}, "/adapter_config.json: `lora_bias` True is not merged" + MERGE),
         ({"bias": "all"}, "/adapter_config.json: `bias` 'all' is not merged" + MERGE),
         ({"brand_new": 3}, "/adapter_config.json: `brand_new` 3 is not merged" + MERGE),
         (

@@ -151,6 +151,8 @@ def _records(path: Path) -> dict[int, int]:
             f"{path}: was written by torch before 1.6",
             hint="torch.save(torch.load(path, weights_only=True), path) writes it anew",
         ) from None
+    except (OSError, ValueError, RuntimeError, EOFError) as error:  # offsets that lead nowhere, encryption
+        raise CheckpointError(f"{path}: its archive is damaged: {error}", hint=_INCOMPLETE) from None
     return found
 
 

@@ -24,7 +24,7 @@ _HARMLESS = {
     "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
     "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version",
     "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
-    "task_type", "use_rslora",
+    "target_parameters", "task_type", "use_dora", "use_rslora",
 }  # fmt: skip
 _STARTS = (True, False, "default", "gaussian", "eva", "orthogonal")  # inits that leave the base as it is
 _HINT = "merge it with peft (`merge_and_unload`) and give the merged model"
@@ -36,6 +36,8 @@ class Delta:
     """``scale * B @ A`` for the tensor ``target``; ``a`` and ``b`` are names in the adapter's file.
 
     ``turned`` says that the weight is stored as its transpose: an embedding, or ``fan_in_fan_out``.
+    ``magnitude`` names the norms that DoRA gives the rows of the sum. Of stacked ``experts``, A is
+    [experts * r, in] and B [out, r * experts].
     """
 
     target: str
@@ -43,6 +45,8 @@ class Delta:
     b: str
     scale: float
     turned: bool
+    magnitude: str | None = None
+    experts: int = 1
 
 
 @dataclass(frozen=True)
@@ -89,16 +93,28 @@ def read_adapter(path: Path) -> Adapter:
     replaced: dict[str, str] = {}
     for name in tensors.names():
         place = name.removeprefix(_PREFIX)
-        found = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(\.weight)?", place)
-        if found:
+        found = re.fullmatch(r"(.+)\.lora_(embedding_)?(A|B|magnitude_vector)(\.weight)?", place)
+        if found and (found[3] in "AB" or config.get("use_dora")):
             kind = f"{found[2] or ''}{found[3]}"
-            pairs.setdefault(found[1].replace(".base_layer", ""), {})[kind] = name
+            pairs.setdefault(_target(config, found[1]), {})[kind] = name
         elif "lora_" in place:
             raise CheckpointError(f"{path}: `{name}` is no part of plain LoRA", hint=_HINT)
         else:
             replaced[re.sub(r"\.(modules_to_save|base_layer)(\.default)?\.", ".", place)] = name
-    deltas = [_delta(path, config, tensors, module, names) for module, names in pairs.items()]
+    deltas = [_delta(path, config, tensors, target, names) for target, names in pairs.items()]
     return Adapter(path, tensors, {delta.target: delta for delta in deltas}, replaced)
+
+
+def _target(config: dict[str, Any], place: str) -> str:
+    """The tensor that a pair at ``place`` is for: a module's weight, or one of its parameters.
+
+    Several parameters of a module are wrapped one around the other, the module's first the innermost.
+    """
+    module, depth = place.replace(".base_layer", ""), place.count(".base_layer")
+    targets = [str(t).rpartition(".") for t in config.get("target_parameters") or ()]
+    leaves = {leaf for owner, _, leaf in targets if f".{module}".endswith(f".{owner}")}
+    ordered = sorted(leaves, key=lambda leaf: ("gate" not in leaf, leaf))
+    return f"{module}.{ordered[-1 - depth]}" if depth < len(ordered) else f"{module}.weight"
 
 
 def _open(path: Path) -> Checkpoint:
@@ -110,24 +126,32 @@ def _open(path: Path) -> Checkpoint:
 
 
 def _delta(
-    path: Path, config: dict[str, Any], tensors: Checkpoint, module: str, names: dict[str, str]
+    path: Path, config: dict[str, Any], tensors: Checkpoint, target: str, names: dict[str, str]
 ) -> Delta:
-    """The one change of ``module``, from its two matrices A [r, in] and B [out, r]."""
+    """The one change of ``target``, from its two matrices A [r, in] and B [out, r]."""
+    module = target.removesuffix(".weight")
     embedding = "embedding_" if "embedding_A" in names or "embedding_B" in names else ""
     a, b = names.get(f"{embedding}A"), names.get(f"{embedding}B")
-    if a is None or b is None or len(names) > 2:
+    magnitude = names.get("magnitude_vector")
+    if a is None or b is None or len(names) > 2 + bool(magnitude) or (embedding and magnitude):
         raise CheckpointError(f"{path}: `{module}` has {', '.join(names)}, not one A and one B")
     rank = _setting(path, config, "rank_pattern", module, "r")
     (rows, columns) = tensors.dims(a), tensors.dims(b)
+    experts = 1
+    if module == target and len(rows) == 2 and isinstance(rank, int) and not rows[0] % rank:
+        experts, rank = int(rows[0] // rank), rows[0]
     if len(rows) != 2 or len(columns) != 2 or rows[0] != rank or columns[1] != rank:
         raise CheckpointError(
             f"{path}: `{module}` has A {list(rows)} and B {list(columns)}, but its rank is {rank}",
             hint="the file is damaged, or adapter_config.json is that of another adapter",
         )
     alpha = _setting(path, config, "alpha_pattern", module, "lora_alpha")
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    each = rank / experts
+    scale = alpha / (math.sqrt(each) if config.get("use_rslora") else each)
     turned = bool(embedding or config.get("fan_in_fan_out"))
-    return Delta(f"{module}.weight", a, b, scale, turned)
+    if magnitude and (turned or tensors.dims(magnitude) != (columns[0],)):
+        raise CheckpointError(f"{path}: `{magnitude}` is not one norm a row of its weight", hint=_HINT)
+    return Delta(target, a, b, scale, turned, magnitude, experts)
 
 
 def _setting(path: Path, config: dict[str, Any], pattern: str, module: str, default: str) -> float:

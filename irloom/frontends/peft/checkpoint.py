@@ -66,8 +66,10 @@ class MergedCheckpoint:
         wanted, tensors = self.base.dims(name), self.adapter.tensors
         found = [tensors.dims(self.replaced[name])] if name in self.replaced else []
         if delta := self.deltas.get(name):
-            dims = (tensors.dims(delta.b)[0], tensors.dims(delta.a)[1])
-            found.append(dims[::-1] if delta.turned else dims)
+            out, inner = tensors.dims(delta.b)[0], tensors.dims(delta.a)[1]
+            each = [(out, inner), (inner, out)] if delta.experts > 1 else [(out, inner)]
+            stacked = [(delta.experts, *d) if delta.experts > 1 else d for d in each]
+            found.append(wanted if wanted in stacked else stacked[0][::-1] if delta.turned else stacked[0])
         if wrong := [dims for dims in found if dims != wanted]:
             raise CheckpointError(
                 f"{self.adapter.path}: its `{name}` is {list(wrong[0])}, but the model's is {list(wanted)}",
@@ -111,8 +113,18 @@ class MergedCheckpoint:
         """Some rows of a weight and the change of those rows, in f32."""
         a = self.adapter.tensors.read(delta.a).float()
         b = self.adapter.tensors.read(delta.b).float()
+        if delta.experts > 1:
+            a = a.unflatten(0, (delta.experts, -1))[rows]
+            b = b.unflatten(1, (-1, delta.experts))[:, :, rows]
+            change = torch.einsum("ore,eri->eoi", b, a)
+            change = change if change.shape == block.shape else change.transpose(1, 2)
+            return block.float() + change * delta.scale
         change = a.t()[rows] @ b.t() if delta.turned else b[rows] @ a
-        return block.float() + change * delta.scale
+        changed = block.float() + change * delta.scale
+        if delta.magnitude is None:
+            return changed
+        norms = self.adapter.tensors.read(delta.magnitude).float()[rows]
+        return changed * (norms / changed.norm(dim=1)).unsqueeze(1)
 
     def read_quantized(self, name: str, quant: Quant) -> QuantizedTensor | None:
         return None if self._changes(name) else self.base.read_quantized(name, quant)
