@@ -28,8 +28,9 @@ class Row:
     ``built``: the library makes a tiny model of it and runs it. ``traced``: irloom makes a program of it.
     ``logits``: the program's logits are the library's, at other lengths than traced. ``ragged``: so are those
     of sequences packed in one batch. ``decode``: so are those of an engine of the reference backend, which
-    serves several requests in chunks, token by token and from cached prefixes. ``compiled``: and those of an
-    engine of the CPU backend. ``raised``: model ops do all but 1 % of the FLOPs.
+    serves several requests in chunks, token by token, evicted and resumed, and from cached prefixes.
+    ``compiled``: and those of an engine of the CPU backend. ``raised``: model ops do all but 1 % of the
+    FLOPs.
 
     ``errors`` are the largest differences found, relative to the largest logit; ``flops_in_model_ops`` is a
     share, ``model_ops`` and ``tensor_ops`` count the nodes of the raised program, ``near_misses`` are what

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -36,10 +37,12 @@ SERVED = 2e-4
 
 ALONE = (37, 1, 12)
 PACKED = (5, 26, 1, 14)
-PAGE = 4
-"""Tokens of a page: sequences of some dozens then have several, and windows give some back."""
+PLAN = "kv-plan(page=4, snapshot=8)"
+"""Sequences of some dozens of tokens then have several pages and snapshots, and windows give some back."""
 
 STEP_TOKENS, CONTEXT = 8, 64
+KNOWN = 25
+"""Tokens of a sequence that a later one begins with."""
 
 
 def examine(name: str, columns: Sequence[str] | None = None) -> Row:
@@ -122,14 +125,23 @@ class _Examination:
     def serve(self, column: str, target: str) -> None:
         if target == "cpu" and not compiler():
             raise Differs("this machine has no C++ compiler")
-        scripts = [self.script(33, 19, 1), self.script(12, 5, 2), self.script(21, 6, 3)]
-        again = torch.cat([scripts[0].tokens[:17], self.specimen.draw(5, 4)])
-        late = [Script(again, 18, self.specimen.logits(again))]
+        scripts = [self.script(33, 19, 1), self.script(26, 5, 2)]
+        scripts.append(replace(self.script(21, 6, 3), arrives=6, priority=-1))  # one of the others makes room
+        again = torch.cat([scripts[1].tokens[:KNOWN], self.specimen.draw(5, 4)])
+        late = [Script(again, KNOWN + 1, self.specimen.logits(again))]
         with tempfile.TemporaryDirectory() as folder:
-            served = serve(self.engine(target, Path(folder) / "engine"), scripts, late)
+            engine = self.engine(target, Path(folder) / "engine")
+            served = serve(engine, scripts, late)
         self.note(column, served.error)
         if not served.error <= SERVED:
             raise Differs(f"logits differ by {served.error:.1e}: {served.where}")
+        short = all(
+            pool.page <= KNOWN for pool in engine.pools
+        )  # those of long strides hold a sequence whole
+        if short and not (served.cached and served.preemptions):
+            raise Differs(
+                f"{served.cached} tokens of a known prefix were kept, {served.preemptions} sequences resumed"
+            )
 
     def script(self, length: int, prompt: int, seed: int) -> Script:
         tokens = self.specimen.draw(length, seed)
@@ -138,13 +150,13 @@ class _Examination:
     def engine(self, target: str, out: Path) -> Stepped:
         """The model as an engine of a backend, with weights from memory."""
         made = backend(target)
-        steps = [f"kv-cache(page={PAGE})" if step == "kv-cache" else step for step in made.pipeline]
+        steps = [PLAN if step == "kv-plan" else step for step in made.pipeline]
         m, _ = run_pipeline(self.module, steps)
         settings = {"max_context": CONTEXT, "eos": [], "int8_activations": False}
         manifest = Manifest(target, m.model, steps, {"irloom": __version__}, {}, settings=settings)
         with EngineWriter(out, manifest) as writer:
             made.build(m, LiveCheckpoint(self.specimen.model), writer, quiet)
-        limits = Limits(max_tokens=STEP_TOKENS, max_seqs=4, max_context=CONTEXT, threads=1)
+        limits = Limits(max_tokens=STEP_TOKENS, max_seqs=2, max_context=CONTEXT, threads=1)
         engine: Any = made.open(EngineReader(out), limits)
         return engine
 

@@ -18,8 +18,8 @@ Written by `irloom zoo --docs docs/models.md`.
 - *traced*: irloom makes a program of it, with no model code.
 - *logits*: the program computes what the library computes, at other lengths than it was traced with.
 - *ragged*: several sequences packed in one batch equal each alone.
-- *decode*: prompts in chunks, tokens one by one through the caches, requests mixed, one from a cached prefix:
-  each step equals the library's forward over the whole sequence (reference backend).
+- *decode*: prompts in chunks, tokens one by one through the caches, requests mixed, one evicted and resumed,
+  one from a cached prefix; each step equals the library's forward over the whole sequence (reference target).
 - *compiled*: the same on an engine of the CPU backend.
 - *raised*: at least 99 % of the FLOPs are in model ops; the number is the share.
 """
