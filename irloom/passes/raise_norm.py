@@ -238,30 +238,45 @@ class ShiftedLayerNorm(Rewrite):
         return layer_norm(x, w, b, eps=eps, groups=groups)
 
 
-class NarrowRmsNorm(Rewrite):
-    """The norm widens and rounds by itself."""
+class NarrowRmsNorm(Spelling):
+    """The norm widens and rounds by itself; others may go on reading what was widened."""
 
-    def match(self, x: Value, w: Value | None, *, wide: Elem, to: Elem, eps: float) -> Value:
-        return cast(rms_norm(cast(x, to=wide), w, eps=eps), to=to)
-
-    def where(self, x: Value, wide: Elem, to: Elem) -> None:
-        _rounds_once(x, wide, to)
-
-    def replace(self, x: Value, w: Value | None, eps: float) -> Value:
-        return rms_norm(x, w, eps=eps)
-
-
-class NarrowLayerNorm(Rewrite):
-    """The norm widens and rounds by itself."""
-
-    def match(self, x: Value, w: Value | None, b: Value | None, *, wide: Elem, to: Elem, eps: float) -> Value:
-        return cast(layer_norm(cast(x, to=wide), w, b, eps=eps), to=to)
+    def match(self, x: Value, w: Value | None, *, wide: Elem, to: Elem, eps: float, groups: int) -> Value:
+        return cast(rms_norm(cast(x, to=wide), w, eps=eps, groups=groups), to=to)
 
     def where(self, x: Value, wide: Elem, to: Elem) -> None:
         _rounds_once(x, wide, to)
 
-    def replace(self, x: Value, w: Value | None, b: Value | None, eps: float) -> Value:
-        return layer_norm(x, w, b, eps=eps)
+    def replace(self, x: Value, w: Value | None, eps: float, groups: int) -> Value:
+        return rms_norm(x, w, eps=eps, groups=groups)
+
+
+class NarrowLayerNorm(Spelling):
+    """The norm widens and rounds by itself."""
+
+    def match(
+        self, x: Value, w: Value | None, b: Value | None, *, wide: Elem, to: Elem, eps: float, groups: int
+    ) -> Value:
+        return cast(layer_norm(cast(x, to=wide), w, b, eps=eps, groups=groups), to=to)
+
+    def where(self, x: Value, wide: Elem, to: Elem) -> None:
+        _rounds_once(x, wide, to)
+
+    def replace(self, x: Value, w: Value | None, b: Value | None, eps: float, groups: int) -> Value:
+        return layer_norm(x, w, b, eps=eps, groups=groups)
+
+
+class NarrowL2Norm(Spelling):
+    """The norm widens and rounds by itself."""
+
+    def match(self, x: Value, *, wide: Elem, to: Elem, eps: float) -> Value:
+        return cast(l2_norm(cast(x, to=wide), eps=eps), to=to)
+
+    def where(self, x: Value, wide: Elem, to: Elem) -> None:
+        _rounds_once(x, wide, to)
+
+    def replace(self, x: Value, eps: float) -> Value:
+        return l2_norm(x, eps=eps)
 
 
 RULES = (
@@ -280,6 +295,7 @@ RULES = (
     ShiftedLayerNorm(),
     NarrowRmsNorm(),
     NarrowLayerNorm(),
+    NarrowL2Norm(),
 )
 
 

@@ -25,9 +25,6 @@ ROUTING = (
 )  # fmt: skip
 """Ops that a router is written with."""
 
-LOOKED_AT = 80
-"""Nodes behind the logits among which the weights are looked for."""
-
 
 class Routers:
     """The routers of one function."""
@@ -35,6 +32,7 @@ class Routers:
     def __init__(self, m: Module, f: Func) -> None:
         self.module, self.func = m, f
         self.cutter = Cutter(f)
+        self.readers = f.readers()
         self.proved: dict[str, Form | None] = {}
 
     def run(self) -> Changes:
@@ -65,17 +63,24 @@ class Routers:
 
     def _regions(self, logits: Value, index: Value) -> Iterator[Region]:
         """From the logits to ``index`` and what may be its weights, those that most is done to first."""
-        made: dict[Value, None] = {logits: None}
-        start = self.cutter.order[self.cutter.producers[logits]] if logits in self.cutter.producers else 0
-        for s in self.func.body[start : start + LOOKED_AT]:
-            known = all(v in made or isinstance(v, Param) or self._filled(v) for v in s.values)
-            if isinstance(s, Node) and s.op in ROUTING and known:
-                made.update(dict.fromkeys(s.results))
-        for weights in reversed([v for v in made if v is not logits]):
+        for weights in reversed(self._made(logits)):
             if weights.type.dims == index.type.dims and weights.type.plain.kind == "float":
                 nodes, leaves = self.cutter.behind([weights, index], lambda n: logits not in n.results)
                 if logits in leaves and all(v is logits or isinstance(v, Param) for v in leaves):
                     yield Region(logits, (weights, index), nodes)
+
+    def _made(self, logits: Value) -> list[Value]:
+        """What is made of logits, weights and fills alone, in order."""
+        made: dict[Value, None] = {logits: None}
+        todo = [logits]
+        while todo:
+            for s in self.readers.get(todo.pop(), []):
+                known = all(v in made or isinstance(v, Param) or self._filled(v) for v in s.values)
+                if isinstance(s, Node) and s.op in ROUTING and known and s.results[0] not in made:
+                    made.update(dict.fromkeys(s.results))
+                    todo += s.results
+        found = [v for v in made if v is not logits]
+        return sorted(found, key=lambda v: self.cutter.order[self.cutter.producers[v]])
 
     def _filled(self, v: Value) -> bool:
         """Whether a value is made of nothing, wherever that happened."""

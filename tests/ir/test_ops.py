@@ -126,7 +126,7 @@ CASES: dict[str, list[Case]] = {
     "xielu": each(["bf16[T, 8]", "bf16[1]", "bf16[1]", "bf16[()]", "bf16[()]"]),
     "route": each(["bf16[T, 8]"], ["f32[T, 8]", "f32[8]"], k=3)
     + each(["f32[T, 8]", "f32[8]"], k=2, score="sigmoid", groups=4, top_groups=2, best=2, normalize=True),
-    "weighted_sum": each(["bf16[T, 2, 8]", "bf16[T, 2]"]),
+    "weighted_sum": each(["bf16[T, 2, 8]", "bf16[T, 2]"], ["bf16[T, 2, 8]", "f32[T, 2]"]),
     **{n: each("f32[T, 8]", "bf16[2, T, 8]", dim=-2) + each("f32[8]", dim=0, keep=False) for n in ("mean",)},
     **{n: each("f32[T, 8]", "i32[8]") + each("i64[T, 8]", dim=0, keep=False) for n in ("amax", "amin")},
     "sum": each("bf16[T, 8]", "i32[8]", "bool[T, 8]") + each("f32[T, 8]", "i8[T, 8]", dim=0, keep=False),

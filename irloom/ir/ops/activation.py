@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import IRError
 from ..op import op
+from .elementwise import promoted
 
 
 @op("~b -> ~b")
@@ -83,3 +84,6 @@ def clamped_silu_mul(
 def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
     """The ``k`` rows of each token times their weights, summed: what experts give, or residual streams."""
     return (x * weights.unsqueeze(-1)).sum(1)
+
+
+weighted_sum.dtype(promoted)
