@@ -41,7 +41,8 @@ class InOrder(click.Group):
 def irloom() -> None:
     """Trace a language model into readable IR, rewrite it with passes, compile it, run it.
 
-    MODEL is a hub id, a checkpoint directory, a .gguf, an IR text file or an engine directory.
+    MODEL is a hub id, a checkpoint directory, a .gguf, a .nemo or Megatron checkpoint, an IR text file or an
+    engine directory.
     """
 
 
@@ -105,7 +106,7 @@ _plugin = click.option(
     is_eager=True,
     callback=_load_plugin,
     metavar="FILE.py",
-    help="Load the passes and ops of one file; may be given again.",
+    help="Load a file of passes, ops and stand-ins for blocks; may be given again.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")

@@ -11,7 +11,9 @@ from .core import command, json_option, print_json, trust_option
 @click.argument("model")
 @click.option("--target", "targets", multiple=True, default=("cpu",), show_default=True, help="May repeat.")
 @click.option("--context", type=click.IntRange(min=1), default=8192, show_default=True, help="In tokens.")
-@click.option("--memory", metavar="SIZE", help="Say how many sequences fit, such as 80GiB with the weights.")
+@click.option(
+    "--memory", metavar="SIZE", help="Say how many sequences fit beside the weights, such as 80GiB."
+)
 @click.option("--dtype", help="Of weights and caches, such as bf16; default: as stored.")
 @trust_option
 @json_option
@@ -26,7 +28,7 @@ def explain(
     trust: bool,
     as_json: bool,
 ) -> None:
-    """Say what traces, what falls back, and what a step costs.
+    """Say what traces, what falls back, and what a step and a sequence cost.
 
     MODEL needs no weights: a directory with a config.json is enough. The exit code is 1 when MODEL does not
     trace, or a target refuses it.

@@ -48,19 +48,21 @@ Arg = Value | Literal | None
 
 @dataclass(frozen=True)
 class Index:
-    """A layer index: a constant, or a loop variable plus an offset."""
+    """A layer index: a constant, or a loop variable, so many times, plus an offset."""
 
     var: str | None
     offset: int
+    times: int = 1
 
     def at(self, env: dict[str, int]) -> int:
         """Its value when the loop variables are as in ``env``."""
-        return self.offset + (env[self.var] if self.var else 0)
+        return self.offset + (env[self.var] * self.times if self.var else 0)
 
     def __str__(self) -> str:
         if self.var is None:
             return str(self.offset)
-        return f"{self.var} + {self.offset}" if self.offset else self.var
+        var = self.var if self.times == 1 else f"{self.times}*{self.var}"
+        return f"{var} + {self.offset}" if self.offset else var
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import re
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, cast
 
@@ -378,7 +379,13 @@ def _index(e: ast.expr) -> Index:
             return Index(None, n)
         case ast.Name(id=var):
             return Index(var, 0)
-        case ast.BinOp(left=ast.Name(id=var), op=ast.Add(), right=ast.Constant(value=int() as n)):
-            return Index(var, n)
+        case ast.BinOp(left=ast.Constant(value=int() as times), op=ast.Mult(), right=ast.Name(id=var)):
+            return Index(var, 0, times)
+        case ast.BinOp(left=left, op=ast.Add(), right=ast.Constant(value=int() as n)):
+            found = _index(left)
+            if found.var is not None and not found.offset:
+                return replace(found, offset=n)
         case _:
-            raise IRError(f"not a layer index: {ast.unparse(e)}", hint="a number, or i + number")
+            pass
+    hint = "a number, i, or i + number; where a loop counts rounds, 4*i + number"
+    raise IRError(f"not a layer index: {ast.unparse(e)}", hint=hint)

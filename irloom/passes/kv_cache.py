@@ -28,7 +28,7 @@ from irloom.ir.types import Type
 
 from .core import Changes, NoMatch, Pass, spend
 from .lent import Calls, Kept, drop_unused, lend, own
-from .roll import rename_carried, unroll
+from .roll import count_rounds, rename_carried
 
 PAGES = (1, 65536)
 """The range of a dim of pages or slots, until ``kv-plan`` knows better."""
@@ -212,27 +212,18 @@ def _thread(m: Module, caches: dict[str, list[Kept]]) -> None:
     """Hand each call of ``main`` its slots of one stack of caches, in the order in which calls run."""
     main = m.main
     stack = Param(Builder(main).fresh("kv"), Type(CACHES, (0,)))
-    body: list[Stmt] = []
-    names = Builder(main)
-    swap: dict[Value, Value] = {}
     used = 0
     for s in main.body:
         width = sum(len(own(caches[c.callee])) for c in _calls(s))
-        stmts: list[Stmt] = [s]
         if isinstance(s, Loop) and (width % s.step or (width and used < s.start)):
-            stmts = [*unroll(s, names, swap)]
-        for part in stmts:
-            free = _places(part, used)
-            for c in _calls(part):
-                for kept in own(caches[c.callee]):
-                    slot = Slot(stack, next(free))
-                    c.slots.append(slot)
-                    c.results.append(Value(str(slot), kept.type))
-            body.append(part)
-            times = len(part.indices) if isinstance(part, Loop) else 1
-            used += times * sum(len(own(caches[c.callee])) for c in _calls(part))
-    main.body = body
-    main.replace_uses(swap)
+            count_rounds(s)
+        free = _places(s, used)
+        for c in _calls(s):
+            for kept in own(caches[c.callee]):
+                slot = Slot(stack, next(free))
+                c.slots.append(slot)
+                c.results.append(Value(str(slot), kept.type))
+        used += width * (len(s.indices) if isinstance(s, Loop) else 1)
     _lend(m, caches)
     for s in main.body:
         if isinstance(s, Loop):

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from irloom.ir.errors import IRError
 from irloom.ir.graph import Builder, Call, Func, Index, Loop, Stmt, Value
 
 Place = tuple[int, int]
@@ -27,21 +26,12 @@ def roll(main: Func) -> None:
     main.replace_uses(swap)
 
 
-def unroll(loop: Loop, names: Builder, swap: dict[Value, Value]) -> list[Call]:
-    """The calls that a loop stands for; ``swap`` takes what they make in place of what the loop made."""
-    out: list[Call] = []
-    now = dict(zip(loop.params, loop.inits, strict=True))
-    for i in loop.indices:
-        for c in loop.body:
-            if not isinstance(c, Call) or c.slots:
-                raise IRError("only a loop of calls without caches can be unrolled")
-            index = Index(None, c.index.at({loop.var: i})) if c.index else None
-            results = [Value(names.fresh(_base(r.name)), r.type) for r in c.results]
-            out.append(Call(c.callee, index, [now.get(a, a) for a in c.args], [], results, c.loc))
-            now.update(zip(c.results, results, strict=True))
-        now.update([(p, now[v]) for p, v in zip(loop.params, loop.yields, strict=True)])
-    swap.update((r, now[p]) for r, p in zip(loop.results, loop.params, strict=True))
-    return out
+def count_rounds(loop: Loop) -> None:
+    """Let a loop count its rounds, in place: its calls are numbered by multiples, ``layer[4*i + 1]``."""
+    for c in loop.body:
+        if isinstance(c, Call) and c.index and c.index.var:
+            c.index = Index(loop.var, c.index.at({loop.var: loop.start}), c.index.times * loop.step)
+    loop.start, loop.stop, loop.step = 0, len(loop.indices), 1
 
 
 def rename_carried(loop: Loop) -> None:
