@@ -13,7 +13,8 @@ from irloom.zoo.told import Told, failing, newer
 HEAD = """# Architectures
 
 Every causal language model of transformers {version}, tiny and with random weights, taken through irloom.
-Written by `irloom zoo --docs docs/models.md`.
+Written by `irloom zoo --docs docs/models.md`; `irloom zoo --since docs/models.md` tries another release of
+transformers against it.
 
 - *traced*: irloom makes a program of it, with no model code.
 - *logits*: the program computes what the library computes, at other lengths than it was traced with.
