@@ -19,26 +19,24 @@ def traced():
     return specimen, import_tiny(specimen.config, specimen.model)[0]
 
 
-@pytest.fixture
-def parts(traced):
-    return [traced[0].draw(n, n) for n in (9, 4)]
+def place(specimen, module):
+    return parting(specimen, module, [specimen.draw(n, n) for n in (9, 4)], tolerance=1e-4)
 
 
-def test_programs_that_agree_part_nowhere(traced, parts):
-    assert parting(*traced, parts, tolerance=1e-4) == ""
+def test_programs_that_agree_part_nowhere(traced):
+    assert place(*traced) == ""
 
 
-def test_the_innermost_block_that_computes_something_else_is_named(traced, parts, monkeypatch):
+def test_the_innermost_block_that_computes_something_else_is_named(traced, monkeypatch):
     specimen, _ = traced
     monkeypatch.setitem(specimen.model.model.layers[1].mlp._modules, "act_fn", nn.Tanh())
-    place = parting(*traced, parts, tolerance=1e-4)
-    assert re.fullmatch(r"in model\.layers\.1\.mlp \(LlamaMLP\), modeling_llama\.py:\d+", place)
+    assert re.fullmatch(r"in model\.layers\.1\.mlp \(LlamaMLP\), modeling_llama\.py:\d+", place(*traced))
 
 
-def test_what_a_block_does_to_the_result_of_an_inner_one_is_its_own(traced, parts, monkeypatch):
+def test_what_a_block_does_to_the_result_of_an_inner_one_is_its_own(traced, monkeypatch):
     norm = traced[0].model.model.norm
     monkeypatch.setattr(norm, "forward", lambda x, forward=norm.forward: 2 * forward(x))
-    assert "in model.norm (LlamaRMSNorm), modeling_llama.py:" in parting(*traced, parts, tolerance=1e-4)
+    assert "in model.norm (LlamaRMSNorm), modeling_llama.py:" in place(*traced)
 
 
 def test_an_error_of_the_library_is_placed_in_its_block(traced, monkeypatch):
