@@ -32,7 +32,7 @@ SHAPED = (
 )  # fmt: skip
 """Ops that read the shape and type of their operand, not its entries."""
 
-LIKE = ("aten.expand_as", "aten.view_as", "aten.reshape_as", "aten.type_as")
+LIKE = ("aten.expand_as.", "aten.view_as.", "aten.reshape_as.", "aten.type_as.")
 """Ops that read the entries of their first operand, and the shape and type of the second."""
 
 
