@@ -33,8 +33,6 @@ SAMPLE = {
 }
 """Each family once and each format once; the whole table is the slow test below."""
 
-NOT_TRACED = {"deepseek_v2", "deepseek_v3"}
-
 
 @pytest.fixture(scope="module")
 def made(megatron) -> Path:
@@ -48,8 +46,7 @@ def test_the_sample_has_every_family_and_every_format():
 
 @pytest.mark.parametrize(("family", "kind"), [*SAMPLE.items(), ("llama", "nemo1.nemo")])
 def test_a_traced_checkpoint_answers_as_megatron_does(made, family, kind):
-    logits = library_logits if family in NOT_TRACED else traced_logits
-    assert difference(made / family, logits, kind) <= TOLERANCE
+    assert difference(made / family, traced_logits, kind) <= TOLERANCE
 
 
 def test_the_family_is_found_by_what_the_tensors_show(made):

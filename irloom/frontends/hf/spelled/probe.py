@@ -166,7 +166,9 @@ class Probe:
         if isinstance(n.meta.get("val"), torch.SymInt | int) or self._not_padding(n):
             return []
         at = _shape_only(n)
-        return [i for i in n.all_input_nodes if at is None or i is not n.args[at] or i in n.args[:at]]
+        if at is None or at >= len(n.args):  # an operand given by its name counts whole
+            return list(n.all_input_nodes)
+        return [i for i in n.all_input_nodes if i is not n.args[at] or i in n.args[:at]]
 
     def _run(self, n: Node, args: Any, kwargs: Any, at: Lengths) -> Any:
         fake = n.meta.get("val")
