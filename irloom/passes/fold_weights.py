@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from irloom.ir import ops
@@ -71,6 +72,8 @@ def _moved(n: Node, w: Param, x: WeightExpr) -> WeightExpr | None:
         return Exp(x)
     if n.op is ops.permute and n.attrs["dims"] == (*range(len(dims) - 2), len(dims) - 1, len(dims) - 2):
         return Transpose(x)
+    if n.op is ops.permute:
+        return _rotated(n, w, x)
     if n.op is ops.reshape and all(isinstance(d, int) for d in dims):
         return Reshape(x, tuple(d for d in dims if isinstance(d, int)))
     if n.op is ops.slice_ and n.attrs["step"] == 1:
@@ -81,6 +84,18 @@ def _moved(n: Node, w: Param, x: WeightExpr) -> WeightExpr | None:
         if isinstance(start, int) and isinstance(end, int):
             return Slice(x, at, start, end)
     return None
+
+
+def _rotated(n: Node, w: Param, x: WeightExpr) -> WeightExpr | None:
+    """Dims of which the first go behind the others: a transposed matrix, seen in other dims."""
+    order, sizes = n.attrs["dims"], [d for d in w.type.dims if isinstance(d, int)]
+    assert isinstance(order, tuple)
+    first = order.index(0)
+    cut = len(order) - first
+    if len(sizes) != len(order) or order != (*range(cut, len(order)), *range(cut)):
+        return None
+    matrix = Reshape(x, (prod(sizes[:cut]), prod(sizes[cut:])))
+    return Reshape(Transpose(matrix), (*sizes[cut:], *sizes[:cut]))
 
 
 def _scaled(n: Node, args: list[Any], x: WeightExpr) -> WeightExpr | None:

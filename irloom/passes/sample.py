@@ -212,9 +212,21 @@ def _infer(e: WeightExpr, dims: tuple[int, ...], index: int | None, out: dict[st
                     rest, unknown = rest - k, unknown - 1
                 _infer(x, (*dims[:dim], k, *dims[dim + 1 :]), index, out)
         case Reshape(x, whole):
-            _infer(x, (math.prod(whole),) if not _is_known(x, index, out) else dims, index, out)
+            flat = dims if _is_known(x, index, out) else (math.prod(whole),)
+            _infer(x, _said(x) or flat, index, out)
         case _:
             _infer(e.x, dims, index, out)
+
+
+def _said(e: WeightExpr) -> tuple[int, ...] | None:
+    """The dims of an expression where it says them itself."""
+    match e:
+        case Reshape(_, dims):
+            return dims
+        case Transpose(x) if (dims := _said(x)) is not None:
+            return (*dims[:-2], dims[-1], dims[-2])
+        case _:
+            return None
 
 
 def _known(e: WeightExpr, dim: int, index: int | None, out: Mapping[str, tuple[int, ...]]) -> int | None:

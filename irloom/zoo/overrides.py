@@ -120,7 +120,6 @@ JOINED = {
 """Fields depend on each other."""
 
 SHOWN = {
-    "doge": _row(keep_window_size=WINDOW),
     "granitemoehybrid": _row(
         4,
         layer_types=["linear_attention", "full_attention"] * 2,
@@ -142,6 +141,7 @@ SHOWN = {
     ),
     "recurrent_gemma": _row(6),
     "xlm": _row(causal=True),
+    "xlnet": _row(attn_type="uni"),
     "smollm3": _row(4, no_rope_layer_interval=2, no_rope_layers=[1, 0, 1, 0], **_WINDOWED),
     "zaya": _row(
         4,

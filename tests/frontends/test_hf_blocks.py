@@ -20,7 +20,9 @@ from irloom.zoo.models import tiny
 def ops_of(config: Any) -> Counter[str]:
     """The ops of a config's program, after packed sequences were found to come out as from the library."""
     module, model = import_tiny(config)
-    ids = torch.randint(5, config.vocab_size, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1))
+    ids = (
+        5 + torch.randperm(config.vocab_size - 5, generator=torch.Generator().manual_seed(1))[: sum(LENGTHS)]
+    )
     with torch.inference_mode():
         (ours,) = Interpreter(module, LiveCheckpoint(model))(ids.int(), Seqs.of(LENGTHS))
         expected = torch.cat([library_logits(model, part) for part in ids.split(LENGTHS)])
@@ -30,12 +32,15 @@ def ops_of(config: Any) -> Counter[str]:
 
 @pytest.mark.parametrize(("keep", "indexed"), [(8, True), (512, False)])
 def test_doge_sees_the_keys_that_count_most(keep, indexed):
-    """Where a sequence cannot get longer than what is kept, nothing is chosen."""
+    """Where a sequence cannot get longer than what is kept, nothing is chosen.
+
+    Equal tokens count the same, and either may be chosen; here there are none.
+    """
     config = tiny("doge")
     config.keep_window_size = keep
-    ops, heads = ops_of(config), config.num_key_value_heads * config.num_hidden_layers
-    assert ops["sparse_index"] == (heads if indexed else 0)
-    assert ops["attention"] == (heads if indexed else config.num_hidden_layers)
+    ops, layers = ops_of(config), config.num_hidden_layers
+    assert ops["sparse_index"] == (config.num_key_value_heads * layers if indexed else 0)
+    assert ops["attention"] == layers
 
 
 def test_xmod_takes_the_adapter_of_its_default_language():
@@ -45,12 +50,33 @@ def test_xmod_takes_the_adapter_of_its_default_language():
     assert ops_of(config)["linear"] == adapters
 
 
+def test_inklings_biases_are_by_distance():
+    """Its second edition has sinks for each token, and convolutions with weights for each token."""
+    first, second = (ops_of(tiny(name)) for name in ("inkling_text", "inkling2_text"))
+    assert first["attention"] == tiny("inkling_text").num_hidden_layers
+    assert "token_shift" not in first
+    assert second["token_shift"]
+
+
+def test_xlnet_is_a_decoder_where_it_looks_back_only():
+    config = tiny("xlnet")
+    assert ops_of(config)["attention"] == config.n_layer
+    for field, value in (("attn_type", "bi"), ("same_length", True), ("clamp_len", 5)):
+        config = tiny("xlnet")
+        setattr(config, field, value)
+        with pytest.raises(TraceError, match=r"XLNetModel (attends to later tokens|clamps distances)"):
+            import_tiny(config)
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [
         ("blt", r"BltModel cuts tokens into patches .*\n.*\n.*modeling_blt\.py:\d+"),
         ("reformer", r"that a random hash sorts next to it.*\n.*\n.*modeling_reformer\.py:\d+"),
-        ("xlnet", r"XLNetLMHeadModel is no decoder as it is configured: logits depend on later tokens"),
+        (
+            "prophetnet",
+            r"ProphetNetForCausalLM is no decoder as it is configured: logits depend on later tokens",
+        ),
     ],
 )
 def test_what_values_decide_is_refused_with_the_reason(name, why):

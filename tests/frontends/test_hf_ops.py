@@ -146,6 +146,9 @@ BODIES = {
     "floor": lambda x: (3 * x).floor(),
     "clamps": lambda x: x.clamp_min(0.1) + x.clamp(-0.1, 0.2) + torch.max(x, -x) + torch.min(x, 2 * x),
     "logic": lambda x: torch.where((x > 0) & (x < 1) | (x < -1), x, 0.0),
+    "attention inside of a token": lambda x: nn.functional.scaled_dot_product_attention(
+        *(y.unflatten(-1, (4, 4)) for y in (x, 2 * x, x + 1)), scale=0.3
+    ).flatten(2),
     "products of heads": batched_products,
     "padding of features": lambda x: (
         nn.functional.pad(x[..., :13], (1, 2), value=0.5) + nn.ZeroPad2d((1, -1, 0, 0))(x)

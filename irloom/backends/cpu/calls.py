@@ -33,9 +33,13 @@ class Calls:
         self._raw.embedding(table.address, ids.ptr, y.ptr, y.stride, self._tokens.now, scale)
 
     def linear(self, x: Rows, w: Packed, y: Rows, *, residual: Rows | None) -> None:
-        """``y = x @ w.T + bias + residual``."""
+        """``y = x @ w.T + bias + residual``, of each head of a row where rows have heads."""
         r, ldr = (0, 0) if residual is None else (residual.ptr, residual.stride)
-        self._raw.linear(w.address, x.ptr, x.stride, y.ptr, y.stride, r, ldr, x.count.now)
+        for head in range(x.width // x.last):
+            a, b = 4 * head * x.last, 4 * head * y.last
+            self._raw.linear(
+                w.address, x.ptr + a, x.stride, y.ptr + b, y.stride, r and r + b, ldr, x.count.now
+            )
 
     def expert_linear(self, x: Rows, index: Rows, w: Packed, y: Rows) -> None:
         """``y[t, j] = x[t] @ w[index[t, j]].T + bias``; ``x`` may have a row for each choice."""

@@ -233,7 +233,7 @@ def paged_attention(f: Lowering, n: Node) -> bool:
         not f.f32(q)
         or not isinstance(cache.type.elem, Paged)
         or not all(w is None or f.is_weight(w) for w in per_head)
-        or _arg(n, 5) is not None
+        or any(_arg(n, at) is not None for at in (5, 6))
         or _strided(cache)
     ):
         return False

@@ -68,14 +68,23 @@ def attention(
     s_aux: Tensor | None = None,
     indices: Tensor | None = None,
     block_indices: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """The library's attention interface: q [B, H, T, D], k and v [B, KV, S, D] to [B, T, H, D]."""
+    """The library's attention interface: q [B, H, T, D], k and v [B, KV, S, D] to [B, T, H, D].
+
+    A ``position_bias`` [B, H, T, R] is by distance, where the library's has an entry for each key.
+    """
     unknown = sorted(name for name, value in rest.items() if value is not None and name not in IGNORED)
     if unknown:
         raise TraceError(
             f"attention takes `{unknown[0]}`, which irloom does not know",
             hint="one that does not change the result belongs in IGNORED in frontends/hf/interfaces.py",
+        )
+    if position_bias is not None and not isinstance(position_bias.shape[-1], int):
+        raise TraceError(
+            "attention takes a bias for each token and key, which only exists as a whole",
+            hint="replace the block that makes it by one that makes a bias for each token and distance",
         )
     layer = getattr(module, "layer_idx", None)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
@@ -93,6 +102,7 @@ def attention(
         -1 if layer is None else int(layer),
         index=indices if block_indices is None else block_indices,
         block=1 if block_indices is None else cast(Any, module).indexer.block_size,
+        bias=position_bias,
     )
     return out, None
 

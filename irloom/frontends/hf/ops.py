@@ -14,7 +14,7 @@ torch.library.define(
     "irloom::attention",
     "(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? sinks, float scale, float softcap, SymInt window,"
     " bool causal, int layer, int chunk=0, float[]? slopes=None, Tensor? index=None,"
-    " int block=1) -> Tensor",
+    " int block=1, Tensor? bias=None) -> Tensor",
 )
 # What the library would spell as a dense additive mask [1, 1, T, S]; kind is causal, sliding or chunked.
 torch.library.define(
@@ -45,6 +45,7 @@ def _attention(
     slopes: list[float] | None = None,
     index: Tensor | None = None,
     block: int = 1,
+    bias: Tensor | None = None,
 ) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 

@@ -126,7 +126,7 @@ _ROWS: tuple[tuple[str, Size], ...] = (
     (
         (
             "(\\w+_)?intermediate_size(_mlp)?|((en|de)coder_)?ffn_dim|d_ff|n_inner|ffn_hidden_size|dff"
-            "|mlp_hidden_size|feed_forward_hidden_size|block_ff_dim|dim_ff|num_decoder_ffn_dim|block_dim"
+            "|mlp_hidden_size|d_inner|feed_forward_hidden_size|block_ff_dim|dim_ff|num_decoder_ffn_dim|block_dim"
         ),
         _unless_none(INNER),
     ),
@@ -162,6 +162,7 @@ _ROWS: tuple[tuple[str, Size], ...] = (
         ),
         _if_int(WINDOW),
     ),
+    ("rel_extent", _if_int(2 * WINDOW)),
     (
         (
             "max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|context_length|seq_length"

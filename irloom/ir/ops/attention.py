@@ -88,7 +88,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
     return product(x.dims) * 3
 
 
-@op("t (kv g) !d, t kv !d, t kv !e, t %s, (kv g)?, (kv g)?, t *j? -> t (kv g) !e")
+@op("t (kv g) !d, t kv !d, t kv !e, t %s, *s (kv g)?, (kv g)?, t *j?, t (kv g) !r? -> t (kv g) !e")
 def attention(
     q: Tensor,
     k: Tensor,
@@ -97,6 +97,7 @@ def attention(
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
     index: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     scale: float,
     window: int | None = None,
@@ -109,13 +110,14 @@ def attention(
     ``g`` query heads share a KV head. A token sees the last ``window`` tokens, itself included (all when
     absent), and of these only the ones of its own block of ``chunk`` positions. ``softcap`` squeezes the
     scores into (-softcap, softcap). ``slopes`` then adds to a score the head's slope times ``key position -
-    query position`` (ALiBi; Press et al., 2022). ``sinks`` adds one score per head that takes weight and
-    gives nothing. ``index`` i32[t, j] leaves each token only these blocks of ``block`` keys, and the one that
-    it stands in until that is complete (-1: none; see ``sparse_index``); i32[t, kv, j] says so for each KV
-    head. No cache: this is what a model means; ``kv-cache`` turns it into ``kv_append`` and
+    query position`` (ALiBi; Press et al., 2022), and ``bias`` [t, h, r] what the token has for the key ``i``
+    tokens back, as far as ``i < r``. ``sinks`` adds one score per head, or per token and head, that takes
+    weight and gives nothing. ``index`` i32[t, j] leaves each token only these blocks of ``block`` keys, and
+    the one that it stands in until that is complete (-1: none; see ``sparse_index``); i32[t, kv, j] says so
+    for each KV head. No cache: this is what a model means; ``kv-cache`` turns it into ``kv_append`` and
     ``paged_attention``.
     """
-    how = Scores(scale, sinks, slopes, index, window, chunk, softcap, block)
+    how = Scores(scale, sinks, slopes, index, bias, window, chunk, softcap, block)
     return torch.cat([attend(q[a:b], k[a:b], v[a:b], 0, 0, how.of(a, b))[0] for a, b in seqs.spans()])
 
 
@@ -141,7 +143,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> None:
         raise IRError(f"kv_append: operand `v` has {given} features per head, but {cache} keeps {wanted}")
 
 
-@op("t (kv g) !d, p kv !d, t %s, (kv g)?, (kv g)?, t *j? -> t (kv g) !e")
+@op("t (kv g) !d, p kv !d, t %s, *s (kv g)?, (kv g)?, t *j?, t (kv g) !r? -> t (kv g) !e")
 def paged_attention(
     q: Tensor,
     cache: PagedCache,
@@ -149,6 +151,7 @@ def paged_attention(
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
     index: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     scale: float,
     window: int | None = None,
@@ -163,7 +166,7 @@ def paged_attention(
     attention).
     """
     parts: list[Tensor] = []
-    how = Scores(scale, sinks, slopes, index, window, chunk, softcap, block)
+    how = Scores(scale, sinks, slopes, index, bias, window, chunk, softcap, block)
     for s, (a, b) in enumerate(seqs.spans()):
         first = int(seqs.context[s]) - (b - a)
         since = how.since(first)

@@ -16,6 +16,7 @@ class Scores:
     sinks: Tensor | None = None
     slopes: Tensor | None = None
     index: Tensor | None = None
+    bias: Tensor | None = None
     window: int | None = None
     chunk: int | None = None
     softcap: float | None = None
@@ -29,7 +30,18 @@ class Scores:
 
     def of(self, a: int, b: int) -> Scores:
         """The same for the tokens ``a`` to ``b`` of the step alone."""
-        return self if self.index is None else replace(self, index=self.index[a:b])
+        index = self.index if self.index is None else self.index[a:b]
+        bias = self.bias if self.bias is None else self.bias[a:b]
+        sinks = self.sinks if self.sinks is None or self.sinks.dim() == 1 else self.sinks[a:b]
+        return replace(self, sinks=sinks, index=index, bias=bias)
+
+    def added(self, at: Tensor, key: Tensor) -> Tensor:
+        """What ``bias`` adds to the scores of tokens at positions ``at`` [t] for keys [n]: f32[H, t, n]."""
+        assert self.bias is not None
+        near = self.bias.float().transpose(0, 1)
+        back = at[:, None] - (key * self.stride + self.stride - 1)
+        places = back.clamp(0, near.shape[2] - 1).expand(len(near), -1, -1)
+        return near.gather(2, places).masked_fill(back >= near.shape[2], 0.0)
 
     def seen(self, at: Tensor, key: Tensor) -> Tensor:
         """Which of the keys, the ``key``-th [n] of a sequence, tokens at positions ``at`` [t] see.
@@ -66,11 +78,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: Scores)
     key = torch.arange(since, since + len(k), device=q.device)
     if how.slopes is not None:
         scores = scores + how.slopes.float()[:, None, None] * (key - at[:, None])
+    if how.bias is not None:
+        scores = scores + how.added(at, key)
     seen = how.seen(at, key)
     seen = seen if seen.dim() == 2 else seen.repeat_interleave(len(scores) // len(seen), 0)
     scores = scores.masked_fill(~seen, float("-inf"))
     if how.sinks is not None:
-        scores = torch.cat([scores, how.sinks.float()[:, None, None].expand(-1, len(q), 1)], -1)
+        sinks = how.sinks.float().expand(len(q), -1)
+        scores = torch.cat([scores, sinks.T[..., None]], -1)
     total = torch.logsumexp(scores, -1, keepdim=True)
     p = torch.exp(scores - total).where(total > float("-inf"), 0.0)[..., : len(k)]
     return torch.einsum("hts,she->the", p, v.float()).to(q.dtype), total[..., 0].T

@@ -31,6 +31,7 @@ DIMS = {
     "bias": (16,),
     "wide": (50,),
     "k": (8,),
+    "square": (8, 8),
     "router": (5, 16),
     "experts.up": (5, 24, 16),
     "experts.down": (5, 16, 12),
@@ -259,6 +260,17 @@ def test_heads_are_normalized_one_by_one():
     n = rms_norm(q, k)
     l = layer_norm(n, k)
     y = reshape(l, dims=(T, 16))
+    return y"""
+    compare(parse(main + more), fallbacks=set())
+
+
+def test_heads_go_through_one_weight_one_by_one():
+    main = MAIN.replace('w: f32[16, 16] = weight("w")', 'k: f32[8, 8] = weight("square")')
+    more = """
+    q = reshape(x, dims=(T, 2, 8))
+    p = linear(q, k)
+    r = add(p, q)
+    y = reshape(r, dims=(T, 16))
     return y"""
     compare(parse(main + more), fallbacks=set())
 

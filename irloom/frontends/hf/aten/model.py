@@ -14,6 +14,7 @@ from irloom.frontends.hf.aten.core import (
     elementwise,
     on_last,
     own_tokens,
+    static,
     tensor,
     translates,
 )
@@ -128,6 +129,31 @@ def softmax(x: Any, dim: int, dtype: torch.dtype | bool | None = None) -> View:
     return on_last(x, dim, ops.softmax, "a softmax")
 
 
+@translates("aten.scaled_dot_product_attention.default")
+def small_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> View:
+    """Attention inside of each token, over a fixed number of keys. That over tokens was found before."""
+    q = tensor(q)
+    own_tokens(tensor(k), -2, "attention that is written in no known way")
+    if mask is not None or is_causal or enable_gqa:
+        raise TraceError(
+            "attention over a fixed number of keys with a mask or shared heads has no translation"
+        )
+    scores = matmul(q, tensor(k).swapped(-1, -2))
+    size = static(q.dims[-1], "the size of a head")
+    weights = softmax(elementwise(ops.mul, scores, size**-0.5 if scale is None else scale), -1)
+    return matmul(weights, v)
+
+
 @translates("aten.layer_norm.default")
 def layer_norm(
     x: Any, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
@@ -177,6 +203,7 @@ def attention(
     slopes: Sequence[float] | None = None,
     index: Any = None,
     block: int = 1,
+    bias: Any = None,
     *,
     seqs: Any,
     constant: Any,
@@ -186,12 +213,22 @@ def attention(
     seen = {"window": window or None, "chunk": chunk or None} if mask is None else _seen(mask)
     if mask is None and not causal:
         raise TraceError("attention sees later tokens", hint="only decoders, which look back, can be traced")
-    bias = None if slopes is None else constant("slopes", torch.tensor(slopes))
-    given = [seqs, _plain(sinks), bias, _index(index)]
+    given = [
+        seqs,
+        _sinks(sinks),
+        None if slopes is None else constant("slopes", torch.tensor(slopes)),
+        _index(index),
+        None if bias is None else tensor(bias).arranged((2, 1, 3)),
+    ]
     while given[-1] is None:
         given.pop()
     out = ops.attention(*heads, *given, scale=scale, softcap=softcap or None, block=block, **seen)
     return viewed(out, (1, 2, 3), 4)
+
+
+def _sinks(sinks: Any) -> Any:
+    """One score per head [H], or per token and head [B, H, T, 1]."""
+    return _plain(sinks) if sinks is None or tensor(sinks).rank == 1 else tensor(sinks).arranged((2, 1))
 
 
 def _index(index: Any) -> Any:

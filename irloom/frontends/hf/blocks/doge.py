@@ -11,6 +11,7 @@ from torch import Tensor
 
 from irloom.frontends.hf.blocks.core import replaces
 from irloom.frontends.hf.interfaces import attention
+from irloom.frontends.hf.sparse import sparse_index
 from irloom.ir.errors import TraceError
 
 
@@ -25,7 +26,7 @@ def doge_attention(
 ) -> tuple[Tensor, None]:
     """Rows [B, T, H]. What a key adds to its scores is one more feature of it, which queries leave as it is.
 
-    Where not all tokens are seen, each key head has its own choice, and an attention of its own.
+    Where not all tokens are seen, each key head has its own choice.
     """
     library = sys.modules[type(self).__module__]
     split = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -37,23 +38,18 @@ def doge_attention(
     q = torch.cat([q, torch.full_like(q[..., :1], 1 / self.scaling)], dim=-1)
     k = torch.cat([k, counts.transpose(1, 2).unsqueeze(-1)], dim=-1)
     v = values.view(split).transpose(1, 2)
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None) -> Tensor:
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
-        return attention(self, q, k, v, attention_mask, scaling=self.scaling, indices=index, **kwargs)[0]
-
-    if not _selects(self.config):
-        return self.o_proj(attend(q, k, v, None).flatten(2)), None
-    each = zip(q.chunk(k.shape[1], 1), k.split(1, 1), v.split(1, 1), counts.split(1, 2), strict=True)
-    found = [attend(q, k, v, _most(count, self.keep_window_size)) for q, k, v, count in each]
-    return self.o_proj(torch.cat(found, dim=2).flatten(2)), None
+    if past_key_values is not None:
+        k, v = past_key_values.update(k, v, self.layer_idx)
+    index = _most(counts, self.keep_window_size) if _selects(self.config) else None
+    found, _ = attention(self, q, k, v, attention_mask, scaling=self.scaling, indices=index, **kwargs)
+    return self.o_proj(found.flatten(2)), None
 
 
 def _most(counts: Tensor, keep: int) -> Tensor:
-    """The positions [B, T, keep] of one head's keys that count most; ``counts`` [B, T, 1] are positive."""
-    one = torch.ones_like(counts)
-    return torch.ops.irloom.sparse_index(one.unsqueeze(-1), counts, one, keep)
+    """Positions [B, T, KV, keep] of each head's keys that count most; ``counts`` [B, T, KV] are positive."""
+    one = torch.ones_like(counts[..., :1])
+    best = [sparse_index(one.unsqueeze(-1), count, one, keep) for count in counts.split(1, 2)]
+    return torch.stack(best, dim=2)
 
 
 def _selects(config: Any) -> bool:

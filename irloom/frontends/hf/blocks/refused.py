@@ -10,10 +10,14 @@ from irloom.ir.errors import TraceError
 HINT = "no program made without values computes this; another architecture does"
 
 
+class Refused(TraceError):
+    """No trace would be right, whatever else is changed."""
+
+
 @replaces("BltModel")
 def patches(self: Any, *_: Any, **__: Any) -> NoReturn:
     """Byte latent transformer."""
-    raise TraceError(
+    raise Refused(
         f"{type(self).__name__} cuts tokens into patches by what they are: how many patches there are, and"
         " which token is in which, depends on the tokens",
         hint=HINT,
@@ -24,7 +28,7 @@ def patches(self: Any, *_: Any, **__: Any) -> NoReturn:
 def hashes(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Reformer, unless all its layers are local."""
     if "lsh" in self.config.attn_layers:
-        raise TraceError(
+        raise Refused(
             f"{type(self).__name__} lets a token see those that a random hash sorts next to it, in chunks of"
             " the whole sequence: one more token moves the others",
             hint=HINT,

@@ -28,7 +28,7 @@ def raise_attention(probe: Probe) -> int:
         with probe.at(spine.softmax):
             _spelled(probe, spine)
     live = live_nodes(probe)
-    direct = [n for n in probe.graph.nodes if n in live and str(n.target) == SDPA]
+    direct = [n for n in probe.graph.nodes if n in live and str(n.target) == SDPA and _over_tokens(n)]
     for node in direct:
         with probe.at(node):
             _sdpa(probe, node)
@@ -79,6 +79,12 @@ def _last(node: Node, dims: str, letter: str) -> int:
     return int(node.meta["val"].shape[dims.index(letter)])
 
 
+def _over_tokens(node: Node) -> bool:
+    """Whether the keys of torch's own attention are tokens; others are a fixed number for each token."""
+    key = node.args[1]
+    return isinstance(key, Node) and isinstance(key.meta["val"].shape[-2], torch.SymInt)
+
+
 def _sdpa(probe: Probe, node: Node) -> None:
     """Rewrite torch's own attention."""
     q, k, v, mask, _, causal, *_ = (*node.args, *[None] * 6)
@@ -87,8 +93,6 @@ def _sdpa(probe: Probe, node: Node) -> None:
     scale: Any = node.kwargs.get("scale")
     assert isinstance(q, Node) and isinstance(k, Node) and isinstance(v, Node)
     shape = q.meta["val"].shape
-    if not isinstance(k.meta["val"].shape[-2], torch.SymInt):
-        raise TraceError("attention over a number of keys that is not that of tokens")
     dims = "bhsd" if len(shape) == 4 else "hsd"
     batch = {d: int(n) for d, n in zip(dims[:-2], k.meta["val"].shape[:-2], strict=True)}
     keys, values = (heads(probe, x, dims, batch, "s", "d") for x in (k, v))
