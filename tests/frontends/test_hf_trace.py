@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen2Config
+from transformers import BartConfig, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen2Config
 
 from irloom.frontends import store
 from irloom.frontends.core import TraceOptions, frontend_of
@@ -19,6 +19,7 @@ from irloom.frontends.hf.trace import trace_config
 from irloom.ir.elem import ELEMS
 from irloom.ir.errors import CheckpointError, TraceError
 from irloom.ir.show import show
+from irloom.ir.weight_expr import tensor_names
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,27 @@ def config():
 def directory(tmp_path, config):
     config.save_pretrained(tmp_path / "small-llama")
     return tmp_path / "small-llama"
+
+
+CROSS = {
+    "gpt2": GPT2Config(
+        n_layer=2, n_embd=32, n_head=2, vocab_size=64, n_positions=64, add_cross_attention=True
+    ),
+    "bart": BartConfig(
+        d_model=32, vocab_size=64, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=48
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CROSS)
+def test_cross_attention_has_nothing_to_read_without_an_encoder(name):
+    """A decoder alone is called without encoder states: its layers leave cross attention out."""
+    model = skeleton(CROSS[name], torch.float32)
+    cross = {n for n, _ in model.named_parameters() if "crossattention" in n or "encoder_attn" in n}
+    assert cross
+    main = trace_hf(CROSS[name]).main
+    assert [n.op.name for n in main.nodes].count("attention") == 2
+    assert not cross & {name for p in main.weights if p.weight for name in tensor_names(p.weight)}
 
 
 class TestSources:
