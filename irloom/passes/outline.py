@@ -215,6 +215,13 @@ def _moving(kind: _Kind) -> int:
     return next(iter(changing or tensors), -1)
 
 
+def _moved(kind: _Kind, shape: _Shape) -> Value | None:
+    """The output that is to the next layer what its moving input is to this one."""
+    at = _moving(kind)
+    alike = [v for v in shape.outputs if at >= 0 and v.type == shape.inputs[at].type]
+    return next(iter(alike or shape.outputs), None)
+
+
 def _base(name: str) -> str:
     """A name without the number that told it from its equals in other layers."""
     return re.sub(r"(_\d+)+$", "", name) or name
@@ -240,7 +247,8 @@ def _replace(main: Func, found: Cut, kinds: list[_Kind]) -> None:
             body += part
             continue
         kind, shape = which[id(part)]
-        results = [Value(_base(v.name) if k else "x", v.type) for k, v in enumerate(shape.outputs)]
+        main_out = _moved(kind, shape)
+        results = [Value("x" if v is main_out else _base(v.name), v.type) for v in shape.outputs]
         swap.update(zip(shape.outputs, results, strict=True))
         loc = f"{part.site.prefix}.{{i}}".lstrip(".")
         body.append(Call(kind.func.name, Index(None, part.number), list(shape.inputs), [], results, loc))
