@@ -22,11 +22,11 @@ torch.library.define(
 torch.library.define(
     "irloom::block_index", "(Tensor q, Tensor k, int block, int topk, int local=0) -> Tensor"
 )
-# q [1, T, H, D], k and v [1, T, KV, D], bias [1, T, H, R] -> [1, T, H, D] and [1, T, H]; window 0 is none.
+# q [1, T, H, D], k and v [1, T, KV, D] -> [1, T, H, D] and [1, T, H]; a window of 0 is none.
 torch.library.define(
     "irloom::partial_attention",
-    "(Tensor q, Tensor k, Tensor v, Tensor? sinks=None, Tensor? index=None, Tensor? bias=None, *,"
-    " float scale, int window=0, int stride=1) -> (Tensor, Tensor)",
+    "(Tensor q, Tensor k, Tensor v, Tensor? sinks=None, Tensor? index=None, *, float scale, int window=0,"
+    " int stride=1) -> (Tensor, Tensor)",
 )
 sparse_index = torch.ops.irloom.sparse_index
 block_index = torch.ops.irloom.block_index
@@ -70,22 +70,12 @@ def _(q: Any, k: Any, block: int, topk: int, local: int = 0, *, seqs: Any) -> Vi
 
 @translates("irloom.partial_attention.default")
 def _(
-    q: Any,
-    k: Any,
-    v: Any,
-    sinks: Any = None,
-    index: Any = None,
-    bias: Any = None,
-    *,
-    seqs: Any,
-    window: int = 0,
-    **attrs: Any,
+    q: Any, k: Any, v: Any, sinks: Any = None, index: Any = None, *, seqs: Any, window: int = 0, **attrs: Any
 ) -> tuple[View, View]:
     given = [
         seqs,
         None if sinks is None else tensor(sinks).arranged((0,)),
         None if index is None else rows(index),
-        None if bias is None else rows(bias),
     ]
     while given[-1] is None:
         given.pop()

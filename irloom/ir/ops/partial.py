@@ -30,7 +30,7 @@ def _joined(parts: Sequence[Part]) -> Part:
     return torch.cat(values), torch.cat(totals)
 
 
-@op("t (kv g) !d, t kv !d, t kv !e, t %s, *s (kv g)?, t *j?, t (kv g) !r? -> t (kv g) !e, t (kv g)")
+@op("t (kv g) !d, t kv !d, t kv !e, t %s, (kv g)?, t *j? -> t (kv g) !e, t (kv g)")
 def partial_attention(
     q: Tensor,
     k: Tensor,
@@ -38,7 +38,6 @@ def partial_attention(
     seqs: Seqs,
     sinks: Tensor | None = None,
     index: Tensor | None = None,
-    bias: Tensor | None = None,
     *,
     scale: float,
     window: int | None = None,
@@ -50,20 +49,19 @@ def partial_attention(
     that are complete, and ``index`` counts them. Two such results of one query are one softmax over both as
     ``w * a + (1 - w) * b`` with ``w = sigmoid(sum_a - sum_b)``. Where nothing is seen the sum is -inf.
     """
-    how = Scores(scale, sinks, None, index, bias, window, stride=stride)
+    how = Scores(scale, sinks, index=index, window=window, stride=stride)
     own = slice(stride - 1, None, stride)
     spans = seqs.spans()
     return _joined([attend(q[a:b], k[a:b][own], v[a:b][own], 0, 0, how.of(a, b)) for a, b in spans])
 
 
-@op("t (kv g) !d, p kv !d, t %s, *s (kv g)?, t *j?, t (kv g) !r? -> t (kv g) !e, t (kv g)")
+@op("t (kv g) !d, p kv !d, t %s, (kv g)?, t *j? -> t (kv g) !e, t (kv g)")
 def paged_partial_attention(
     q: Tensor,
     cache: PagedCache,
     seqs: Seqs,
     sinks: Tensor | None = None,
     index: Tensor | None = None,
-    bias: Tensor | None = None,
     *,
     scale: float,
     window: int | None = None,
@@ -72,7 +70,7 @@ def paged_partial_attention(
 ) -> Part:
     """``partial_attention`` of each token over its whole sequence, read from a cache."""
     parts: list[Part] = []
-    how = Scores(scale, sinks, None, index, bias, window, stride=stride)
+    how = Scores(scale, sinks, index=index, window=window, stride=stride)
     for s, (a, b) in enumerate(seqs.spans()):
         first = int(seqs.context[s]) - (b - a)
         since = how.since(first)
