@@ -48,7 +48,9 @@ def _page(o: Op) -> dict[str, Any]:
 
 def _attribute(o: Op, name: str) -> str:
     """Type and default, as in a Python signature: ``float = 1e-05``, or ``required``."""
-    parameter = inspect.signature(o.reference).parameters[name]
+    parameter = inspect.signature(o.reference).parameters.get(name)
+    if parameter is None:  # a recurrent op: its body takes all attributes at once
+        return f"{type(o.attrs[name]).__name__} = {o.attrs[name]!r}"
     return str(parameter).partition(name)[2].lstrip(":= ") or "required"
 
 

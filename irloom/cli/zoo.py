@@ -42,6 +42,9 @@ def zoo(
 
     Every one that transformers knows, or NAME.
 
+    ``--raised`` counts FLOPs of the tiny model, where arithmetic weighs far more against products than it
+    does in practice; where model ops do less than 99 %, also those of the model in its default sizes.
+
     \b
     irloom zoo --jobs 2 --docs docs/models.md
     irloom zoo llama mamba2 --raised
@@ -106,7 +109,8 @@ def _say(row: Row) -> None:
 
 def _say_raised(row: Row) -> None:
     share = row.flops_in_model_ops
-    click.echo(f"{row.name:28} {'' if share is None else format(share, '.1%'):>6}  {_ops(row)}")
+    full = "" if row.flops_at_full_size is None else f"({row.flops_at_full_size:.1%} at full size)  "
+    click.echo(f"{row.name:28} {'' if share is None else format(share, '.1%'):>6}  {full}{_ops(row)}")
     for miss in row.near_misses:
         click.echo(f"{'':36} almost: {miss}")
 

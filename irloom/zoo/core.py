@@ -30,11 +30,11 @@ class Row:
     of sequences packed in one batch. ``decode``: so are those of an engine of the reference backend, which
     serves several requests in chunks, token by token, evicted and resumed, and from cached prefixes.
     ``compiled``: and those of an engine of the CPU backend. ``raised``: model ops do all but 1 % of the
-    FLOPs.
+    FLOPs, of the tiny model or else of one with the widths of the library's default config.
 
-    ``errors`` are the largest differences found, relative to the largest logit; ``flops_in_model_ops`` is a
-    share, ``model_ops`` and ``tensor_ops`` count the nodes of the raised program, ``near_misses`` are what
-    almost matched and why.
+    ``errors`` are the largest differences found, relative to the largest logit; ``flops_in_model_ops`` is the
+    share of the tiny model, ``flops_at_full_size`` that in default sizes where it was needed; ``model_ops``
+    and ``tensor_ops`` count the nodes of the raised program, ``near_misses`` are what almost matched and why.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Row:
     compiled: Outcome = False
     raised: Outcome = False
     flops_in_model_ops: float | None = None
+    flops_at_full_size: float | None = None
     model_ops: dict[str, int] = field(default_factory=dict[str, int])
     tensor_ops: dict[str, int] = field(default_factory=dict[str, int])
     near_misses: list[str] = field(default_factory=list[str])

@@ -15,17 +15,20 @@ from irloom import __version__
 from irloom.backends.artifact import EngineReader, EngineWriter, Manifest
 from irloom.backends.core import Limits, backend, quiet
 from irloom.backends.machine import compiler
+from irloom.frontends.core import TraceOptions
 from irloom.frontends.hf.live import LiveCheckpoint
 from irloom.frontends.hf.selfcheck import import_tiny
+from irloom.frontends.hf.trace import trace_config
 from irloom.frontends.hf.trace_errors import origin
+from irloom.ir.elem import ELEMS
 from irloom.ir.errors import IrloomError
 from irloom.ir.graph import Module
 from irloom.ir.interp import Interpreter
 from irloom.ir.seqs import Seqs
 from irloom.passes import run_pipeline
-from irloom.passes.raised import measure
+from irloom.passes.raised import Raised, measure
 from irloom.zoo.core import NEEDS, Row
-from irloom.zoo.models import Specimen
+from irloom.zoo.models import Specimen, full_size
 from irloom.zoo.parting import parting
 from irloom.zoo.serve import Script, Stepped, relative, serve
 
@@ -166,7 +169,15 @@ class _Examination:
         row.flops_in_model_ops = round(found.share, 5)
         row.model_ops, row.tensor_ops, row.near_misses = found.model_ops, found.tensor_ops, found.near_misses
         if not found.enough:
-            raise Differs(found.lacking)
+            full = self.at_full_size()
+            row.flops_at_full_size = round(full.share, 5)
+            if not full.enough:
+                raise Differs(full.lacking)
+
+    def at_full_size(self) -> Raised:
+        """The same count where products outweigh arithmetic as they do in practice, without weights."""
+        options = TraceOptions(dtype=ELEMS["bf16"], check=False)
+        return measure(trace_config(full_size(self.row.name), options))
 
 
 def _with_needs(columns: Sequence[str] | None) -> set[str]:

@@ -23,15 +23,41 @@ def names() -> list[str]:
     return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def tiny(name: str) -> Any:
-    """The tiny config of an architecture; ``TraceError`` says why there is none."""
+def full_size(name: str) -> Any:
+    """The default config of an architecture in as few layers as the tiny one has; ``TraceError`` if none."""
+    config = default(name)
+    wide, small = (c.get_text_config(decoder=True) for c in (config, tiny(name)))
+    layers = wide.num_hidden_layers
+    kinds = {k: v for k, v in small.to_dict().items() if "layer" in k and _counts_layers(k, v)}
+    for k, v in {**wide.to_dict(), **kinds}.items():
+        if k in kinds:
+            setattr(wide, k, v)
+        elif isinstance(v, list) and len(v) == layers:
+            setattr(wide, k, v[: small.num_hidden_layers])
+    return config
+
+
+def _counts_layers(field: str, value: Any) -> bool:
+    return field.startswith("num_") or isinstance(value, list)
+
+
+def default(name: str) -> Any:
+    """The config of an architecture as the library has it by default; ``TraceError`` if it has none."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if name in REFUSED:
         raise TraceError(REFUSED[name])
     if name not in CONFIG_MAPPING:
         raise TraceError(f"`{name}` is no model type of this transformers", hint="`irloom zoo` lists them")
-    config = tiny_config(CONFIG_MAPPING[name](), OVERRIDES, thorough=True)
+    return _decoding(CONFIG_MAPPING[name]())
+
+
+def tiny(name: str) -> Any:
+    """The tiny config of an architecture; ``TraceError`` says why there is none."""
+    return _decoding(tiny_config(default(name), OVERRIDES, thorough=True))
+
+
+def _decoding(config: Any) -> Any:
     for part in (config, causal_config(config)):
         if hasattr(part, "is_decoder"):
             part.is_decoder = True

@@ -77,3 +77,8 @@ class TestReleases:
         assert failing([self.OLDER], told.promised("5.23.0")) == {
             ("decode", "logits differ by 1e-1"): [("fine", "")]
         }
+
+
+def test_what_is_enough_at_full_size_alone_says_so():
+    row = Row("wide", **dict.fromkeys(COLUMNS, True), flops_in_model_ops=0.96, flops_at_full_size=0.9994)
+    assert "| 96.0%, 99.9% at full size |" in page([row], "5.0")
