@@ -213,3 +213,10 @@ def test_every_architecture_has_names_in_the_package_and_a_class_in_the_library(
     assert set(ARCHITECTURES) <= set(gguf.MODEL_ARCH_NAMES.values())
     kinds = {kind for known in ARCHITECTURES.values() for kind in (known.model_type, known.moe) if kind}
     assert {kind for kind in kinds if kind not in CONFIG_MAPPING} == set()
+
+
+def test_a_tokenizer_that_does_not_convert_is_refused(tmp_path):
+    """A vocabulary that does not say of which kind it is."""
+    write_model(tmp_path / "m.gguf", "granite", build("Granite", {}), {})
+    with pytest.raises(CheckpointError, match=r"its tokenizer .* does not convert"):
+        Gguf().tokenizer(tmp_path / "m.gguf")

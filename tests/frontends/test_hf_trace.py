@@ -193,3 +193,14 @@ def test_weights_that_no_machine_holds_take_no_memory():
         layer = nn.Linear(1 << 24, 1 << 24)
     assert layer.weight.is_meta
     assert layer.weight.shape == (1 << 24, 1 << 24)
+
+
+def test_what_a_constructor_computes_is_computed_anew_for_the_tiny_model():
+    """DeepSeek's config sets the head's size to that of its rotated part, whatever that is."""
+    from transformers import DeepseekV3Config
+
+    from irloom.frontends.hf.tiny import tiny_config
+
+    small = tiny_config(DeepseekV3Config(qk_rope_head_dim=16))
+    assert small.head_dim == small.qk_rope_head_dim
+    assert small.qk_head_dim == small.qk_nope_head_dim + small.qk_rope_head_dim

@@ -54,9 +54,9 @@ def _load(header: Header, config: Any) -> Any:
     path = header.path.resolve()
     try:
         return kind.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    except (ValueError, KeyError, OSError, TypeError) as error:
+    except Exception as error:  # tokenizers raises bare ones
         stored = header.metadata.get("tokenizer.ggml.model", "none")
         raise CheckpointError(
-            f"{header.path}: its tokenizer (`{stored}`) does not convert: {error}",
+            f"{header.path}: its tokenizer (`{stored}`) does not convert: {error}".splitlines()[0],
             hint="give prompts as token ids, or a Hugging Face directory with the tokenizer's files",
         ) from None

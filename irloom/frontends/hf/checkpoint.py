@@ -106,5 +106,8 @@ def load_tokenizer(path: Path) -> Any:
         )
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise CheckpointError(f"{path}: its tokenizer does not load: {error}".splitlines()[0]) from None
+    except Exception as error:  # tokenizers raises bare ones
+        raise CheckpointError(
+            f"{path}: its tokenizer does not load: {error}".splitlines()[0],
+            hint="fetch its files again, or give prompts as token ids",
+        ) from None

@@ -92,7 +92,7 @@ class _Shrink:
                 out[name] = [value[i] for i in layers.kept]
             elif name in ROPES and isinstance(value, dict):
                 out[name] = _small_rope(value)
-            else:
+            elif name in known or name not in usual:  # what no constructor takes, it computes
                 size = small(Field(name, value, own, self.thorough)) if name in known else value
                 if size != value or name not in usual or usual[name] != value:
                     out[name] = size
