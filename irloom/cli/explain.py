@@ -28,7 +28,7 @@ def explain(
     trust: bool,
     as_json: bool,
 ) -> None:
-    """Say what traces, what falls back, and what a step and a sequence cost.
+    """Say what traces, what falls back, and what a step costs.
 
     MODEL needs no weights: a directory with a config.json is enough. The exit code is 1 when MODEL does not
     trace, or a target refuses it.

@@ -11,11 +11,15 @@ from typing import ClassVar
 
 from irloom.ir.elem import Elem
 from irloom.ir.graph import Arg, Builder, Call, Func, Index, Module, Node, Param, Stmt, Value
+from irloom.ir.op import OPS
 from irloom.ir.weight_expr import Const, WeightExpr
 
 from .core import Changes, Pass, spend
 from .layers import Cut, Layer, cut, split_loc
 from .roll import roll
+
+SHORT = ("causal_conv", "token_shift")
+"""Recurrent ops that stand beside the one that a layer is known for."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,9 @@ def _shape(layer: Layer, found: Cut, consts: dict[str, str], outputs: list[Value
 
 
 def _names(kinds: list[_Kind]) -> list[str]:
-    """``layer``; of several ``layer_sliding``, ``layer_full`` where attention differs, else numbers."""
+    """``layer``; of several ``layer_sliding``, ``layer_full``, ``layer_ssd_scan`` where they look back in
+    other ways, ``layer_dense``, ``layer_moe`` where only some have experts, else numbers.
+    """
     prefixes = list(dict.fromkeys(k.layers[0].site.prefix for k in kinds))
 
     def name(k: _Kind) -> str:
@@ -164,6 +170,10 @@ def _names(kinds: list[_Kind]) -> list[str]:
     flavors = {(k.layers[0].site.prefix, _flavor(k)) for k in kinds}
     if len(prefixes) == 1 and len(flavors) == 1:
         wanted = ["layer"] * len(kinds)
+    has = {(w, _experts(k)) for w, k in zip(wanted, kinds, strict=True)}
+    for at, (w, k) in enumerate(zip([*wanted], kinds, strict=True)):
+        if (w, True) in has and (w, False) in has:
+            wanted[at] = f"{w}_{'moe' if _experts(k) else 'dense'}"
     count, seen = Counter(wanted), Counter[str]()
     out: list[str] = []
     for w in wanted:
@@ -172,10 +182,16 @@ def _names(kinds: list[_Kind]) -> list[str]:
     return out
 
 
+def _experts(k: _Kind) -> bool:
+    return any(n.op.name in ("expert_linear", "moe") for n in k.layers[0].nodes)
+
+
 def _flavor(k: _Kind) -> str:
+    """How a layer looks back: the reach of its attention, or its recurrence; nothing where it does not."""
     attends = [n.attrs for n in k.layers[0].nodes if "window" in n.attrs]
     if not attends:
-        return ""
+        recurs = [n.op.name for n in k.layers[0].nodes if n.op.carried is not None]
+        return next((name for name in recurs if name not in SHORT), recurs[-1] if recurs else "")
     if any(a.get("stride", 1) != 1 for a in attends):
         return "compressed"
     if any(a.get("chunk") is not None for a in attends):
@@ -200,7 +216,7 @@ def _function(name: str, kind: _Kind) -> Func:
     f.params = [p for p in dict.fromkeys(new.values()) if isinstance(p, Param)]
     for n in layer.nodes:
         args = [new[a] if isinstance(a, Value) else a for a in n.args]
-        results = [Value(names.fresh(_base(r.name)), r.type) for r in n.results]
+        results = [Value(names.fresh(_named(n, r)), r.type) for r in n.results]
         new.update(zip(n.results, results, strict=True))
         f.body.append(Node(n.op, args, dict(n.attrs), results, _relative(n.loc, layer)))
     f.returns = [new[v] for v in shape.outputs]
@@ -220,6 +236,12 @@ def _moved(kind: _Kind, shape: _Shape) -> Value | None:
     at = _moving(kind)
     alike = [v for v in shape.outputs if at >= 0 and v.type == shape.inputs[at].type]
     return next(iter(alike or shape.outputs), None)
+
+
+def _named(n: Node, r: Value) -> str:
+    """The name of a result; one that only says what op it came from, says what op it comes from now."""
+    base = _base(r.name)
+    return n.op.name if base in OPS and len(n.results) == 1 else base
 
 
 def _base(name: str) -> str:
@@ -260,8 +282,11 @@ def _rename(main: Func, first: _Kind, outside: list[Value]) -> None:
     """Number the names in ``main`` anew; what enters the first layer is ``x``: loops carry it on as that."""
     kept = set(outside)
     used = {v for s in main.body if s.results[0] in kept for v in s.values}
-    names = Builder(main, taken={p.name for p in main.params if p.weight is None or p in used})
+    names = Builder(main, taken={p.name for p in main.params if p.weight is None})
     at = _moving(first)
     entering = first.shapes[0].inputs[at] if at >= 0 else None
+    for p in main.params:
+        if p.weight is not None and p in used:
+            p.name = names.fresh(_base(p.name))
     for v in outside:
         v.name = names.fresh("x" if v is entering else _base(v.name))
