@@ -196,7 +196,7 @@ def test_the_plan_says_what_a_sequence_costs(engine):
     assert (caches["token_bytes"], caches["state_bytes"]) == (PAGES / PAGE, STATE)
     state = caches["pools"][1]
     assert (state["pool"], state["page"], state["page_bytes"]) == ("state", EVERY, STATE)
-    assert state["caches"]["kv[1]"] == f"state[f32, {EVERY}][N, 4, 4, 8]"
+    assert f"state[f32, {EVERY}][N, 4, 4, 8]" in state["caches"].values()
 
 
 def test_pools_have_two_slots_a_sequence_and_snapshots():

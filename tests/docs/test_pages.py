@@ -77,6 +77,9 @@ def shell(lines: str, here: Path) -> str:
             command = [sys.executable, "-c", "from irloom.cli import main; main()", *words]
             env = os.environ | {"COLUMNS": "100"}
             ran = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, check=False)
+            assert ran.returncode in (0, 1), (
+                ran.stderr
+            )  # 1 is a mistake of the reader's, which a page may show
             out.append(ran.stdout + ran.stderr)
     return "".join(out)
 
