@@ -105,7 +105,8 @@ def test_an_index_that_names_an_absent_tensor_is_refused(sharded):
     path.write_text(json.dumps(index))
     assert refusal(sharded) == (
         "PATH/model.safetensors.index.json: `layers.2.w` should be in model-1.safetensors, "
-        "which does not hold it"
+        "which does not hold it\n"
+        "hint: the index is that of another checkpoint; fetch both again"
     )
 
 
@@ -114,13 +115,17 @@ def test_an_index_cannot_point_outside_its_directory(sharded):
     path.write_text(json.dumps({"weight_map": {"w": "../w.safetensors"}}))
     assert refusal(sharded) == (
         "PATH/model.safetensors.index.json: `w` is in '../w.safetensors', "
-        "which is not a file beside the index"
+        "which is not a file beside the index\n"
+        "hint: nothing outside of the directory is read; put the shards beside the index"
     )
 
 
 def test_an_index_without_a_map_is_refused(sharded):
     (sharded / "model.safetensors.index.json").write_text("[]")
-    assert refusal(sharded) == "PATH/model.safetensors.index.json: no `weight_map` from tensor names to files"
+    assert refusal(sharded) == (
+        "PATH/model.safetensors.index.json: no `weight_map` from tensor names to files\n"
+        "hint: fetch the index again"
+    )
 
 
 def test_a_place_without_weights_is_refused(tmp_path):
@@ -133,6 +138,7 @@ def test_a_place_without_weights_is_refused(tmp_path):
 
 
 F32X2 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+DAMAGED = "\nhint: the file is damaged; fetch it again, or write it with the safetensors library"
 HEADERS = {
     "not JSON": (
         b"{]",
@@ -142,7 +148,10 @@ HEADERS = {
         ),
     ),
     "not an object": ([], f"its header is not a JSON object{INCOMPLETE}"),
-    "no offsets": ({"x": {"dtype": "F32"}}, "`x` has no dtype, shape and data_offsets in the header"),
+    "no offsets": (
+        {"x": {"dtype": "F32"}},
+        f"`x` has no dtype, shape and data_offsets in the header{DAMAGED}",
+    ),
     "unknown dtype": (
         {"x": {**F32X2, "dtype": "F6"}},
         (
@@ -150,10 +159,10 @@ HEADERS = {
             "hint: irloom reads F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL, F8_E8M0"
         ),
     ),
-    "wrong span": ({"x": {**F32X2, "shape": [3]}}, "`x` is F32[3], 12 bytes, but offsets say 8"),
+    "wrong span": ({"x": {**F32X2, "shape": [3]}}, f"`x` is F32[3], 12 bytes, but offsets say 8{DAMAGED}"),
     "negative": (
         {"x": {"dtype": "F32", "shape": [-2], "data_offsets": [0, -8]}},
-        "`x` is F32[-2], -8 bytes, but offsets say -8",
+        f"`x` is F32[-2], -8 bytes, but offsets say -8{DAMAGED}",
     ),
     "past the end": (
         {"x": {**F32X2, "data_offsets": [4, 12]}},
