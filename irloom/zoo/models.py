@@ -13,7 +13,7 @@ from irloom.frontends.hf.selfcheck import library_logits
 from irloom.frontends.hf.skeleton import causal_config
 from irloom.frontends.hf.tiny import tiny_config
 from irloom.ir.errors import TraceError
-from irloom.zoo.overrides import OVERRIDES, REFUSED
+from irloom.zoo.overrides import NEEDED, OVERRIDES, REFUSED
 
 
 def names() -> list[str]:
@@ -24,7 +24,10 @@ def names() -> list[str]:
 
 
 def full_size(name: str) -> Any:
-    """The default config of an architecture in as few layers as the tiny one has; ``TraceError`` if none."""
+    """The default config of an architecture in as few layers as the tiny one has; ``TraceError`` if none.
+
+    A field that the default leaves out is the tiny one's, but that heads are as wide as others.
+    """
     config = default(name)
     wide, small = (c.get_text_config(decoder=True) for c in (config, tiny(name)))
     layers = wide.num_hidden_layers
@@ -34,6 +37,10 @@ def full_size(name: str) -> Any:
             setattr(wide, k, v)
         elif isinstance(v, list) and len(v) == layers:
             setattr(wide, k, v[: small.num_hidden_layers])
+    needed = NEEDED.get(wide.model_type)
+    for k in needed.fields if needed else ():
+        if getattr(wide, k, None) is None:
+            setattr(wide, k, wide.head_dim if k.endswith("head_dim") else getattr(small, k))
     return config
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ class Case:
     def serve(self, scripts: list[Script], memory: int | None = None) -> Served:
         """These sequences together in small steps, then one that starts as the first did."""
         reader = EngineReader(self.engine)
-        engine = backend(reader.manifest.target).open(reader, replace(LIMITS, memory=memory))
+        engine: Any = backend(reader.manifest.target).open(reader, replace(LIMITS, memory=memory))
         return run(engine, scripts, self.scripts[-1:])
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 
-from irloom.frontends.hf.aten.core import own_tokens, static, tensor, translates
+from irloom.frontends.hf.aten.core import as_elem, own_tokens, static, tensor, translates
 from irloom.frontends.hf.views import View, aligned, in_front, reshape, reshaped, viewed
 from irloom.ir import ops
 from irloom.ir.dims import Dim, product, symbols
@@ -213,7 +214,8 @@ def cat(xs: Sequence[Any], dim: int = 0) -> View:
         whole = not any(symbols(n) for n in views[0].dims)
         at = sum(w < d for w in wanted) if whole else len(wanted)
         wanted = [*wanted[:at], d, *wanted[at:]]
-    values = [v.arranged(wanted) for v in views]
+    elem = elem_of(reduce(torch.promote_types, (v.value.type.plain.torch for v in views)))
+    values = [as_elem(v, elem).arranged(wanted) for v in views]
     return viewed(ops.concat(*values, dim=wanted.index(d)), wanted, rank)
 
 
