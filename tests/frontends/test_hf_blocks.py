@@ -14,7 +14,7 @@ from irloom.frontends.hf.selfcheck import LENGTHS, check_architecture, import_ti
 from irloom.ir.errors import TraceError
 from irloom.ir.interp import Interpreter
 from irloom.ir.seqs import Seqs
-from irloom.zoo.models import tiny
+from irloom.zoo.models import names, tiny
 
 
 def ops_of(config: Any) -> Counter[str]:
@@ -51,11 +51,14 @@ def test_xmod_takes_the_adapter_of_its_default_language():
 
 
 def test_inklings_biases_are_by_distance():
-    """Its second edition has sinks for each token, and convolutions with weights for each token."""
-    first, second = (ops_of(tiny(name)) for name in ("inkling_text", "inkling2_text"))
-    assert first["attention"] == tiny("inkling_text").num_hidden_layers
-    assert "token_shift" not in first
-    assert second["token_shift"]
+    found = ops_of(tiny("inkling_text"))
+    assert found["attention"] == tiny("inkling_text").num_hidden_layers
+    assert "token_shift" not in found
+
+
+@pytest.mark.skipif("inkling2_text" not in names(), reason="not in this transformers")
+def test_the_second_inkling_has_convolutions_with_weights_for_each_token():
+    assert ops_of(tiny("inkling2_text"))["token_shift"]
 
 
 def test_xlnet_is_a_decoder_where_it_looks_back_only():

@@ -62,6 +62,11 @@ def test_looking_across_tokens_is_refused():
     assert "hint: replace the block: @irloom.replaces(" in message
 
 
+def test_bits_of_integers_are_not_taken_for_logic():
+    message = refused(lambda x: x + (x.int() & 3))
+    assert "of integers has no translation" in message
+
+
 def test_a_branch_on_data_is_refused_where_it_stands():
     message = refused(lambda x: x if x.sum() > 0 else -x)
     assert "x if x.sum() > 0 else -x)` depends on the values of a tensor" in message

@@ -17,17 +17,36 @@ UNARY = {
     "neg": ops.neg, "abs": ops.abs_, "exp": ops.exp, "log": ops.log, "sqrt": ops.sqrt, "rsqrt": ops.rsqrt,
     "reciprocal": ops.reciprocal, "sin": ops.sin, "cos": ops.cos, "tanh": ops.tanh, "erf": ops.erf,
     "sigmoid": ops.sigmoid, "relu": ops.relu, "silu": ops.silu, "logical_not": ops.logical_not,
-    "bitwise_not": ops.logical_not, "floor": ops.floor,
+    "floor": ops.floor,
 }  # fmt: skip
 BINARY = {
     "eq": ops.eq, "ne": ops.ne, "lt": ops.lt, "le": ops.le, "gt": ops.gt, "ge": ops.ge,
-    "logical_and": ops.logical_and, "logical_or": ops.logical_or, "bitwise_and": ops.logical_and,
-    "bitwise_or": ops.logical_or, "__and__": ops.logical_and, "__or__": ops.logical_or,
+    "logical_and": ops.logical_and, "logical_or": ops.logical_or,
     "maximum": ops.maximum, "minimum": ops.minimum, "clamp_min": ops.maximum, "clamp_max": ops.minimum,
     "remainder": ops.mod, "floor_divide": ops.floor_div,
     "bitwise_xor": ops.bitwise_xor, "__xor__": ops.bitwise_xor,
 }  # fmt: skip
 OVERLOADS = ("Tensor", "Scalar", "default")
+
+
+OF_TRUTHS = {
+    "bitwise_not": ops.logical_not, "bitwise_and": ops.logical_and, "bitwise_or": ops.logical_or,
+    "__and__": ops.logical_and, "__or__": ops.logical_or,
+}  # fmt: skip
+"""Ops on bits, which on booleans are logic."""
+
+
+def _of_truths(name: str, op: Op) -> None:
+    @translates(*(f"aten.{name}.{overload}" for overload in OVERLOADS))
+    def _(*xs: Any) -> Operand:
+        given = [x if isinstance(x, int) else tensor(x) for x in xs]
+        if not all(_is_truth(x) for x in given):
+            raise TraceError(f"`{name}` of integers has no translation", hint="of booleans it has one")
+        return elementwise(op, *given)
+
+
+def _is_truth(x: View | int) -> bool:
+    return x.value.type.plain.kind == "bool" if isinstance(x, View) else isinstance(x, bool)
 
 
 def _unary(name: str, op: Op) -> None:
@@ -46,6 +65,8 @@ for _name, _op in UNARY.items():
     _unary(_name, _op)
 for _name, _op in BINARY.items():
     _binary(_name, _op)
+for _name, _op in OF_TRUTHS.items():
+    _of_truths(_name, _op)
 
 
 def unary(op: Op, x: Any) -> Operand:
