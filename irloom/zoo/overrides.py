@@ -75,7 +75,6 @@ NEEDED = {
 """The default instance leaves a field out that a model needs."""
 
 JOINED = {
-    "mamba2": _row(num_heads=2 * HIDDEN // HEAD_DIM, head_dim=HEAD_DIM),
     "dots3_note_text": _row(num_key_value_heads=HEADS, per_layer_config={2: _NARROW, 3: _NARROW}),
     "dots3_note": _row(
         vision_config={"adapter_in_dim": HIDDEN, "adapter_out_dim": HIDDEN, "per_layer_config": {}},

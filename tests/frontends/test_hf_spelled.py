@@ -256,7 +256,7 @@ class Counting(nn.Module):
 
     def __init__(self, number: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
-        self.number, self.padding = number, 1
+        self.number, self.padding_idx = number, 1
         self.embed, self.places = nn.Embedding(VOCAB, HIDDEN), nn.Embedding(64, HIDDEN)
         self.register_buffer("table", torch.arange(64.0)[:, None].expand(64, HIDDEN).sin(), persistent=False)
         self.register_buffer("ids", torch.arange(64)[None], persistent=False)
@@ -280,8 +280,8 @@ def two_ahead(m, ids):
 
 def without_padding(m, ids):
     """RoBERTa's: padding is not counted, and a packed batch has none."""
-    mask = ids.ne(m.padding).int()
-    return m.places((mask.cumsum(1).type_as(mask) * mask).long() + m.padding)
+    mask = ids.ne(m.padding_idx).int()
+    return m.places((mask.cumsum(1).type_as(mask) * mask).long() + m.padding_idx)
 
 
 def slice_of_ids(m, ids):
@@ -334,3 +334,40 @@ def test_a_count_that_is_no_position_is_refused():
     ) as error:
         trace_hf(Counting(from_the_length).eval())
     assert "test_hf_spelled.py" in str(error.value)
+
+
+def test_a_window_longer_than_what_was_traced_is_found_by_its_number():
+    """However it is written: here as where a triangle starts."""
+
+    def near(m, q, k, v):
+        t = q.shape[2]
+        hidden = ~torch.ones(t, t).triu(-699).bool()
+        return causal(q @ repeat(k).mT).masked_fill(hidden, float("-inf")).softmax(-1) @ repeat(v)
+
+    (found,) = attentions(trace_hf(Model(near).eval()))
+    assert found.attrs["window"] == 700
+
+
+class Hiding(Model):
+    """Hides one id from all tokens."""
+
+    def __init__(self, hidden: int, padding: int | None) -> None:
+        super().__init__(lambda m, q, k, v: q)
+        self.hidden = hidden
+        self.embed = nn.Embedding(VOCAB, HIDDEN, padding_idx=padding)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        seen = (input_ids != self.hidden)[:, None, None]
+
+        def attend(m, q, k, v):
+            return causal((q @ repeat(k).mT).masked_fill(~seen, float("-inf"))).softmax(-1) @ repeat(v)
+
+        self.attend = attend
+        return super().forward(input_ids, position_ids)
+
+
+def test_only_padding_is_taken_to_be_absent():
+    (found,) = attentions(trace_hf(Hiding(7, padding=7).eval(), check=False))
+    assert found.attrs["window"] is None
+    with pytest.raises(TraceError, match="mixes tokens of different sequences"):
+        trace_hf(Hiding(7, padding=None).eval())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BartConfig, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen2Config
+from transformers import BartConfig, Gemma3TextConfig, GPT2Config, LlamaConfig, Mamba2Config, Qwen2Config
 
 from irloom.frontends import store
 from irloom.frontends.core import TraceOptions, frontend_of
@@ -130,6 +130,10 @@ class TestTinyConfigs:
         assert config.use_sliding_window
         assert config.tie_word_embeddings
         assert set(config.layer_types) == {"full_attention", "sliding_attention"}
+
+    def test_heads_of_a_state_space_fill_its_width(self):
+        tiny = tiny_config(Mamba2Config(hidden_size=768, num_heads=24, head_dim=64))
+        assert tiny.num_heads * tiny.head_dim == tiny.expand * tiny.hidden_size
 
     def test_renamed_fields(self):
         tiny = tiny_config(GPT2Config())

@@ -68,7 +68,10 @@ class _Importer:
     def run(self) -> Module:
         specs = {spec.arg.name: spec for spec in self.capture.whole.specs}
         symbols = (self.capture.tokens, self.capture.past)
-        raise_spelled(Probe(self.graph, symbols, lambda n: self.known(specs[n.name]), self.placed))
+        probe = Probe(
+            self.graph, symbols, lambda n: self.known(specs[n.name]), self.placed, padding_ids(self.model)
+        )
+        raise_spelled(probe)
         self.memory = Memory(self.graph)
         live = _live(self.graph, self.memory)
         with self.build:
@@ -236,6 +239,14 @@ def _settled(result: Any) -> Any:
             return type(result)(_settled(x) for x in result)
         case _:
             return result
+
+
+def padding_ids(model: nn.Module) -> set[int]:
+    """Ids that stand for no token, by the model's config or a module of it."""
+    config = getattr(model, "config", None)
+    told = [getattr(config, name, None) for name in ("pad_token_id", "pad_index")]
+    told += [getattr(m, "padding_idx", None) for m in model.modules()]
+    return {i for i in told if isinstance(i, int)}
 
 
 def _live(graph: torch.fx.Graph, memory: Memory) -> set[FxNode]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irloom.frontends.hf.recurrent import RECURRENT
+from irloom.ir.errors import TraceError
 
 Kernel = Callable[..., Any]
 
@@ -60,10 +61,22 @@ def kernel_name(module: ModuleType, name: str, fn: Any) -> str:
     return name if own and callable(fn) else ""
 
 
+OTHERWISE = {"initial_state", "initial_states", "conv_states", "seq_idx", "cu_seqlens", "scale"}
+"""What would change the result. The rest is how a kernel works, or was passed on to it with everything."""
+
+
+def _only(kernel: str, rest: Mapping[str, Any]) -> None:
+    """``TraceError`` where a kernel is given what its op here does not take."""
+    unknown = sorted(name for name in OTHERWISE if rest.get(name) is not None)
+    if unknown:
+        raise TraceError(f"{kernel} takes `{unknown[0]}`, which irloom does not know")
+
+
 def causal_conv1d_fn(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **_: Any
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **rest: Any
 ) -> Tensor:
     """``x`` [B, C, T], ``weight`` [C, K]: depthwise, and an activation on top."""
+    _only("causal_conv1d_fn", rest)
     from transformers.activations import ACT2FN
 
     y = RECURRENT["causal_conv"](x.to(weight.dtype).transpose(1, 2), weight, bias).transpose(1, 2)
@@ -81,9 +94,10 @@ def selective_scan_fn(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     return_last_state: bool = False,
-    **_: Any,
+    **rest: Any,
 ) -> Any:
     """Mamba: ``x``, ``dt``, ``z`` [B, C, T], ``a`` [C, N], ``b``, ``c`` [B, N, T]."""
+    _only("selective_scan_fn", rest)
     dt = dt if delta_bias is None else dt + delta_bias.to(dt.dtype)[..., None]
     dt = F.softplus(dt) if delta_softplus else dt
     rows = [part.transpose(1, 2) for part in (x, dt, b, c)]
@@ -106,9 +120,10 @@ def mamba_chunk_scan_combined(
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
     return_final_states: bool = False,
-    **_: Any,
+    **rest: Any,
 ) -> Any:
     """Mamba-2: ``x`` [B, T, H, P], ``dt`` [B, T, H], ``a`` [H], ``b``, ``c`` [B, T, G, N]."""
+    _only("mamba_chunk_scan_combined", rest)
     dt = dt if dt_bias is None else dt + dt_bias.to(dt.dtype)
     dt = F.softplus(dt) if dt_softplus else dt
     dt = dt if tuple(dt_limit) == (0.0, float("inf")) and dt_softplus else dt.clamp(*dt_limit)
@@ -127,12 +142,13 @@ def gated_delta_rule(
     beta: Tensor,
     output_final_state: bool = False,
     use_qk_l2norm_in_kernel: bool = False,
-    **_: Any,
+    **rest: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """``query``, ``key`` [B, T, KH, K], ``value`` [B, T, H, V], ``g`` (logs) [B, T, H] or [B, T, H, K].
 
     A query and key head serves ``H / KH`` value heads.
     """
+    _only("gated_delta_rule", rest)
     query, key = (_unit(x.float()) if use_qk_l2norm_in_kernel else x.float() for x in (query, key))
     query = query * query.shape[-1] ** -0.5
     if (shared := value.shape[2] // key.shape[2]) > 1:

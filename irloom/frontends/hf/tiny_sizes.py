@@ -55,6 +55,12 @@ def _kv_heads(f: Field) -> Any:
     return HEADS if whole else KV_HEADS
 
 
+def _heads(f: Field) -> int:
+    """Those of a state space fill its inner width."""
+    expand = f.config.get("expand")
+    return int(expand * HIDDEN) // HEAD_DIM if expand and "state_size" in f.config else HEADS
+
+
 def _head_dim(f: Field) -> Any:
     """Of the rotated part where the config says so, of both parts, or of a plain head."""
     rotated = f.config.get("qk_rope_head_dim")
@@ -98,6 +104,7 @@ _ROWS: tuple[tuple[str, Size], ...] = (
         ),
         HIDDEN,
     ),
+    ("num_heads", _heads),
     ("((num|encoder|decoder|num_encoder|num_decoder)_(attention_)?|n_)heads|n_head", HEADS),
     ("(swa_)?num_attention_heads", HEADS),
     (

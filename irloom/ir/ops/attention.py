@@ -184,7 +184,7 @@ def reach(attrs: Attrs) -> int | None:
 
 def check_limits(name: str, attrs: Attrs) -> None:
     """``IRError`` for limits that leave nothing to see."""
-    for limit in ("window", "chunk", "block"):
+    for limit in ("window", "chunk", "block", "stride"):
         n = attrs.get(limit)
         if isinstance(n, int) and n < 1:
             raise IRError(f"{name}: {limit} {n} leaves nothing to see", hint="at least 1, or none")

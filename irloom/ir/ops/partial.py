@@ -90,8 +90,13 @@ partial_attention.verify(lambda operands, attrs: check_limits("partial_attention
 partial_attention.flops(attention_flops)
 paged_partial_attention.dtype(_elems)
 paged_partial_attention.sizes(value_sizes)
-paged_partial_attention.verify(
-    lambda operands, attrs: check_cache("paged_partial_attention", operands, attrs)
-)
+
+
+@paged_partial_attention.verify
+def _(operands: Sequence[Operand], attrs: Attrs) -> None:
+    check_limits("paged_partial_attention", attrs)
+    check_cache("paged_partial_attention", operands, attrs)
+
+
 paged_partial_attention.flops(paged_attention_flops)
 paged_partial_attention.bytes(paged_attention_bytes)

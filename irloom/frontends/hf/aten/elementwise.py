@@ -79,7 +79,8 @@ def unary(op: Op, x: Any) -> Operand:
 def binary(op: Op, a: Any, b: Any) -> Operand:
     """A binary op on tensors or numbers; two numbers give a number."""
     if isinstance(a, int | float) and isinstance(b, int | float):
-        return op.reference(a, b)
+        a, b = (torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else None) for x in (a, b))
+        return op.reference(a, b).item()
     numbers = [x if isinstance(x, int | float) else tensor(x) for x in (a, b)]
     return elementwise(op, *numbers)
 

@@ -122,7 +122,7 @@ def _masked(probe: Probe, node: Node) -> None:
     seen = _mask_of(probe, mask, k.meta["val"].shape[-2] != node.args[0].meta["val"].shape[-2])  # type: ignore[union-attr]
     args = list(node.args)
     args[3], args[7], args[8] = None, seen.window or 0, True
-    node.args = (*args[:10], seen.chunk or 0, _floats(seen))
+    node.args = (*args[:10], seen.chunk or 0, _floats(seen), *args[12:])
 
 
 def _mask_of(probe: Probe, mask: Any, cached: bool) -> Seen:

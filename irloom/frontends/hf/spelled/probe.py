@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from irloom.frontends.hf.spelled.seen import Lengths, dense_mask
+from irloom.frontends.hf.spelled.seen import Lengths, TooLarge, dense_mask
 from irloom.ir.errors import TraceError
 
 HALVES = {torch.float16, torch.bfloat16}
@@ -49,7 +49,7 @@ class Probe:
 
     ``symbols`` are torch's names for the tokens of a step and for those cached; ``constant`` gives the value
     of an input that is a buffer or constant of the model, None for a weight; ``refused`` says of an error at
-    which node of the model it happened.
+    which node of the model it happened; ``padding`` are the ids that stand for no token.
     """
 
     def __init__(
@@ -58,8 +58,10 @@ class Probe:
         symbols: tuple[str, str],
         constant: Callable[[Node], Tensor | None],
         refused: Callable[[TraceError, Node], TraceError],
+        padding: Collection[int] = (),
     ) -> None:
         self.graph, self.symbols, self.constant, self.refused = graph, symbols, constant, refused
+        self.padding = padding
         self.memo: dict[Lengths, dict[Node, Any]] = defaultdict(dict)
         self.survey()
 
@@ -114,8 +116,10 @@ class Probe:
 
     def _not_padding(self, node: Node) -> bool:
         """Whether a node asks which ids are no padding: all are, for packed sequences have none."""
-        ids = node.args[0] if node.args else None
-        return str(node.target) == "aten.ne.Scalar" and isinstance(ids, Node) and ids.name == "input_ids"
+        if str(node.target) != "aten.ne.Scalar":
+            return False
+        ids, number = node.args[:2]
+        return isinstance(ids, Node) and ids.name == "input_ids" and number in self.padding
 
     def sizes(self, node: Node, at: Lengths) -> tuple[int, ...]:
         """The dims of a node's result."""
@@ -175,7 +179,7 @@ class Probe:
         if isinstance(fake, torch.SymInt | int):
             return self.size(fake, at)
         if isinstance(fake, Tensor) and torch.Size(self.sizes(n, at)).numel() > MOST:
-            raise Unknown(n, "is too large to look at")
+            raise UnknownTooLarge(n, "is too large to look at")
         if n.op == "placeholder":
             return self._given_input(n, at)
         if self._not_padding(n):
@@ -211,6 +215,10 @@ class Unknown(TraceError):
     def __init__(self, node: Node, why: str) -> None:
         super().__init__(f"`{node.target}` {why}")
         self.node = node
+
+
+class UnknownTooLarge(Unknown, TooLarge):
+    """A value that is determined, and takes too much memory."""
 
 
 def writes(node: Node) -> bool:

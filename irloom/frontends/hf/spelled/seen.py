@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import gcd
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from irloom.ir.errors import TraceError
+
+LOG = logging.getLogger("irloom.trace")
 
 HIDDEN = -2000.0
 """A score this far below that of the token itself has no weight. Models write -1e4, the least float, -inf."""
@@ -45,6 +48,10 @@ class Seen:
         return near if self.chunk is None else max(near, position // self.chunk * self.chunk)
 
 
+class TooLarge(TraceError):
+    """Values that take too much memory to look at."""
+
+
 def classify(look: Look, cached: bool, hints: Iterable[int] = ()) -> Seen:
     """What a mask means, from its values: near the start, then at lengths that cross each of ``hints``.
 
@@ -57,7 +64,9 @@ def classify(look: Look, cached: bool, hints: Iterable[int] = ()) -> Seen:
         at = _lengths(Lengths(tokens, past), cached)
         try:
             samples.setdefault(at, look(at))
-        except (TraceError, RuntimeError, IndexError):
+        except TooLarge:
+            LOG.warning("a mask is too large to look at from position %d on", tokens + past)
+        except (TraceError, RuntimeError, IndexError):  # a table ends
             continue
     firsts = {at: _first_keys(at, bias, slopes) for at, bias in samples.items()}
     for _ in range(2):
@@ -77,7 +86,7 @@ def _lengths(at: Lengths, cached: bool) -> Lengths:
 
 def _far(hints: Iterable[int]) -> list[tuple[int, int]]:
     """Lengths past every number that the model mentions, the largest first; some may be too large."""
-    sizes = sorted({h for h in hints if 2 < h < 1 << 20}, reverse=True)[:12]
+    sizes = sorted({abs(h) for h in hints if 2 < abs(h) < 1 << 20}, reverse=True)[:12]
     return [(2, past) for h in sizes for past in (2 * h + 3, h + 1, h - 2)] + [(3, 61)]
 
 
