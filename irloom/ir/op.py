@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 from .dims import Dim, Sym
 from .elem import AnyElem, Elem
 from .errors import IRError
-from .signature import Binding, Literal, Operand, Signature, bind, parse_signature
+from .signature import Binding, Operand, Signature, bind, parse_signature
 from .types import Type
 
 Attr = int | float | bool | str | None | Sym | Elem | tuple["Attr", ...]
@@ -243,8 +243,3 @@ def op(signature: str, *, commutative: bool = False) -> Callable[[Callable[..., 
         return new
 
     return wrap
-
-
-def literal(x: object) -> bool:
-    """Whether an operand is a plain number."""
-    return isinstance(x, Literal)

@@ -65,6 +65,10 @@ class Seqs:
         at = [int(x) for x in self.starts]
         return list(pairwise(at))
 
+    def steps(self) -> list[tuple[int, tuple[int, int], int]]:
+        """Each sequence: its number, the range of its tokens, and the position of the first of these."""
+        return [(s, (a, b), int(self.context[s]) - (b - a)) for s, (a, b) in enumerate(self.spans())]
+
     def slots(self, pool: str, page: int) -> torch.Tensor:
         """For each token i64[T], its place in the cache: page id * page + offset in the page."""
         table = self.table(pool)

@@ -166,7 +166,7 @@ def _page(f: Func, kept: Kept, cache: Param, names: Builder, name: str) -> Value
     """Append once, before the first reader; the cache that all of them read."""
     first, paged = kept.nodes[0], kept.type.elem
     assert isinstance(paged, Paged)
-    _, k, v = (*first.values, None)[:3]
+    k, v = first.values[1], first.values[2] if first.op in ATTENDS else None
     seqs = next(x for x in first.values if x.type.elem == SEQS)
     added: list[Stmt] = []
     with Builder(f, into=added, loc=first.loc, taken=names.taken) as b:
@@ -182,7 +182,7 @@ def _attend(f: Func, kept: Kept, cache: Value) -> Value:
     """Read keys and values from ``cache``, which holds those of this step."""
     first, paged = kept.nodes[0], kept.type.elem
     assert isinstance(paged, Paged)
-    _, _, v = (*first.values, None)[:3]
+    v = first.values[2] if first.op in ATTENDS else None
     for n in kept.nodes:
         if n.op in INDEXES:
             n.op, n.args = INDEXES[n.op], [n.args[0], cache, *n.args[2:]]

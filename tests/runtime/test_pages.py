@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from irloom.ir.plan import Pool
-from irloom.runtime.pages import Pages, PageTable, Prefix
+from irloom.runtime.pages import Pages, Prefix
 
-TOKENS = np.arange(100, dtype=np.int32)
+from .filling import TOKENS, fill, hit
 
 
 def open_pages(*pools: tuple[int | None, int, int], slots: int = 4) -> Pages:
     """Pools given as (window, page, pages)."""
     named = tuple(Pool(f"pool {i}", window, page, 0, n) for i, (window, page, n) in enumerate(pools))
     return Pages(named, slots, 100)
-
-
-def fill(
-    pages: Pages, length: int, chunk: int = 100, tokens: np.ndarray = TOKENS, salt: str = ""
-) -> PageTable:
-    """A sequence of ``length`` tokens, stored ``chunk`` tokens a step."""
-    table = pages.open(Prefix(tokens, pages.unit, salt), length - 1)
-    while table.stored < length:
-        count = min(chunk, length - table.stored)
-        assert pages.room(table) >= count
-        pages.grow(table, count)
-        pages.check()
-        pages.advance(table, count)
-        pages.check()
-    return table
-
-
-def hit(pages: Pages, limit: int, tokens: np.ndarray = TOKENS) -> int:
-    return pages.hit(Prefix(tokens, pages.unit), limit)
 
 
 def test_a_sequence_takes_pages_as_it_grows():

@@ -8,12 +8,12 @@ import pytest
 from irloom.ir.plan import Pool
 from irloom.runtime.core import SamplingRow
 from irloom.runtime.loop import Loop
-from irloom.runtime.pages import Pages, PageTable, Prefix
+from irloom.runtime.pages import Pages, Prefix
 from irloom.runtime.request import SamplingParams
 
 from .engine import VOCAB, HashEngine, oracle
+from .filling import TOKENS, fill, hit
 
-TOKENS = np.arange(100, dtype=np.int32)
 GREEDY = SamplingParams(max_tokens=20, temperature=0.0)
 rng = np.random.default_rng(3)
 PROMPTS = [rng.integers(0, VOCAB, n).tolist() for n in (1, 7, 8, 9, 16, 33, 40)]
@@ -37,23 +37,6 @@ def engine(loop: Loop) -> HashEngine:
 
 
 EXPECTED = [oracle(hybrid(), prompt, 20, SamplingRow(GREEDY, 0, 0)) for prompt in PROMPTS]
-
-
-def fill(pages: Pages, length: int, tokens: np.ndarray = TOKENS) -> PageTable:
-    """A sequence of ``length`` tokens, stored in chunks as long as they may be."""
-    table = pages.open(Prefix(tokens, pages.unit), length - 1)
-    while table.stored < length:
-        count = min(length - table.stored, pages.uncut(table))
-        assert pages.room(table) >= count
-        pages.grow(table, count)
-        pages.check()
-        pages.advance(table, count)
-        pages.check()
-    return table
-
-
-def hit(pages: Pages, limit: int, tokens: np.ndarray = TOKENS) -> int:
-    return pages.hit(Prefix(tokens, pages.unit), limit)
 
 
 def test_two_slots_carry_a_sequence_of_any_length():
@@ -91,7 +74,7 @@ def test_a_snapshot_that_was_evicted_is_no_hit():
     """Two sequences take the blank slot and that of the older snapshot."""
     pages = Pages((state(3),), 4, 100)
     pages.close(fill(pages, 20))
-    other, both = fill(pages, 5, TOKENS[60:]), fill(pages, 5, TOKENS[70:])
+    other, both = fill(pages, 5, tokens=TOKENS[60:]), fill(pages, 5, tokens=TOKENS[70:])
     assert [hit(pages, n) for n in (20, 15)] == [16, 0]
     for table in (other, both):
         pages.close(table)

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from irloom.frontends.hf.recurrent import RECURRENT
+from irloom.frontends.hf.recurrent import torch_op
+from irloom.ir import ops
 from irloom.ir.errors import TraceError
 
 Kernel = Callable[..., Any]
@@ -79,7 +80,7 @@ def causal_conv1d_fn(
     _only("causal_conv1d_fn", rest)
     from transformers.activations import ACT2FN
 
-    y = RECURRENT["causal_conv"](x.to(weight.dtype).transpose(1, 2), weight, bias).transpose(1, 2)
+    y = torch_op(ops.causal_conv)(x.to(weight.dtype).transpose(1, 2), weight, bias).transpose(1, 2)
     return (y if activation is None else ACT2FN[activation](y)).to(x.dtype)
 
 
@@ -101,7 +102,7 @@ def selective_scan_fn(
     dt = dt if delta_bias is None else dt + delta_bias.to(dt.dtype)[..., None]
     dt = F.softplus(dt) if delta_softplus else dt
     rows = [part.transpose(1, 2) for part in (x, dt, b, c)]
-    y = RECURRENT["selective_scan"](rows[0], rows[1], a, rows[2], rows[3]).transpose(1, 2)
+    y = torch_op(ops.selective_scan)(rows[0], rows[1], a, rows[2], rows[3]).transpose(1, 2)
     y = y if D is None else y + x * D[None, :, None]
     y = y if z is None else y * F.silu(z)
     return (y.to(x.dtype), x.new_empty(1, *a.shape)) if return_last_state else y.to(x.dtype)
@@ -128,7 +129,7 @@ def mamba_chunk_scan_combined(
     dt = F.softplus(dt) if dt_softplus else dt
     dt = dt if tuple(dt_limit) == (0.0, float("inf")) and dt_softplus else dt.clamp(*dt_limit)
     wide = x.float()
-    y = RECURRENT["ssd_scan"](wide, dt, a, b, c)
+    y = torch_op(ops.ssd_scan)(wide, dt, a, b, c)
     y = y if D is None else y + wide * D[..., None]
     y = y if z is None else y * F.silu(z)
     return (y, x.new_empty(1, *x.shape[2:], b.shape[3])) if return_final_states else y
@@ -154,7 +155,7 @@ def gated_delta_rule(
     if (shared := value.shape[2] // key.shape[2]) > 1:
         query, key = (x.repeat_interleave(shared, dim=2) for x in (query, key))
     decay = (g[..., None] if g.ndim == 3 else g).float()
-    y = RECURRENT["gated_delta"](query, key, value.float(), decay, beta.float())
+    y = torch_op(ops.gated_delta)(query, key, value.float(), decay, beta.float())
     state = value.new_empty(1, value.shape[2], key.shape[3], value.shape[3])
     return y.to(value.dtype), state if output_final_state else None
 
@@ -168,7 +169,7 @@ def rwkv_linear_attention(
     time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 ) -> tuple[Tensor, None]:
     """RWKV-4: ``key``, ``value`` [B, T, C], ``time_decay`` (its logarithm) and ``time_first`` [C]."""
-    return RECURRENT["wkv"](key, value, -torch.exp(time_decay), time_first), None
+    return torch_op(ops.wkv)(key, value, -torch.exp(time_decay), time_first), None
 
 
 KERNELS: dict[str, Kernel] = {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from irloom.frontends.hf.aten.core import tensor, translates
+from irloom.frontends.hf.aten.core import rows, tensor, translates
 from irloom.frontends.hf.views import View, viewed
 from irloom.ir import ops
 
@@ -46,12 +46,6 @@ def _(q: Tensor, k: Tensor, block: int, topk: int, local: int = 0) -> Tensor:
 @torch.library.register_fake("irloom::partial_attention")
 def _(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=torch.float32)
-
-
-def rows(x: Any) -> Any:
-    """A tensor without the batch dim, the token dim first."""
-    x = tensor(x)
-    return x.arranged(range(1, x.rank))
 
 
 @translates("irloom.sparse_index.default")

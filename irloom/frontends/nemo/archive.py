@@ -121,10 +121,6 @@ class Files:
         except UnicodeDecodeError:
             raise CheckpointError(f"{self.path}: `{name}` is not UTF-8 text", hint=_INCOMPLETE) from None
 
-    def on_disk(self, folder: str) -> Path | None:
-        """The directory that ``folder`` is; None inside an archive."""
-        return self.path / folder if self.path.is_dir() else None
-
 
 def is_archive(path: Path) -> bool:
     """Whether a file begins as a tar archive does, or as a compressed one by its name."""

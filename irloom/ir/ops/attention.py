@@ -14,7 +14,7 @@ from ..op import Attrs, op
 from ..seqs import PagedCache, Seqs
 from ..signature import Operand
 from ..types import Type
-from .scores import Scores, attend
+from .scores import Scores, over_pages, over_tokens
 
 
 @op("t %s -> t")
@@ -118,7 +118,7 @@ def attention(
     ``paged_attention``.
     """
     how = Scores(scale, sinks, slopes, index, bias, window, chunk, softcap, block)
-    return torch.cat([attend(q[a:b], k[a:b], v[a:b], 0, 0, how.of(a, b))[0] for a, b in seqs.spans()])
+    return over_tokens(q, k, v, seqs, how)[0]
 
 
 @op("p kv !d, t kv !d, t kv !e?, t %s -> p kv !d")
@@ -165,15 +165,8 @@ def paged_attention(
     Where the cache has keys only, their first ``values`` features are the values (multi-head latent
     attention).
     """
-    parts: list[Tensor] = []
     how = Scores(scale, sinks, slopes, index, bias, window, chunk, softcap, block)
-    for s, (a, b) in enumerate(seqs.spans()):
-        first = int(seqs.context[s]) - (b - a)
-        since = how.since(first)
-        k, v = cache.read(seqs, s, since)
-        v = v if values is None else k[..., :values]
-        parts.append(attend(q[a:b], k, v, first, since, how.of(a, b))[0])
-    return torch.cat(parts)
+    return over_pages(q, cache, seqs, how, values)[0]
 
 
 def reach(attrs: Attrs) -> int | None:

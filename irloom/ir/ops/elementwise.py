@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..elem import ELEMS, AnyElem, Elem, elem_of
 from ..errors import IRError
-from ..op import Attrs, Op, op
+from ..op import Attrs, op
 from ..signature import Operand
 from ..types import Type
 
@@ -294,8 +294,3 @@ for _op in (eq, ne, lt, le, gt, ge, logical_and, logical_or, logical_not):
 for _op in (div, exp, log, sqrt, rsqrt, reciprocal, sin, cos, tanh, erf, sigmoid, softplus):
     _op.dtype(_floating)
 where.dtype(lambda operands, attrs: promoted(operands[1:], attrs))
-
-
-def transcendental(of: Op) -> bool:
-    """Whether an entry of the op costs a function call rather than an arithmetic instruction."""
-    return of in (exp, log, sin, cos, tanh, erf, sigmoid, silu, gelu, softcap, softplus, pow_)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..elem import ELEMS, AnyElem
@@ -20,14 +19,7 @@ from .attention import (
     paged_attention_flops,
     value_sizes,
 )
-from .scores import Scores, attend
-
-Part = tuple[Tensor, Tensor]
-
-
-def _joined(parts: Sequence[Part]) -> Part:
-    values, totals = zip(*parts, strict=True)
-    return torch.cat(values), torch.cat(totals)
+from .scores import Part, Scores, over_pages, over_tokens
 
 
 @op("t (kv g) !d, t kv !d, t kv !e, t %s, (kv g)?, t *j? -> t (kv g) !e, t (kv g)")
@@ -50,9 +42,7 @@ def partial_attention(
     ``w * a + (1 - w) * b`` with ``w = sigmoid(sum_a - sum_b)``. Where nothing is seen the sum is -inf.
     """
     how = Scores(scale, sinks, index=index, window=window, stride=stride)
-    own = slice(stride - 1, None, stride)
-    spans = seqs.spans()
-    return _joined([attend(q[a:b], k[a:b][own], v[a:b][own], 0, 0, how.of(a, b)) for a, b in spans])
+    return over_tokens(q, k, v, seqs, how)
 
 
 @op("t (kv g) !d, p kv !d, t %s, (kv g)?, t *j? -> t (kv g) !e, t (kv g)")
@@ -69,14 +59,8 @@ def paged_partial_attention(
     values: int | None = None,
 ) -> Part:
     """``partial_attention`` of each token over its whole sequence, read from a cache."""
-    parts: list[Part] = []
     how = Scores(scale, sinks, index=index, window=window, stride=stride)
-    for s, (a, b) in enumerate(seqs.spans()):
-        first = int(seqs.context[s]) - (b - a)
-        since = how.since(first)
-        k, v = cache.read(seqs, s, since)
-        parts.append(attend(q[a:b], k, v if values is None else k[..., :values], first, since, how.of(a, b)))
-    return _joined(parts)
+    return over_pages(q, cache, seqs, how, values)
 
 
 def _elems(operands: Sequence[Operand], attrs: Attrs) -> tuple[AnyElem, AnyElem]:

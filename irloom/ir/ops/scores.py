@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from ..seqs import PagedCache, Seqs
+
+Part = tuple[Tensor, Tensor]
+"""What is attended to [t, H, E], and the logarithm f32[t, H] of the sum of the weights."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Scores:
         return seen
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: Scores) -> tuple[Tensor, Tensor]:
+def attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: Scores) -> Part:
     """Of ``q`` [t, H, D] at positions ``first``.., to ``k`` and ``v`` [n, KV, D], keys ``since``.. of theirs.
 
     What is attended to [t, H, E], and the logarithm f32[t, H] of the sum of the weights, by which two such
@@ -89,3 +95,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, first: int, since: int, how: Scores)
     total = torch.logsumexp(scores, -1, keepdim=True)
     p = torch.exp(scores - total).where(total > float("-inf"), 0.0)[..., : len(k)]
     return torch.einsum("hts,she->the", p, v.float()).to(q.dtype), total[..., 0].T
+
+
+def over_tokens(q: Tensor, k: Tensor, v: Tensor, seqs: Seqs, how: Scores) -> Part:
+    """Each sequence over its own tokens of this step, of every stride the last."""
+    own = slice(how.stride - 1, None, how.stride)
+    spans = seqs.spans()
+    return _joined([attend(q[a:b], k[a:b][own], v[a:b][own], 0, 0, how.of(a, b)) for a, b in spans])
+
+
+def over_pages(q: Tensor, cache: PagedCache, seqs: Seqs, how: Scores, values: int | None) -> Part:
+    """Each sequence over all of its tokens in a cache; ``values`` as in ``paged_attention``."""
+    parts: list[Part] = []
+    for s, (a, b), first in seqs.steps():
+        since = how.since(first)
+        k, v = cache.read(seqs, s, since)
+        v = v if values is None else k[..., :values]
+        parts.append(attend(q[a:b], k, v, first, since, how.of(a, b)))
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Part]) -> Part:
+    values, totals = zip(*parts, strict=True)
+    return torch.cat(values), torch.cat(totals)

@@ -51,9 +51,8 @@ def paged_sparse_index(
 ) -> Tensor:
     """``sparse_index`` of each token over its whole sequence, read from a cache of keys."""
     parts: list[Tensor] = []
-    for s, (a, b) in enumerate(seqs.spans()):
+    for s, (a, b), first in seqs.steps():
         keys, _ = cache.read(seqs, s, 0)
-        first = int(seqs.context[s]) - (b - a)
         parts.append(_by_key(q[a:b], keys[:, 0], weight[a:b], first, topk, stride))
     return torch.cat(parts)
 
@@ -86,9 +85,9 @@ def paged_block_index(
 ) -> Tensor:
     """``block_index`` of each token over its whole sequence, read from a cache of keys."""
     parts: list[Tensor] = []
-    for s, (a, b) in enumerate(seqs.spans()):
+    for s, (a, b), first in seqs.steps():
         keys, _ = cache.read(seqs, s, 0)
-        parts.append(_by_block(q[a:b], keys[:, 0], int(seqs.context[s]) - (b - a), block, topk, local))
+        parts.append(_by_block(q[a:b], keys[:, 0], first, block, topk, local))
     return torch.cat(parts)
 
 

@@ -114,3 +114,9 @@ def on_last(view: View, dim: int, apply: Callable[[Value], Value], doing: str) -
     """Apply an op that works along the last dim of the IR value."""
     value, dims = view.with_last(own_tokens(view, dim, doing))
     return viewed(apply(value), dims, view.rank)
+
+
+def rows(x: Any) -> Any:
+    """A tensor without the batch dim, the token dim first."""
+    x = tensor(x)
+    return x.arranged(range(1, x.rank))

@@ -14,6 +14,7 @@ from irloom.frontends.hf.aten.core import (
     elementwise,
     on_last,
     own_tokens,
+    rows,
     static,
     tensor,
     translates,
@@ -217,7 +218,7 @@ def attention(
         seqs,
         _sinks(sinks),
         None if slopes is None else constant("slopes", torch.tensor(slopes)),
-        _index(index),
+        None if index is None else rows(index),
         None if bias is None else tensor(bias).arranged((2, 1, 3)),
     ]
     while given[-1] is None:
@@ -229,14 +230,6 @@ def attention(
 def _sinks(sinks: Any) -> Any:
     """One score per head [H], or per token and head [B, H, T, 1]."""
     return _plain(sinks) if sinks is None or tensor(sinks).rank == 1 else tensor(sinks).arranged((2, 1))
-
-
-def _index(index: Any) -> Any:
-    """Which keys tokens look at, [T, J], or [T, KV, J] where each KV head has its own."""
-    if index is None:
-        return None
-    index = tensor(index)
-    return index.arranged(range(1, index.rank))
 
 
 def _seen(mask: Any) -> dict[str, int]:

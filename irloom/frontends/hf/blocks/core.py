@@ -8,6 +8,7 @@ has it is seen from its modules. The check of every import against the library h
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import MethodType
@@ -80,3 +81,8 @@ def replaced_blocks(model: nn.Module) -> Iterator[None]:
     finally:
         for module, new in swapped:
             module.__dict__.pop(new.method, None)
+
+
+def library_of(block: nn.Module) -> Any:
+    """The library's module that has a block's class, and the functions beside it."""
+    return sys.modules[type(block).__module__]

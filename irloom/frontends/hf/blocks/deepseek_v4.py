@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from irloom.frontends.hf.blocks.core import replaces
-from irloom.frontends.hf.recurrent import RECURRENT
+from irloom.frontends.hf.blocks.core import library_of, replaces
+from irloom.frontends.hf.recurrent import torch_op
 from irloom.frontends.hf.sparse import partial_attention, sparse_index
+from irloom.ir import ops
 
 Turn = tuple[Tensor, Tensor]
 
@@ -39,7 +39,7 @@ def attention(
 
 def _turned(self: Any, x: Tensor, turn: Turn) -> Tensor:
     """The library's rotation of ``x`` [B, T, H, D], by the function beside the block's class."""
-    return sys.modules[type(self).__module__].apply_rotary_pos_emb(x, *turn, unsqueeze_dim=2)
+    return library_of(self).apply_rotary_pos_emb(x, *turn, unsqueeze_dim=2)
 
 
 def _joined(near: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor]) -> Tensor:
@@ -71,7 +71,7 @@ def _pooled(self: Any, hidden_states: Tensor, positions: Tensor) -> Tensor:
         for x in (self.kv_proj(hidden_states), self.gate_proj(hidden_states))
     )
     bias = self.position_bias.unflatten(-1, (-1, self.head_dim)).flip(-2)
-    entries = self.kv_norm(RECURRENT["block_pool"](kv, gate, bias, positions))
+    entries = self.kv_norm(torch_op(ops.block_pool)(kv, gate, bias, positions))
     first = positions - (self.compress_rate - 1)
     turn = self.rotary_emb(entries, position_ids=first, layer_type=self.rope_layer_type)
     return _turned(self, entries[:, :, None], turn)[:, :, 0]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from irloom.frontends.hf.blocks.core import replaces
+from irloom.frontends.hf.blocks.core import library_of, replaces
 from irloom.frontends.hf.interfaces import attention
 from irloom.frontends.hf.sparse import sparse_index
 from irloom.ir.errors import TraceError
@@ -28,7 +27,7 @@ def doge_attention(
 
     Where not all tokens are seen, each key head has its own choice.
     """
-    library = sys.modules[type(self).__module__]
+    library = library_of(self)
     split = (*hidden_states.shape[:-1], -1, self.head_dim)
     q = self.q_norm(self.q_proj(hidden_states).view(split)).transpose(1, 2)
     k = self.k_norm(self.k_proj(hidden_states).view(split)).transpose(1, 2)

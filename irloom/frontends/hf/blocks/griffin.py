@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from irloom.frontends.hf.blocks.core import replaces
-from irloom.frontends.hf.recurrent import RECURRENT
+from irloom.frontends.hf.recurrent import torch_op
+from irloom.ir import ops
 
 
 @replaces("RecurrentGemmaRecurrentBlock")
@@ -16,7 +17,7 @@ def recurrent_block(
 ) -> tuple[Tensor, None]:
     """``input_states`` [B, T, H]."""
     conv = self.conv_1d
-    mixed = RECURRENT["causal_conv"](self.linear_x(input_states), conv.weight.squeeze(1), conv.bias)
+    mixed = torch_op(ops.causal_conv)(self.linear_x(input_states), conv.weight.squeeze(1), conv.bias)
     gate = self.act_fn(self.linear_y(input_states))
     return self.linear_out(self.rg_lru(mixed, position_ids) * gate), None
 
@@ -26,4 +27,4 @@ def rnn_scan(
     self: Any, hidden_states: Tensor, recurrent_gate: Tensor, *_: Any, **__: Any
 ) -> tuple[Tensor, None]:
     """``hidden_states``, ``recurrent_gate`` [B, T, W]; a sequence starts from zeros without a reset."""
-    return RECURRENT["linear_scan"](hidden_states, recurrent_gate), None
+    return torch_op(ops.linear_scan)(hidden_states, recurrent_gate), None

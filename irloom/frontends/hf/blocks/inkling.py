@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from irloom.frontends.hf.blocks.core import replaces
-from irloom.frontends.hf.recurrent import RECURRENT
+from irloom.frontends.hf.recurrent import torch_op
+from irloom.ir import ops
 
 
 @replaces("InklingRelativeLogits", "Inkling2RelativeLogits")
@@ -27,7 +28,7 @@ def dynamic_convolution(
     past, static = hidden_states.float(), self.static_weight.float()
     total = past
     for lag in range(taps):
-        past = RECURRENT["token_shift"](past) if lag else past
+        past = torch_op(ops.token_shift)(past) if lag else past
         weight = own[..., lag].unsqueeze(-1) + static[lag].view(heads, -1)
         total = total + past * weight.flatten(2)
     return (total / math.sqrt(2 * taps + 1)).to(hidden_states.dtype)

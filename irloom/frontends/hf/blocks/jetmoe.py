@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from irloom.frontends.hf.blocks.core import replaces
+from irloom.frontends.hf.blocks.core import library_of, replaces
 from irloom.frontends.hf.experts import weighted_sum
 from irloom.frontends.hf.interfaces import attention
 from irloom.frontends.hf.ops import expert_linear
@@ -47,7 +46,7 @@ def jetmoe_attention(
     The library repeats the cached keys for each of a token's K experts. Here the queries of one key head are
     brought together, as in any attention with grouped queries, and the cache is read as it is.
     """
-    library = sys.modules[type(self).__module__]
+    library = library_of(self)
     x = hidden_states.reshape(-1, hidden_states.shape[-1])
     (index, weights), logits = _route(self.experts.router, x)
     k, heads, dim = self.top_k, self.num_key_value_heads, self.head_dim

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from irloom.frontends.hf.blocks.core import replaces
-from irloom.frontends.hf.recurrent import RECURRENT
+from irloom.frontends.hf.recurrent import torch_op
+from irloom.ir import ops
 
 
 @replaces("MiniMaxLightningAttention")
@@ -18,6 +19,6 @@ def lightning_attention(self: Any, hidden_states: Tensor, *_: Any, **__: Any) ->
     qkv = self.act_fn(self.qkv_proj(hidden_states))
     qkv = qkv.view(batch, tokens, self.num_attention_heads, 3 * self.head_dim)
     decay = (-self.slope_rate).view(1, 1, -1, 1).expand(batch, tokens, -1, 1)
-    out = RECURRENT["gated_linear_attention"](*qkv.split(self.head_dim, dim=3), decay)
+    out = torch_op(ops.gated_linear_attention)(*qkv.split(self.head_dim, dim=3), decay)
     out = self.norm(out.reshape(batch, tokens, -1))
     return self.out_proj(torch.sigmoid(self.output_gate(hidden_states)) * out), None

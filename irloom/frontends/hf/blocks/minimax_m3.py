@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from torch import Tensor
 
-from irloom.frontends.hf.blocks.core import replaces
+from irloom.frontends.hf.blocks.core import library_of, replaces
 from irloom.frontends.hf.sparse import block_index
 
 
@@ -18,5 +17,5 @@ def indexer(self: Any, hidden_states: Tensor, position_embeddings: Any, *_: Any,
     q = self.q_norm(self.q_proj(hidden_states).view(shape))
     k = self.k_norm(self.k_proj(hidden_states).view(shape))
     cos, sin = (x[..., : self.head_dim] for x in position_embeddings)
-    q, k = sys.modules[type(self).__module__].apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=2)
+    q, k = library_of(self).apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=2)
     return block_index(q, k.squeeze(2), self.block_size, self.topk_blocks, self.local_blocks)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from irloom.frontends.hf.blocks.core import replaces
-from irloom.frontends.hf.recurrent import RECURRENT
+from irloom.frontends.hf.blocks.core import library_of, replaces
+from irloom.frontends.hf.recurrent import torch_op
 from irloom.frontends.hf.sparse import sparse_index
+from irloom.ir import ops
 
 Turn = tuple[Tensor, Tensor]
 
@@ -41,7 +41,7 @@ def _index(self: Any, hidden_states: Tensor, turn: Turn) -> Tensor:
     q, keys = self.index_qk_proj(hidden_states).split(widths, dim=-1)
     q = _turned(self, self.q_layernorm(q.unflatten(-1, (-1, size))), turn)
     mean = keys.new_full((size, ratio), 1 / ratio)
-    pooled = self.k_layernorm(RECURRENT["causal_conv"](keys, mean, None))
+    pooled = self.k_layernorm(torch_op(ops.causal_conv)(keys, mean, None))
     first = tuple(_earlier(x, ratio - 1) for x in turn)
     pooled = _turned(self, pooled.unsqueeze(2), first).squeeze(2)
     return sparse_index(q, pooled, torch.ones_like(q[..., 0]), self.block_topk, ratio)
@@ -49,16 +49,14 @@ def _index(self: Any, hidden_states: Tensor, turn: Turn) -> Tensor:
 
 def _turned(self: Any, x: Tensor, turn: tuple[Tensor, ...]) -> Tensor:
     """The library's rotation of ``x`` [B, T, H, D], by the function beside the block's class."""
-    return sys.modules[type(self).__module__].apply_rotary_pos_emb(
-        x, cos=turn[0], sin=turn[1], unsqueeze_dim=2
-    )
+    return library_of(self).apply_rotary_pos_emb(x, cos=turn[0], sin=turn[1], unsqueeze_dim=2)
 
 
 def _earlier(x: Tensor, tokens: int) -> Tensor:
     """``x`` [B, T, C] of as many tokens before."""
     channels = x.shape[-1]
     taps = torch.cat([x.new_ones(channels, 1), x.new_zeros(channels, tokens)], dim=-1)
-    return RECURRENT["causal_conv"](x, taps, None)
+    return torch_op(ops.causal_conv)(x, taps, None)
 
 
 @replaces("Qwen4ExpTextNGramEmbedding")
@@ -69,7 +67,7 @@ def ngram_embedding(self: Any, input_ids: Tensor, *_: Any) -> Tensor:
     ended = torch.zeros_like(ids, dtype=torch.bool)
     found: list[Tensor] = []
     for n in range(1, self.ngram_size):
-        earlier = RECURRENT["token_shift"](earlier - end) + end
+        earlier = torch_op(ops.token_shift)(earlier - end) + end
         ended = ended | (earlier == end)
         mixed = mixed ^ (torch.where(ended, end, earlier) * self.layer_multipliers[n])
         heads = slice((n - 1) * self.heads_per_ngram, n * self.heads_per_ngram)
@@ -84,4 +82,4 @@ def short_conv(self: Any, hidden_states: Tensor, *_: Any) -> Tensor:
     apart = self.conv1d.dilation[0]
     weight = self.conv1d.weight.squeeze(1)[..., None]
     weight = torch.cat([weight, weight.new_zeros(*weight.shape[:2], apart - 1)], dim=-1).flatten(-2)
-    return F.silu(RECURRENT["causal_conv"](hidden_states, weight[:, : self.short_conv_state_len + 1], None))
+    return F.silu(torch_op(ops.causal_conv)(hidden_states, weight[:, : self.short_conv_state_len + 1], None))

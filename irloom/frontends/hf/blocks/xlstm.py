@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from irloom.frontends.hf.blocks.core import replaces
-from irloom.frontends.hf.recurrent import RECURRENT
+from irloom.frontends.hf.recurrent import torch_op
+from irloom.ir import ops
 
 
 @replaces("xLSTMBackend")
@@ -18,4 +19,4 @@ def matrix_memory(
     """``query``, ``key`` [B, H, T, K], ``value`` [B, H, T, V], gates before their activation [B, H, T]."""
     query = query * query.shape[-1] ** -0.5
     rows = [x.transpose(1, 2) for x in (query, key, value, igate, F.logsigmoid(fgate))]
-    return RECURRENT["mlstm"](*rows, eps=self.config.eps).transpose(1, 2), None
+    return torch_op(ops.mlstm)(*rows, eps=self.config.eps).transpose(1, 2), None

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from irloom.frontends.hf.blocks.core import replaces
-from irloom.frontends.hf.recurrent import RECURRENT
+from irloom.frontends.hf.recurrent import torch_op
+from irloom.ir import ops
 
 
 @replaces("ZayaCCAProjection")
@@ -25,11 +26,11 @@ def projection(self: Any, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Te
     own_q = (q.view(batch, tokens, -1, size) + heads.reshape(batch, tokens, -1, size)) * 0.5
     own_k = own_q.view(batch, tokens, -1, groups, size).mean(dim=-2)
     first = self.conv_qk_depthwise
-    mixed = RECURRENT["causal_conv"](torch.cat([q, k], dim=-1), first.weight.squeeze(1), None)
+    mixed = torch_op(ops.causal_conv)(torch.cat([q, k], dim=-1), first.weight.squeeze(1), None)
     mixed = _grouped_conv(mixed, self.conv_qk_grouped, first.bias)
     queries, keys = mixed.split([q.shape[-1], k.shape[-1]], dim=-1)
     late = self.v_proj_delayed
-    shifted = RECURRENT["token_shift"](nn.functional.linear(hidden_states, late.weight))
+    shifted = torch_op(ops.token_shift)(nn.functional.linear(hidden_states, late.weight))
     shifted = shifted if late.bias is None else shifted + late.bias
     values = torch.cat([self.v_proj_current(hidden_states), shifted], dim=-1)
     return (
@@ -49,5 +50,5 @@ def _grouped_conv(x: Tensor, conv: nn.Conv1d, before: Tensor) -> Tensor:
         rows = (x + before).view(*x.shape[:2], groups, width).transpose(1, 2)
         product = torch.matmul(rows, weight[..., tap].transpose(1, 2)[None])
         total = total + product.transpose(1, 2).reshape(*x.shape[:2], out)
-        x = RECURRENT["token_shift"](x) if tap else x
+        x = torch_op(ops.token_shift)(x) if tap else x
     return total

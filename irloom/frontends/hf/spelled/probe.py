@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from irloom.frontends.hf.memory import in_place
 from irloom.frontends.hf.spelled.seen import Lengths, TooLarge, dense_mask
 from irloom.ir.errors import TraceError
 
@@ -85,7 +86,7 @@ class Probe:
             source = node.args[0] if _is_view(node) and node.args else None
             self.roots[node] = self.roots[source] if isinstance(source, Node) else node
             sharing[self.roots[node]].append(node)
-            if writes(node):
+            if in_place(node):
                 self.writers[self.roots[node]].append(node)
                 for other in sharing[self.roots[node]]:
                     self.depends[other] = max(self.depends[other], self.depends[node])
@@ -140,7 +141,7 @@ class Probe:
         """
         fresh: dict[Node, Any] = {n: x.clone() for n, x in (given or {}).items()}
         order = self.needed(node, fresh)
-        kept = {} if any(writes(n) for n in order) else self.memo[at]
+        kept = {} if any(in_place(n) for n in order) else self.memo[at]
 
         def read(n: Node) -> Any:
             return fresh[n] if n in fresh else kept.get(n)
@@ -219,11 +220,6 @@ class Unknown(TraceError):
 
 class UnknownTooLarge(Unknown, TooLarge):
     """A value that is determined, and takes too much memory."""
-
-
-def writes(node: Node) -> bool:
-    """Whether an op changes an operand in place."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _shape_only(node: Node) -> int | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from irloom.frontends.nemo.families.core import Family, first, sizes, unusual
 from irloom.frontends.nemo.model import Model
-from irloom.frontends.nemo.rules import fused_heads, halves, heads, norm, rule, same, words
+from irloom.frontends.nemo.rules import Rule, fused_heads, halves, heads, norm, rule, same, words
 
 LAYER, TO = "decoder.layers.{i}", "model.layers.{i}"
 QKV_BIAS, OUT_BIAS, MLP_BIAS = (
@@ -33,15 +33,22 @@ ATTENTION = (
     rule(f"{LAYER}.self_attention.q_layernorm.weight", f"{TO}.self_attn.q_norm.weight", make=norm),
     rule(f"{LAYER}.self_attention.k_layernorm.weight", f"{TO}.self_attn.k_norm.weight", make=norm),
 )
-MLP = (
-    rule(
-        f"{LAYER}.mlp.linear_fc1.{{s}}",
-        f"{TO}.mlp.gate_proj.{{s}}",
-        f"{TO}.mlp.up_proj.{{s}}",
-        make=halves,
-    ),
-    rule(f"{LAYER}.mlp.linear_fc2.{{s}}", f"{TO}.mlp.down_proj.{{s}}"),
-)
+
+
+def gated(
+    source: str,
+    target: str,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    what: str = "weight",
+) -> tuple[Rule, Rule]:
+    """Rules for a gated MLP: ``linear_fc1`` holds the gate and what it gates, one after the other."""
+    gate, up, down = (f"{target}.{name}.{what}" for name in names)
+    return rule(f"{source}.linear_fc1.{what}", gate, up, make=halves), rule(
+        f"{source}.linear_fc2.{what}", down
+    )
+
+
+MLP = gated(f"{LAYER}.mlp", f"{TO}.mlp", what="{s}")
 RULES = (*ENDS, *NORMS, *ATTENTION, *MLP)
 PHI3_RULES = (
     *ENDS,

@@ -16,48 +16,28 @@ from irloom.frontends.nemo.families.llama import (
     QKV_BIAS,
     TO,
     decoder,
+    gated,
 )
 from irloom.frontends.nemo.model import Model
-from irloom.frontends.nemo.rules import halves, rule
+from irloom.frontends.nemo.rules import rule
 from irloom.frontends.nemo.settings import Routing
 from irloom.ir.errors import CheckpointError
 
 SHARED_GATE = "mlp.shared_experts.gate_weight"
 EXPERTS = (
     rule(f"{LAYER}.mlp.router.weight", f"{TO}.mlp.gate.weight"),
-    rule(
-        f"{LAYER}.mlp.experts.{{e}}.linear_fc1.weight",
-        f"{TO}.mlp.experts.{{e}}.gate_proj.weight",
-        f"{TO}.mlp.experts.{{e}}.up_proj.weight",
-        make=halves,
-    ),
-    rule(f"{LAYER}.mlp.experts.{{e}}.linear_fc2.weight", f"{TO}.mlp.experts.{{e}}.down_proj.weight"),
+    *gated(f"{LAYER}.mlp.experts.{{e}}", f"{TO}.mlp.experts.{{e}}"),
 )
 _MIXTRAL = f"{TO}.block_sparse_moe"
 MIXTRAL_EXPERTS = (
     rule(f"{LAYER}.mlp.router.weight", f"{_MIXTRAL}.gate.weight"),
-    rule(
-        f"{LAYER}.mlp.experts.{{e}}.linear_fc1.weight",
-        f"{_MIXTRAL}.experts.{{e}}.w1.weight",
-        f"{_MIXTRAL}.experts.{{e}}.w3.weight",
-        make=halves,
-    ),
-    rule(f"{LAYER}.mlp.experts.{{e}}.linear_fc2.weight", f"{_MIXTRAL}.experts.{{e}}.w2.weight"),
+    *gated(f"{LAYER}.mlp.experts.{{e}}", f"{_MIXTRAL}.experts.{{e}}", ("w1", "w3", "w2")),
 )
 
 
 def shared(name: str) -> tuple[Any, ...]:
     """Rules for the experts that every token takes, which the library calls ``name``."""
-    source, target = f"{LAYER}.mlp.shared_experts", f"{TO}.mlp.{name}"
-    return (
-        rule(
-            f"{source}.linear_fc1.weight",
-            f"{target}.gate_proj.weight",
-            f"{target}.up_proj.weight",
-            make=halves,
-        ),
-        rule(f"{source}.linear_fc2.weight", f"{target}.down_proj.weight"),
-    )
+    return gated(f"{LAYER}.mlp.shared_experts", f"{TO}.mlp.{name}")
 
 
 def routing(model: Model) -> Routing:
