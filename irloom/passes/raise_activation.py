@@ -22,7 +22,7 @@ from .region import Cutter, Region
 ARITHMETIC = (
     ops.add, ops.sub, ops.mul, ops.div, ops.neg, ops.pow_, ops.exp, ops.tanh, ops.erf, ops.sigmoid,
     ops.softplus, ops.relu, ops.maximum, ops.minimum, ops.where, ops.gt, ops.ge, ops.lt, ops.le, ops.abs_,
-    ops.sqrt, ops.rsqrt, ops.reciprocal, ops.log, ops.cast,
+    ops.sqrt, ops.rsqrt, ops.reciprocal, ops.log, ops.expm1, ops.log1p, ops.cast,
 )  # fmt: skip
 """Ops that an activation is written with."""
 

@@ -6,7 +6,7 @@ from irloom.ir.dims import Dim
 from irloom.ir.graph import Param, Value
 from irloom.ir.ops import (
     add,
-    exp,
+    expm1,
     gt,
     head_linear,
     matmul,
@@ -48,7 +48,7 @@ class XIelu(Rewrite):
     def match(self, x: Value, above: Value, below: Value, beta: Value, eps: Value) -> Value:
         line = mul(beta, x)
         over = add(mul(mul(above, x), x), line)
-        under = add(mul(sub(add(exp(minimum(x, eps)), -1), x), below), line)
+        under = add(mul(sub(expm1(minimum(x, eps)), x), below), line)
         return where(gt(x, 0), over, under)
 
     def replace(self, x: Value, above: Value, below: Value, beta: Value, eps: Value) -> Value:

@@ -19,9 +19,10 @@ from .router_proof import Form, biases_of, prove
 
 ROUTING = (
     ops.softmax, ops.sigmoid, ops.softplus, ops.sqrt, ops.exp, ops.log, ops.add, ops.sub, ops.mul, ops.div,
-    ops.neg, ops.abs_, ops.reciprocal, ops.sum_, ops.mean, ops.amax, ops.amin, ops.maximum, ops.minimum,
-    ops.topk, ops.argmax, ops.gather, ops.scatter, ops.reshape, ops.expand, ops.cast, ops.where, ops.full,
-    ops.logical_not, ops.eq, ops.ne, ops.gt, ops.ge, ops.lt, ops.le, ops.slice_, ops.split, ops.concat,
+    ops.log1p, ops.neg, ops.abs_, ops.reciprocal, ops.sum_, ops.mean, ops.amax, ops.amin, ops.maximum,
+    ops.minimum, ops.topk, ops.argmax, ops.gather, ops.scatter, ops.reshape, ops.expand, ops.cast, ops.where,
+    ops.full, ops.logical_not, ops.eq, ops.ne, ops.gt, ops.ge, ops.lt, ops.le, ops.slice_, ops.split,
+    ops.concat,
 )  # fmt: skip
 """Ops that a router is written with."""
 

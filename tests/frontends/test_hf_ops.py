@@ -89,6 +89,12 @@ def nothing_at_all(x):
     return y
 
 
+def from_past_the_front(x):
+    y = x.clone()
+    y[..., -40:3] = -x[..., :3]
+    return y
+
+
 def where_a_mask_holds(x):
     y = x.clone()
     y[x > 0] = 2.0
@@ -103,7 +109,7 @@ def turned(x):
 
 IN_PLACE = {f.__name__: f for f in (
     halves, doubled, assigned, interleaved, one_entry, through_a_view, an_old_view_reads_anew,
-    nothing_at_all, where_a_mask_holds,
+    nothing_at_all, from_past_the_front, where_a_mask_holds,
 )}  # fmt: skip
 
 
@@ -144,6 +150,7 @@ BODIES = {
         nn.functional.softplus(x) + nn.functional.logsigmoid(x) + x.expm1() + x.abs().log1p()
     ),
     "floor": lambda x: (3 * x).floor(),
+    "slices past the ends": lambda x: torch.cat([x[..., -40:3], x[..., 9:2], x[..., 3:40], x[..., 99:]], -1),
     "clamps": lambda x: x.clamp_min(0.1) + x.clamp(-0.1, 0.2) + torch.max(x, -x) + torch.min(x, 2 * x),
     "logic": lambda x: torch.where((x > 0) & (x < 1) | (x < -1), x, 0.0),
     "attention inside of a token": lambda x: nn.functional.scaled_dot_product_attention(
@@ -164,6 +171,12 @@ def test_a_body_computes_the_same(body):
 
 def test_a_write_to_a_tensor_of_its_own_costs_nothing():
     assert [n.op.name for n in imported(doubled).main.nodes] == ["embedding", "add", "mul", "linear"]
+
+
+@pytest.mark.parametrize("body", [torch.expm1, torch.log1p, nn.functional.elu])
+def test_functions_near_zero_keep_their_digits(body):
+    tiny = imported(lambda x: body(x * 1e-9) * 1e9)
+    assert {"exp", "log", "sub"}.isdisjoint(n.op.name for n in tiny.main.nodes)
 
 
 def test_there_is_no_batch_dim_whatever_brings_one_along():

@@ -59,7 +59,7 @@ def _clamped_silu_mul(n: Node, a: list[str]) -> str:
 
 def _xielu(n: Node, a: list[str]) -> str:
     x, above, below, beta, eps = a
-    under = f"({below} * (exp(min({x}, {eps})) - splat(1.0f) - {x}))"
+    under = f"({below} * (expm1(min({x}, {eps})) - {x}))"
     return f"(pick({x}, {above} * {x} * {x}, {under}) + {beta} * {x})"
 
 
@@ -81,8 +81,11 @@ FORMULAS: dict[str, Formula] = {
     "full": lambda n, a: _number(n.attrs["value"]),
     "softcap": lambda n, a: f"({_number(n.attrs['cap'])} * tanh({a[0]} / {_number(n.attrs['cap'])}))",
     **{name: _activation(name) for name in ("relu2", "quick_gelu", "mish")},
-    **{name: _call(name) for name in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "floor")},
-    **{name: _call(name) for name in ("tanh", "erf", "sigmoid", "softplus", "relu", "silu")},
+    **{name: _call(name) for name in ("exp", "expm1", "log", "log1p", "sqrt", "rsqrt")},
+    **{
+        name: _call(name)
+        for name in ("tanh", "erf", "sigmoid", "softplus", "relu", "silu", "sin", "cos", "floor")
+    },
 }
 """The C++ of each op, over the vector math of ``vec.h``."""
 

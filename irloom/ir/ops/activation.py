@@ -37,7 +37,7 @@ def xielu(x: Tensor, above: Tensor, below: Tensor, beta: Tensor, eps: Tensor) ->
 
     ``above`` and ``below`` are learned curvatures (Huang and Schlag, 2024).
     """
-    under = (torch.minimum(x, eps).exp() - 1 - x) * below
+    under = (torch.minimum(x, eps).expm1() - x) * below
     return (torch.where(x > 0, above * x * x, under) + beta * x).to(x.dtype)
 
 

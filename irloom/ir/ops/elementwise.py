@@ -185,9 +185,21 @@ def exp(x: Tensor) -> Tensor:
 
 
 @op("~b -> ~b")
+def expm1(x: Tensor) -> Tensor:
+    """``e ** x - 1``, which keeps its digits where ``x`` is near 0."""
+    return x.expm1()
+
+
+@op("~b -> ~b")
 def log(x: Tensor) -> Tensor:
     """The natural logarithm."""
     return x.log()
+
+
+@op("~b -> ~b")
+def log1p(x: Tensor) -> Tensor:
+    """``log(1 + x)``, which keeps its digits where ``x`` is near 0."""
+    return x.log1p()
 
 
 @op("~b -> ~b")
@@ -291,6 +303,6 @@ for _op in (add, sub, mul, maximum, minimum, floor_div, mod, pow_, bitwise_xor):
     _op.dtype(promoted)
 for _op in (eq, ne, lt, le, gt, ge, logical_and, logical_or, logical_not):
     _op.dtype(_truth)
-for _op in (div, exp, log, sqrt, rsqrt, reciprocal, sin, cos, tanh, erf, sigmoid, softplus):
+for _op in (div, exp, expm1, log, log1p, sqrt, rsqrt, reciprocal, sin, cos, tanh, erf, sigmoid, softplus):
     _op.dtype(_floating)
 where.dtype(lambda operands, attrs: promoted(operands[1:], attrs))

@@ -227,6 +227,17 @@ def test_a_curve_with_learned_parameters_is_part_of_a_chain():
     compare(parse(main + more), fallbacks=set())
 
 
+def test_functions_near_zero_keep_their_digits_in_a_chain():
+    more = """
+    a = mul(x, 1e-06)
+    b = expm1(a)
+    c = log1p(b)
+    d = tanh(c)
+    y = mul(d, 1000000.0)
+    return y"""
+    assert compare(parse(MAIN + more), fallbacks=set()).count("fused_") == 1
+
+
 def test_joined_columns_are_copied_in_place():
     more = """
     a, b = split(x, dim=1, sizes=(6, 10))

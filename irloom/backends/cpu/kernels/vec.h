@@ -132,6 +132,8 @@ IRL_INLINE vf rsqrt(vf x) { return 1.0f / sqrt(x); }
 IRL_INLINE vf cos(vf x) { for (int i = 0; i < W; i++) x[i] = cosf(x[i]); return x; }
 IRL_INLINE vf sin(vf x) { for (int i = 0; i < W; i++) x[i] = sinf(x[i]); return x; }
 IRL_INLINE vf log(vf x) { for (int i = 0; i < W; i++) x[i] = logf(x[i]); return x; }
+IRL_INLINE vf log1p(vf x) { for (int i = 0; i < W; i++) x[i] = log1pf(x[i]); return x; }
+IRL_INLINE vf expm1(vf x) { for (int i = 0; i < W; i++) x[i] = expm1f(x[i]); return x; }
 IRL_INLINE vf floor(vf x) { for (int i = 0; i < W; i++) x[i] = floorf(x[i]); return x; }
 IRL_INLINE vf softplus(vf x) { for (int i = 0; i < W; i++) x[i] = (x[i] > 0 ? x[i] : 0) + log1pf(expf(-fabsf(x[i]))); return x; }
 IRL_INLINE vf pow(vf x, vf y) { for (int i = 0; i < W; i++) x[i] = powf(x[i], y[i]); return x; }

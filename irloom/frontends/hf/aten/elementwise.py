@@ -15,6 +15,7 @@ from irloom.ir.op import Op
 
 UNARY = {
     "neg": ops.neg, "abs": ops.abs_, "exp": ops.exp, "log": ops.log, "sqrt": ops.sqrt, "rsqrt": ops.rsqrt,
+    "expm1": ops.expm1, "log1p": ops.log1p,
     "reciprocal": ops.reciprocal, "sin": ops.sin, "cos": ops.cos, "tanh": ops.tanh, "erf": ops.erf,
     "sigmoid": ops.sigmoid, "relu": ops.relu, "silu": ops.silu, "logical_not": ops.logical_not,
     "floor": ops.floor,
@@ -149,16 +150,6 @@ def smaller(a: Any, b: Any) -> Operand:
     return binary(ops.minimum, a, b)
 
 
-@translates("aten.log1p.default")
-def log1p(x: Any) -> Operand:
-    return unary(ops.log, add(x, 1))
-
-
-@translates("aten.expm1.default")
-def expm1(x: Any) -> Operand:
-    return sub(unary(ops.exp, x), 1)
-
-
 @translates("aten.softplus.default")
 def softplus(x: Any, beta: float = 1, threshold: float = 20) -> Operand:
     if beta != 1 or threshold < 20:
@@ -169,7 +160,7 @@ def softplus(x: Any, beta: float = 1, threshold: float = 20) -> Operand:
 @translates("aten.elu.default")
 def elu(x: Any, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Operand:
     """With the SELU's factors: ``scale * (x if x > 0 else alpha * (exp(input_scale * x) - 1))``."""
-    below = mul(sub(unary(ops.exp, mul(binary(ops.minimum, x, 0.0), input_scale)), 1), alpha)
+    below = mul(unary(ops.expm1, mul(binary(ops.minimum, x, 0.0), input_scale)), alpha)
     return mul(binary(ops.add, unary(ops.relu, x), below), scale)
 
 

@@ -141,12 +141,11 @@ def cut(x: Any, dim: int = 0, start: Dim | None = None, end: Dim | None = None, 
     x = tensor(x)
     d = x.dim(dim)
     size = x.dims[d]
-    first = 0 if start is None else start if not isinstance(start, int) or start >= 0 else size + start
+    first, last = edge(start, size, 0), edge(end, size, size)
     if not isinstance(first, int) and size + first == 0:
         first = 0  # the last T of T tokens
-    last = size if end is None or (isinstance(end, int) and end >= END) else end
-    if isinstance(last, int) and isinstance(size, int):
-        last = min(last, size) if last >= 0 else size + last
+    if isinstance(first, int) and isinstance(last, int):
+        last = max(first, last)
     if first == 0 and last == size and step == 1:
         return x
     d = own_tokens(x, dim, "a slice")
@@ -159,6 +158,17 @@ def cut(x: Any, dim: int = 0, start: Dim | None = None, end: Dim | None = None, 
     stop = None if last == size else static(last, "the end of a slice")
     first = static(first, "the start of a slice")
     return View(ops.slice_(x.value, dim=at, start=first, stop=stop, step=step), x.order)
+
+
+def edge(at: Dim | None, size: Dim, default: Dim) -> Dim:
+    """Where a slice of ``size`` entries starts or stops: counted from the end below 0, and never outside."""
+    if at is None or (isinstance(at, int) and at >= END):
+        return default
+    if not isinstance(at, int):
+        return at
+    if not isinstance(size, int):
+        return at if at >= 0 else size + at
+    return min(max(at if at >= 0 else size + at, 0), size)
 
 
 @translates("aten.narrow.default")
@@ -207,6 +217,7 @@ def unbind(x: Any, dim: int = 0) -> tuple[View, ...]:
 def cat(xs: Sequence[Any], dim: int = 0) -> View:
     views = [tensor(x) for x in xs]
     d = own_tokens(views[0], dim, "a concatenation")
+    views = [x for x in views if x.dims[d] != 0] or views[:1]
     if len(views) == 1:
         return views[0]
     _, wanted, rank = aligned(views)

@@ -7,7 +7,7 @@ from typing import Any
 
 from irloom.frontends.hf.aten.core import static, tensor, translates
 from irloom.frontends.hf.aten.elementwise import add, where
-from irloom.frontends.hf.aten.shape import END, cat, cut
+from irloom.frontends.hf.aten.shape import END, cat, cut, edge
 from irloom.frontends.hf.views import View
 from irloom.ir.dims import Dim
 from irloom.ir.elem import ELEMS
@@ -59,7 +59,7 @@ def replaced(x: View, dim: int, start: Any, part: View, step: int) -> View:
     size, count = static(x.dims[d], "the size of a dim"), static(part.dims[d], "the size of what is written")
     if not count:
         return x
-    first = static(start, "the start of a slice") % size
+    first = static(edge(start, size, 0), "the start of a slice")
     pieces = [cut(x, d, 0, first)] if first else []
     for i in range(count) if step != 1 else ():
         pieces.append(cut(part, d, i, i + 1))
