@@ -1,6 +1,7 @@
 """What this machine is: its CPU, memory, compiler and read bandwidth.
 
 Engines are fitted to it, ``irloom doctor`` shows it, and a share of bandwidth is a share of what is measured.
+As the device ``cpu`` it stands beside the cards of ``ir/device.py``.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from time import perf_counter
 
 import torch
+
+from irloom.ir.device import Device, with_figures
+from irloom.ir.device import device as known
 
 _X86 = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8")
 _ARM = ("asimd", "i8mm", "bf16")
@@ -75,13 +80,32 @@ def read_bandwidth(nbytes: int = 256 << 20, repeats: int = 8) -> float:
     loop of vector loads does.
     """
     x = torch.ones(nbytes // 4)
-    best = min(_seconds(x) for _ in range(repeats))
+    best = min(_seconds(x.sum) for _ in range(repeats))
     return x.nbytes / best
 
 
-def _seconds(x: torch.Tensor) -> float:
+def device(text: str) -> Device:
+    """A device by name: a known one (``h200``), or ``cpu``, this machine; see ``ir.device.device``."""
+    name, _, figures = text.strip().partition("(")
+    return with_figures(cpu(), figures.rstrip(") ")) if name.strip().lower() == "cpu" else known(text)
+
+
+@cache
+def cpu() -> Device:
+    """What this machine is as a device: read bandwidth and products of matrices, measured."""
+    return Device("cpu", read_bandwidth(), _products(), memory(), f"measured on {cpu_name()}")
+
+
+def _products(n: int = 1024, repeats: int = 5) -> dict[str, float]:
+    """FLOP/s of a product of ``n`` by ``n`` matrices in f32, the element that all others are computed in."""
+    x = torch.full((n, n), 0.5)
+    best = min(_seconds(lambda: x @ x) for _ in range(repeats))
+    return {"f32": 2 * n**3 / best}
+
+
+def _seconds(run: Callable[[], object]) -> float:
     start = perf_counter()
-    x.sum()
+    run()
     return perf_counter() - start
 
 

@@ -46,7 +46,8 @@ def _copy_stmt(s: Stmt, seen: dict[Value, Value], new: Callable[[Value], Value])
 
     match s:
         case Node():
-            return Node(s.op, [old(a) for a in s.args], dict(s.attrs), [new(r) for r in s.results], s.loc)
+            args, results = [old(a) for a in s.args], [new(r) for r in s.results]
+            return Node(s.op, args, dict(s.attrs), results, s.loc, s.made_by)
         case Call():
             args, slots = [old(a) for a in s.args], [Slot(seen[x.stack], x.index) for x in s.slots]
             reads = [Slot(seen[x.stack], x.index) for x in s.reads]

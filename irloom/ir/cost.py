@@ -3,6 +3,10 @@
 The count is what a machine must do if every operand and result moves once: a fusion shows as fewer bytes.
 Attention depends on how much is in the cache: an op's count may use the symbol ``C``, the tokens that a
 token attends to. That of experts may use ``E``, how many of them the tokens choose.
+
+``predicted_seconds`` is that count against a device: a node takes as long as its bytes at the device's
+bandwidth or its FLOPs at its rate, whichever is longer; a step takes the sum of its nodes. Launches cost
+nothing, nothing overlaps, and no node keeps what the next one reads: a fused program is predicted faster.
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .device import Device
 from .dims import evaluate, product
-from .elem import Paged
+from .elem import ELEMS, Elem, Paged
 from .graph import Func, Loop, Module, Node, Param, Stmt, Value
 from .ops.attention import reach
 from .ops.experts import experts_used
@@ -39,6 +44,30 @@ class Cost:
     def intensity(self) -> float:
         """FLOPs per byte: below a machine's ratio of the two, memory is the limit."""
         return self.flops / self.bytes if self.bytes else 0.0
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Predicted seconds: in nodes that ``memory`` bounds, and in those that ``compute`` bounds."""
+
+    memory: float
+    compute: float
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.memory + other.memory, self.compute + other.compute)
+
+    def __mul__(self, times: int) -> Seconds:
+        return Seconds(self.memory * times, self.compute * times)
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.memory + self.compute
+
+    @property
+    def bound(self) -> str:
+        """``memory`` or ``compute``: where more of the time goes."""
+        return "compute" if self.compute > self.memory else "memory"
 
 
 @dataclass(frozen=True)
@@ -76,6 +105,10 @@ class Plan:
     def prefill(self, tokens: int) -> Cost:
         """A step that reads a whole prompt."""
         return self.step(tokens, 1, tokens)
+
+    def seconds(self, device: Device, tokens: int, seqs: int, context: int) -> Seconds:
+        """How long such a step takes on ``device``, by its datasheet; see ``predicted_seconds``."""
+        return predicted_seconds(self.module, device, tokens, seqs, context)
 
     def table(self, context: int = 1024) -> str:
         """For people: weights, one decode and one prefill per token, and the caches."""
@@ -149,12 +182,37 @@ def _runs(m: Module) -> Iterator[tuple[Func, int | None]]:
 
 def step_cost(m: Module, tokens: int, seqs: int, context: int) -> Cost:
     """FLOPs and bytes of one step; see ``Plan.step``."""
-    total = Cost(0, 0)
-    times = Counter(f.name for f, _ in _runs(m))
-    for name, n in times.items():
-        each = (node_cost(node, tokens, seqs, context) for node in _nodes(m.funcs[name].body))
-        total += sum(each, Cost(0, 0)) * n
-    return total
+    costs = (node_cost(n, tokens, seqs, context) * times for n, times in step_nodes(m))
+    return sum(costs, Cost(0, 0))
+
+
+def step_nodes(m: Module) -> Iterator[tuple[Node, int]]:
+    """Every node of a program, and how often a step runs it."""
+    for name, times in Counter(f.name for f, _ in _runs(m)).items():
+        for node in _nodes(m.funcs[name].body):
+            yield node, times
+
+
+def predicted_seconds(what: Node | Module, device: Device, tokens: int, seqs: int, context: int) -> Seconds:
+    """How long a node, or a whole step, takes on ``device``: see the module's docstring for what is assumed.
+
+    The step is one of ``Plan.step``: ``tokens`` in equal parts over ``seqs`` sequences of ``context``.
+    """
+    if isinstance(what, Module):
+        times = (predicted_seconds(n, device, tokens, seqs, context) * k for n, k in step_nodes(what))
+        return sum(times, Seconds(0.0, 0.0))
+    cost = node_cost(what, tokens, seqs, context)
+    memory, compute = cost.bytes / device.bandwidth, cost.flops / device.rate(computed_in(what))
+    return Seconds(memory, 0.0) if memory >= compute else Seconds(0.0, compute)
+
+
+def computed_in(n: Node) -> Elem:
+    """The element that a node computes in: that of its first float operand, to which weights are unpacked.
+
+    A product of ``bf16`` rows with ``i4`` weights is one in ``bf16``; of ``f8e4m3`` rows, in that.
+    """
+    elems = [v.type.elem for v in (*n.values, *n.results) if isinstance(v.type.elem, Elem)]
+    return next((e for e in elems if e.kind == "float"), next(iter(elems), ELEMS["f32"]))
 
 
 def _nodes(body: list[Stmt]) -> Iterator[Node]:

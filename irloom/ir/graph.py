@@ -6,7 +6,9 @@ with a layer index; its weights are parameters whose binding names a tensor with
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -76,15 +78,33 @@ class Slot:
         return f"{self.stack.name}[{self.index}]"
 
 
+_MAKER: ContextVar[str] = ContextVar("irloom_maker", default="")
+
+
+@contextmanager
+def making(maker: str) -> Generator[None]:
+    """Inside the block, new nodes are made by ``maker``."""
+    token = _MAKER.set(maker)
+    try:
+        yield
+    finally:
+        _MAKER.reset(token)
+
+
 @dataclass(eq=False)
 class Node:
-    """One op application. ``loc`` is its source: module path, then file and line of the source model."""
+    """One op application. ``loc`` is its source: module path, then file and line of the source model.
+
+    ``made_by`` is the pass that put it there, and empty for the frontend. It is no part of the text, nor of
+    equality. Who copies a node hands it on.
+    """
 
     op: Op
     args: list[Arg]
     attrs: dict[str, Attr]
     results: list[Value]
     loc: str = ""
+    made_by: str = field(default_factory=_MAKER.get)
 
     @property
     def values(self) -> list[Value]:

@@ -99,7 +99,8 @@ class _Inliner:
         args = [self.values[a] if isinstance(a, Value) else a for a in n.args]
         results = [Value(self.names.fresh(r.name), r.type) for r in n.results]
         self.values.update(zip(n.results, results, strict=True))
-        self.out.body.append(Node(n.op, args, dict(n.attrs), results, join_loc(place, n.loc)))
+        loc = join_loc(place, n.loc)
+        self.out.body.append(Node(n.op, args, dict(n.attrs), results, loc, n.made_by))
 
     def call(self, s: Call, at: dict[str, int]) -> None:
         callee = self.m.funcs[s.callee]

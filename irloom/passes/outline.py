@@ -218,7 +218,8 @@ def _function(name: str, kind: _Kind) -> Func:
         args = [new[a] if isinstance(a, Value) else a for a in n.args]
         results = [Value(names.fresh(_named(n, r)), r.type) for r in n.results]
         new.update(zip(n.results, results, strict=True))
-        f.body.append(Node(n.op, args, dict(n.attrs), results, _relative(n.loc, layer)))
+        loc = _relative(n.loc, layer)
+        f.body.append(Node(n.op, args, dict(n.attrs), results, loc, n.made_by))
     f.returns = [new[v] for v in shape.outputs]
     return f
 

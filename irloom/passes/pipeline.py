@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from irloom.ir.errors import IRError, PipelineError
-from irloom.ir.graph import Module
+from irloom.ir.graph import Module, making
 from irloom.ir.verify import verify
 
 from .core import Pass
@@ -32,8 +32,8 @@ def run_pipeline(
     """Run ``pipeline`` on a copy of ``m``: the new module, and the record of the run.
 
     The pipeline is read and checked as a whole before anything runs (``PipelineError``). The program is
-    verified after every pass (``IRError``, which names the pass). ``progress(name, done, total)`` is called
-    before each.
+    verified after every pass (``IRError``, which names the pass), and nodes that are new then are made by it.
+    ``progress(name, done, total)`` is called before each.
     """
     passes = parse_pipeline(pipeline)
     check_order(passes, m.passes)
@@ -43,7 +43,8 @@ def run_pipeline(
         name, before, start = name_of(type(p)), now.copy(), time.perf_counter()
         if progress:
             progress(name, i, len(passes))
-        changes = p.run(now)
+        with making(name):
+            changes = p.run(now)
         now.passes.append(name)
         try:
             verify(now)

@@ -16,6 +16,13 @@ def test_bandwidth_is_measured():
     assert machine.read_bandwidth(nbytes=1 << 20, repeats=1) > 0
 
 
+def test_this_machine_is_a_device():
+    cpu = machine.device("cpu")
+    assert (cpu.bandwidth, cpu.memory) == (machine.read_bandwidth(), machine.memory())
+    assert machine.device("cpu(f32=1T)").flops == {"f32": 10**12}
+    assert machine.device("h200").name == "h200"
+
+
 def test_a_compiler_that_does_not_answer_is_passed_over(monkeypatch, tmp_path):
     broken = tmp_path / "broken-c++"
     broken.write_text("#!/bin/sh\nexit 1\n")

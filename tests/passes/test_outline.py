@@ -90,6 +90,7 @@ def test_outline_and_back(kinds, located, offset):
         (n.op.name, n.loc) for n in flat.main.nodes
     )
     assert {p.weight for p in back.main.weights} == {p.weight for p in flat.main.weights}
+    assert {n.made_by for m in (outlined, back) for f in m.funcs.values() for n in f.nodes} == {""}, "copies"
 
 
 @settings(deadline=None, max_examples=50)

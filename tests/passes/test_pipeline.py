@@ -135,6 +135,12 @@ class TestRun:
             run_pipeline(parse(PROGRAM), [broken()])
         assert str(caught.value).endswith("--> after pass break-it")
 
+    def test_a_node_says_which_pass_made_it(self):
+        after, record = run_pipeline(parse(PROGRAM), "canonicalize, fuse-mlp")
+        assert {n.op.name: n.made_by for n in after.copy().main.nodes} == {"silu_mul": "fuse-mlp"}
+        assert {n.made_by for n in record.steps[0].after.main.nodes} == {""}  # nothing new: an op less
+        assert after == parse(str(after)), "it is no part of what a program is"
+
     def test_fuel_counts_over_the_whole_pipeline(self):
         with limited(None) as fuel:
             run_pipeline(parse(PROGRAM), "canonicalize, fuse-mlp")
