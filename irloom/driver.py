@@ -174,7 +174,7 @@ def _summary(record: Record) -> list[dict[str, Any]]:
             "pass": s.name,
             "seconds": round(s.seconds, 4),
             "changes": s.changes.places,
-            "near_misses": s.changes.near_misses,
+            "near_misses": list(map(str, s.changes.near_misses)),
         }
         for s in record.steps
     ]

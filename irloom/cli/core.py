@@ -35,10 +35,22 @@ class InOrder(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; with ``--debug`` an error's traceback comes before its message."""
+        try:
+            return super().invoke(ctx)
+        except Exception as e:
+            from ..ir.errors import IrloomError
+
+            if ctx.params["debug"] and isinstance(e, IrloomError):
+                traceback.print_exception(e)
+            raise
+
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="irloom %(version)s")
-def irloom() -> None:
+@click.option("--debug", is_flag=True, help="Show the traceback behind an error.")
+def irloom(debug: bool) -> None:
     """Trace a language model into readable IR, rewrite it with passes, compile it, run it.
 
     MODEL is a hub id, a checkpoint directory, a .gguf, a .nemo or Megatron checkpoint, an IR text file or an

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class IrloomError(Exception):
     """Base of the errors that irloom raises on purpose.
@@ -19,7 +21,7 @@ class IrloomError(Exception):
         self.message, self.hint = message, hint
         self.places: list[str] = []
 
-    def at(self, place: str) -> IrloomError:
+    def at(self, place: str) -> Self:
         """Append a line saying where; the innermost place comes first."""
         self.places.append(place)
         return self

@@ -24,6 +24,7 @@ from irloom.ir.weight_expr import Reshape, Slice, Transpose, WeightExpr
 from .core import Changes, NoMatch, Pass, spend
 from .dedupe import drop_inputs
 from .draft import Draft
+from .near_miss import NearMiss
 from .origins import Origins
 from .rewrite import Site
 
@@ -49,7 +50,7 @@ class AbsorbMla(Pass):
                 try:
                     changes.places += _absorb(m, f, n)
                 except NoMatch as why:
-                    changes.near_misses.append(f"{f.name}.{n.result.name}: {why}")
+                    changes.near_misses.append(NearMiss(f"{f.name}.{n.result.name}", str(why), loc=n.loc))
             if changes:
                 drop_inputs(m, f)
         return changes

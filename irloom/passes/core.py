@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from irloom.ir.graph import Module
 
+from .near_miss import NearMiss
+
 
 class NoMatch(Exception):
     """Why a rewrite did not apply, with the place. It is reported, never swallowed."""
@@ -18,10 +20,10 @@ class NoMatch(Exception):
 
 @dataclass
 class Changes:
-    """What a pass did: one line per change and per near miss, ``function.value: what``."""
+    """What a pass did, a line per change (``function.value: what``), and what it almost did."""
 
     places: list[str] = field(default_factory=list[str])
-    near_misses: list[str] = field(default_factory=list[str])
+    near_misses: list[NearMiss] = field(default_factory=list[NearMiss])
 
     def __len__(self) -> int:
         return len(self.places)
@@ -38,7 +40,8 @@ class Pass(ABC):
 
     ``after`` and ``before`` name passes that must not come later or earlier when both are in a pipeline.
     ``requires`` names passes that must have run, and whose work every pass since preserves: ``preserves``
-    lists those, ``"*"`` for everything. ``lossy`` says that numbers change by design.
+    lists those, ``"*"`` for everything, ``"-outline"`` for an exception. ``lossy`` says that numbers change
+    by design.
     """
 
     after: ClassVar[tuple[str, ...]] = ()
@@ -50,6 +53,17 @@ class Pass(ABC):
     @abstractmethod
     def run(self, m: Module) -> Changes:
         """Rewrite ``m`` in place; what changed, and what almost did."""
+
+    def keeps(self, other: str) -> bool:
+        """Whether this pass says that it preserves the work of the pass called ``other``."""
+        return other in self.preserves or ("*" in self.preserves and f"-{other}" not in self.preserves)
+
+    def holds(self, m: Module) -> str | None:
+        """Why what this pass sees to is not so in ``m``; None where it is.
+
+        Asked when the pass has run, and where it is so then, again after every later pass that preserves it.
+        """
+        return None
 
     def expected(self, m: Module, inputs: list[Any], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """What the rewritten module ``m`` should return, given what the old one returned on the same inputs.

@@ -14,6 +14,7 @@ from irloom.ir.ops import attention, kv_append, linear, matmul, paged_attention,
 
 from .core import Changes, NoMatch, Pass, spend
 from .draft import Draft
+from .near_miss import NearMiss
 from .rewrite import Site
 from .siblings import common_loc, join, join_biases
 
@@ -36,7 +37,8 @@ class FuseQkv(Pass):
                 try:
                     changes.places += _fuse(m, d, group)
                 except NoMatch as e:
-                    changes.near_misses.append(f"{f.name}.{group[0].result.name}: {e}")
+                    place, loc = f"{f.name}.{group[0].result.name}", group[0].loc
+                    changes.near_misses.append(NearMiss(place, str(e), loc=loc))
             d.commit()
         return changes
 

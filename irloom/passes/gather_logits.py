@@ -19,6 +19,7 @@ from irloom.ir.ops import last_rows
 from irloom.ir.seqs import Seqs
 
 from .core import Changes, NoMatch, Pass, spend
+from .near_miss import NearMiss
 
 _RESHAPES = ("reshape", "expand")
 
@@ -35,7 +36,12 @@ class GatherLogits(Pass):
         try:
             return _gather(f)
         except NoMatch as e:
-            return Changes(near_misses=[f"{f.name}.{f.returns[0].name}: {e}"])
+            return Changes(near_misses=[NearMiss(f"{f.name}.{f.returns[0].name}", str(e))])
+
+    def holds(self, m: Module) -> str | None:
+        logits, seqs = m.main.returns[0], next((p for p in m.main.data if p.type.elem == SEQS), None)
+        every = seqs is not None and logits.type.dims[:1] == seqs.type.dims[:1]
+        return f"main returns {logits}, a row for every token" if every else None
 
     def expected(self, m: Module, inputs: list[Any], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """The last row of each sequence of the logits."""

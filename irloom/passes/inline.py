@@ -22,7 +22,7 @@ class Inline(Pass):
     per cache.
     """
 
-    after: ClassVar[tuple[str, ...]] = ()
+    preserves: ClassVar[tuple[str, ...]] = ("*", "-outline")
 
     def run(self, m: Module) -> Changes:
         """Leave ``main`` alone in the module."""

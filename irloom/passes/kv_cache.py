@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from irloom.ir.dims import sym
 from irloom.ir.elem import CACHES, ELEMS, SEQS, Elem, Paged, State
 from irloom.ir.graph import Builder, Call, Func, Index, Loop, Module, Node, Param, Slot, Stmt, Value
+from irloom.ir.op import Op
 from irloom.ir.ops import (
     attention,
     block_index,
@@ -28,6 +29,7 @@ from irloom.ir.types import Type
 
 from .core import Changes, NoMatch, Pass, spend
 from .lent import Calls, Kept, drop_unused, lend, own
+from .near_miss import NearMiss
 from .roll import count_rounds, rename_carried
 
 PAGES = (1, 65536)
@@ -75,20 +77,25 @@ class KvCache(Pass):
             drop_unused(m)
         return changes
 
+    def holds(self, m: Module) -> str | None:
+        without = [(f, n) for f in m.funcs.values() for n in f.nodes if _looks_back(n.op)]
+        return f"{without[0][0].name}.{without[0][1].results[0].name} reads no cache" if without else None
+
     def wanted(self, f: Func, changes: Changes) -> list[Kept]:
         """The caches that a function's ops ask for, in the order of the ops."""
         groups: dict[tuple[Any, ...] | Node, list[Node]] = defaultdict(list)
         for n in f.nodes:
             if n.op in ATTENDS:
                 groups[*n.values[1:4], n.attrs.get("stride", 1)].append(n)
-            elif n.op in INDEXES or n.op.carried is not None:
+            elif _looks_back(n.op):
                 groups[n].append(n)
         kept: list[Kept] = []
         for nodes in groups.values():
             try:
                 t = self.type(f, nodes)
             except NoMatch as why:
-                changes.near_misses.append(f"{f.name}.{nodes[0].result.name}: {why}")
+                place, loc = f"{f.name}.{nodes[0].result.name}", nodes[0].loc
+                changes.near_misses.append(NearMiss(place, str(why), loc=loc))
                 continue
             kept.append(Kept(t, nodes))
         return kept
@@ -131,6 +138,11 @@ class KvCache(Pass):
         """The type of the states of a recurrent op."""
         one: Type = n.op.hooks["state"](n.operands, n.attrs)
         return Type(State(one.plain, self.snapshot), (sym("N"), *one.dims))
+
+
+def _looks_back(op: Op) -> bool:
+    """Whether an op sees earlier tokens, and only those of this step."""
+    return op in ATTENDS or op in INDEXES or op.carried is not None
 
 
 def _rewrite(m: Module, f: Func, caches: list[Kept]) -> list[str]:

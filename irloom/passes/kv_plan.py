@@ -68,6 +68,14 @@ class KvPlan(Pass):
             changes.places.append(f"main.{pool.name}: {what}")
         return changes
 
+    def holds(self, m: Module) -> str | None:
+        for f in m.funcs.values():
+            for p in f.data:
+                page = p.type.elem.page // p.type.elem.stride if isinstance(p.type.elem, Paged) else self.page
+                if page != self.page:
+                    return f"{f.name}.{p.name} has pages of {page} tokens, not {self.page}"
+        return None
+
     def count(self, plan: KVPlan, most: int, tokens: int) -> int:
         """How many sequences of full length get pages."""
         if self.memory is None or not plan.groups:

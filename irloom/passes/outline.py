@@ -54,6 +54,9 @@ class Outline(Pass):
             changes.places.append(f"main.{k.func.name}: {len(k.func.body)} nodes, layers {which}")
         return changes
 
+    def holds(self, m: Module) -> str | None:
+        return None if any(True for _ in m.runs()) else "main calls no layer"
+
 
 def _spans(numbers: list[int]) -> str:
     """Numbers for people: ``0-4, 6-10, 12``."""

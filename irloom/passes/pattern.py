@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import UnionType
 from typing import Any, cast, get_type_hints
 
@@ -26,11 +27,16 @@ SITE = "site"  # the parameter of `where` and `replace` that is the place of the
 
 
 class Mismatch(Exception):
-    """Where a pattern and a function part; ``depth`` counts the ops that had matched by then."""
+    """Where a pattern and a function part; ``match`` is what had matched by then."""
 
-    def __init__(self, reason: str, depth: int) -> None:
+    def __init__(self, reason: str, match: Match) -> None:
         super().__init__(reason)
-        self.reason, self.depth = reason, depth
+        self.reason, self.match = reason, match
+
+    @property
+    def depth(self) -> int:
+        """How many ops had matched."""
+        return len(self.match.nodes)
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,14 @@ class Pattern:
     holes: dict[str, Hole]
     outputs: tuple[Output, ...]
     anchor: Output
+
+    @cached_property
+    def ops(self) -> tuple[Op, ...]:
+        """The ops that must be there, one entry for each place of the pattern."""
+        seen: set[Applied] = set()
+        for o in self.outputs:
+            _reach(o, seen)
+        return tuple(a.op for a in seen)
 
     @staticmethod
     def trace(match: Callable[..., Any], name: str) -> Pattern:
@@ -171,7 +185,7 @@ def _solve(goals: list[_Goal], m: Match, d: Draft) -> Match:
             _fill(m, g.pattern, g.actual)
         elif not isinstance(g.pattern, Output):
             if not _equal(g.pattern, g.actual):
-                raise Mismatch(f"wants {show_arg(g.pattern)}, not {_show(g.actual)}", len(m.nodes))
+                raise Mismatch(f"wants {show_arg(g.pattern)}, not {_show(g.actual)}", m)
         elif g.search and g.pattern.node not in m.nodes:
             return _first(_search(g.pattern, m, d), goals, m, d, f"no {g.pattern.node.op.name} beside it")
         elif not g.search:
@@ -185,7 +199,7 @@ def _solve(goals: list[_Goal], m: Match, d: Draft) -> Match:
 
 def _first(ways: list[list[_Goal]], goals: list[_Goal], m: Match, d: Draft, none: str) -> Match:
     """The first of several ways that leads to a match, else the mismatch that came furthest."""
-    failed = Mismatch(none, len(m.nodes))
+    failed = Mismatch(none, m)
     for way in ways:
         try:
             return _solve([*way, *goals], m.copy(), d)
@@ -196,13 +210,13 @@ def _first(ways: list[list[_Goal]], goals: list[_Goal], m: Match, d: Draft, none
 
 def _producer(o: Output, actual: Arg, m: Match, d: Draft) -> Node:
     if not isinstance(actual, Value):
-        raise Mismatch(f"wants {o.node.op.name}, not {_show(actual)}", len(m.nodes))
+        raise Mismatch(f"wants {o.node.op.name}, not {_show(actual)}", m)
     s = d.producer.get(actual)
     if not isinstance(s, Node) or s.op is not o.node.op:
         made = s.op.name if isinstance(s, Node) else "a parameter" if isinstance(actual, Param) else "a call"
-        raise Mismatch(f"{actual.name} is {made}, not {o.node.op.name}", len(m.nodes))
+        raise Mismatch(f"{actual.name} is {made}, not {o.node.op.name}", m)
     if s.results.index(actual) != (o.index or 0) or (o.index is None and len(s.results) > 1):
-        raise Mismatch(f"{actual.name} is another result of {s.op.name}", len(m.nodes))
+        raise Mismatch(f"{actual.name} is another result of {s.op.name}", m)
     return s
 
 
@@ -227,16 +241,16 @@ def _enter(pattern: Applied, node: Node, m: Match) -> list[list[_Goal]]:
     """What must hold for ``node`` to be ``pattern``: its operands, in each order that means the same."""
     if pattern in m.nodes:
         if m.nodes[pattern] is not node:
-            raise Mismatch(f"{node.results[0].name} is not {m.nodes[pattern].results[0].name}", len(m.nodes))
+            raise Mismatch(f"{node.results[0].name} is not {m.nodes[pattern].results[0].name}", m)
         return [[]]
     if node.op is not pattern.op:
-        raise Mismatch(f"{node.results[0].name} is {node.op.name}, not {pattern.op.name}", len(m.nodes))
+        raise Mismatch(f"{node.results[0].name} is {node.op.name}, not {pattern.op.name}", m)
     m.nodes[pattern] = node
     args: list[Any] = [*node.args, *[None] * (len(pattern.args) - len(node.args))]
     if pattern.op.variadic and isinstance(pattern.args[0], Hole) and pattern.args[0].rest:
         args = [tuple(node.args)]
     if len(args) != len(pattern.args):
-        raise Mismatch(f"{node.op.name} has {len(args)} operands, not {len(pattern.args)}", len(m.nodes))
+        raise Mismatch(f"{node.op.name} has {len(args)} operands, not {len(pattern.args)}", m)
     for k, want in pattern.attrs.items():
         _attribute(m, node, k, want, node.attrs[k])
     straight = [_Goal(p, a) for p, a in zip(pattern.args, args, strict=True)]
@@ -253,19 +267,19 @@ def _attribute(m: Match, node: Node, key: str, want: Any, value: Any) -> None:
     elif isinstance(want, tuple) and isinstance(value, tuple):
         wants, values = cast("tuple[Any, ...]", want), cast("tuple[Any, ...]", value)
         if len(wants) != len(values):
-            raise Mismatch(f"{node.results[0].name} has {key}={show_attr(values)}", len(m.nodes))
+            raise Mismatch(f"{node.results[0].name} has {key}={show_attr(values)}", m)
         for w, v in zip(wants, values, strict=True):
             _attribute(m, node, key, w, v)
     elif not _equal(want, value):
-        raise Mismatch(f"{node.results[0].name} has {key}={_show(value)}, not {_show(want)}", len(m.nodes))
+        raise Mismatch(f"{node.results[0].name} has {key}={_show(value)}, not {_show(want)}", m)
 
 
 def _fill(m: Match, hole: Hole, a: Any) -> None:
     if not hole.takes(a):
-        raise Mismatch(f"`{hole.name}` would be {_show(a)}", len(m.nodes))
+        raise Mismatch(f"`{hole.name}` would be {_show(a)}", m)
     old = m.holes.setdefault(hole.name, a)
     if old is not a and not (not isinstance(a, Value) and _equal(old, a)):
-        raise Mismatch(f"`{hole.name}` would be both {_show(old)} and {_show(a)}", len(m.nodes))
+        raise Mismatch(f"`{hole.name}` would be both {_show(old)} and {_show(a)}", m)
 
 
 def _equal(want: Any, a: Any) -> bool:

@@ -15,11 +15,12 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from irloom.ir.errors import IRError, PipelineError
+from irloom.ir.errors import PipelineError
 from irloom.ir.graph import Module, making
 from irloom.ir.verify import verify
 
 from .core import Pass
+from .guard import broken, check_preserved, preserved, run_guarded
 from .record import Record, Step
 from .registry import PASSES, name_of
 
@@ -31,26 +32,26 @@ def run_pipeline(
 ) -> tuple[Module, Record]:
     """Run ``pipeline`` on a copy of ``m``: the new module, and the record of the run.
 
-    The pipeline is read and checked as a whole before anything runs (``PipelineError``). The program is
-    verified after every pass (``IRError``, which names the pass), and nodes that are new then are made by it.
-    ``progress(name, done, total)`` is called before each.
+    The pipeline is read and checked as a whole before anything runs (``PipelineError``). After every pass the
+    program is verified, and a pass that misbehaves is named (see ``guard``); nodes that are new then are made
+    by it. ``progress(name, done, total)`` is called before each.
     """
     passes = parse_pipeline(pipeline)
     check_order(passes, m.passes)
     verify(m)
-    now, record = m.copy(), Record()
+    now, record, kept = m.copy(), Record(), list[Pass]()
     for i, p in enumerate(passes):
         name, before, start = name_of(type(p)), now.copy(), time.perf_counter()
         if progress:
             progress(name, i, len(passes))
         with making(name):
-            changes = p.run(now)
+            changes = run_guarded(p, now, before)
+        kept = preserved(p, kept)
+        check_preserved(p, kept, now)
+        kept += [p] if broken(p, now) is None else []
         now.passes.append(name)
-        try:
-            verify(now)
-        except IRError as e:
-            raise e.at(f"  --> after pass {name}") from None
-        record.steps.append(Step(name, spell(p), before, now.copy(), changes, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        record.steps.append(Step(name, spell(p), before, now.copy(), changes, seconds, p))
     return now, record
 
 
@@ -218,8 +219,7 @@ def check_order(passes: Sequence[Pass], ran: Sequence[str] = ()) -> None:
                 raise PipelineError(
                     f"{name} requires {other}, which {undone} has undone", hint=f"put {other} after {undone}"
                 )
-        if "*" not in p.preserves:
-            valid = {k: v or (None if k in p.preserves else name) for k, v in valid.items()}
+        valid = {k: v or (None if p.keeps(k) else name) for k, v in valid.items()}
         valid[name] = None
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from irloom.ir.buffers import called_buffers, lifetimes, storage
 from irloom.ir.dims import Dim, covers, evaluate
 from irloom.ir.elem import Elem
-from irloom.ir.graph import Func, Module, Node, Value
+from irloom.ir.graph import Func, Module, Value
 from irloom.ir.plan import show_bytes
 
 from .core import Changes, Pass, spend
@@ -48,6 +48,10 @@ class PlanMemory(Pass):
             changes.places.append(f"main: {show_bytes(total)} of {show_bytes(every)}")
         return changes
 
+    def holds(self, m: Module) -> str | None:
+        bare = [(f, v) for f in m.funcs.values() for v in _own(f) if v.buffer is None]
+        return f"{bare[0][0].name}.{bare[0][1].name} has no buffer" if bare else None
+
 
 @dataclass(eq=False)
 class _Buffer:
@@ -70,9 +74,15 @@ class _Buffer:
 
 def _unplanned(f: Func) -> list[Value]:
     """The values of ``f`` that get memory of their own; a former plan is forgotten."""
-    made = [r for s in f.body if isinstance(s, Node) for r in s.results]
-    for v in made:
-        v.buffer = None
+    for n in f.nodes:
+        for v in n.results:
+            v.buffer = None
+    return _own(f)
+
+
+def _own(f: Func) -> list[Value]:
+    """The values of ``f`` whose memory is neither another value's nor the caller's."""
+    made = [r for n in f.nodes for r in n.results]
     root = storage(f)
     given = {root[r] for r in f.returns}
     return [v for v in made if root[v] is v and v not in given and isinstance(v.type.elem, Elem)]

@@ -28,6 +28,7 @@ from irloom.ir.weight_expr import tensor_names
 
 from .core import Changes, NoMatch, Pass, spend
 from .layers import split_loc
+from .near_miss import NearMiss
 
 WEIGHTS: dict[Op, tuple[int, ...]] = {
     linear: (1,),
@@ -80,8 +81,12 @@ class Quantize(Pass):
                 try:
                     changes.places += self._weight(m, f, p, readers.get(p, []))
                 except NoMatch as e:
-                    changes.near_misses.append(f"{f.name}.{p.name}: {e}")
+                    changes.near_misses.append(NearMiss(f"{f.name}.{p.name}", str(e)))
         return changes
+
+    def holds(self, m: Module) -> str | None:
+        weights = [p for f in m.funcs.values() for p in f.weights]
+        return None if any(isinstance(p.type.elem, Quant) for p in weights) else "no weight is quantized"
 
     def budget(self) -> float:
         """Of one linear on random weights. A whole model is measured, not tested."""

@@ -17,6 +17,7 @@ from irloom.ir import ops
 from irloom.ir.graph import Builder, Func, Module, Node, Stmt, Value
 
 from .core import Changes, spend
+from .near_miss import NearMiss
 from .region import Cutter, Region
 
 ARITHMETIC = (
@@ -95,9 +96,8 @@ class Activations:
                     changes.places.append(f"{self.func.name}.{region.ends[0].name}: {found.name}")
                 return
         if len(nodes) > 2 and any(n.op in CURVED for n in nodes):
-            changes.near_misses.append(
-                f"{self.func.name}.{v.name}: a curve of {root.name} that is no activation"
-            )
+            reason = f"a curve of {root.name} that is no activation"
+            changes.near_misses.append(NearMiss(f"{self.func.name}.{v.name}", reason))
 
     def _regions(self, nodes: list[Node], root: Value) -> Iterator[Region]:
         """Every part of the nodes that makes one of their values of another, the largest first."""

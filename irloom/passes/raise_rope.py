@@ -21,6 +21,7 @@ from irloom.ir.types import Type
 from irloom.ir.weight_expr import Const
 
 from .core import Changes, spend
+from .near_miss import NearMiss
 from .region import Cutter, Region, is_const, is_positions
 from .rope_proof import Rope, prove
 
@@ -102,9 +103,8 @@ class Rotations:
             seen.update(inner)
             todo += inner
         if not found:
-            changes.near_misses.append(
-                f"{self.func.name}.{v.name}: what is done with positions is no rotation"
-            )
+            reason = "what is done with positions is no rotation"
+            changes.near_misses.append(NearMiss(f"{self.func.name}.{v.name}", reason))
 
     def _ends_rotation(self, end: Value, reached: dict[Value, None], changes: Changes) -> bool:
         """Whether ``end`` is a rotation of one of the values behind it, and then put in as such."""

@@ -14,6 +14,7 @@ from irloom.ir.elem import ELEMS
 from irloom.ir.graph import Builder, Func, Module, Node, Param, Stmt, Value
 
 from .core import Changes, spend
+from .near_miss import NearMiss
 from .region import Cutter, Region
 from .router_proof import Form, biases_of, prove
 
@@ -51,7 +52,8 @@ class Routers:
         _, leaves = self.cutter.behind([index], lambda n: n.op in ROUTING)
         logits = [v for v in leaves if not isinstance(v, Param)]
         if len(logits) != 1:
-            changes.near_misses.append(f"{place}: experts are chosen by {len(logits)} values, not by logits")
+            reason = f"experts are chosen by {len(logits)} values, not by logits"
+            changes.near_misses.append(NearMiss(place, reason))
             return
         for region in self._regions(logits[0], index):
             found = self._prove(region)
@@ -60,7 +62,7 @@ class Routers:
                     self._replace(region, found)
                     changes.places.append(f"{place}: a route by {logits[0].name}")
                 return
-        changes.near_misses.append(f"{place}: experts are chosen or weighed in no way of a route")
+        changes.near_misses.append(NearMiss(place, "experts are chosen or weighed in no way of a route"))
 
     def _regions(self, logits: Value, index: Value) -> Iterator[Region]:
         """From the logits to ``index`` and what may be its weights, those that most is done to first."""

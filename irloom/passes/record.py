@@ -8,7 +8,8 @@ from functools import cached_property
 from irloom.ir.graph import Module
 from irloom.ir.show import show
 
-from .core import Changes
+from .core import Changes, Pass
+from .near_miss import NearMiss
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Step:
     after: Module
     changes: Changes
     seconds: float
+    ran: Pass
 
     @cached_property
     def text_before(self) -> str:
@@ -59,8 +61,8 @@ class Record:
         return sum(s.seconds for s in self.steps)
 
     @property
-    def near_misses(self) -> list[tuple[str, str]]:
-        """Every near miss: the pass, then place and reason."""
+    def near_misses(self) -> list[tuple[str, NearMiss]]:
+        """Every near miss with the name of its pass; of one pass the closest first."""
         return [(s.name, miss) for s in self.steps for miss in s.changes.near_misses]
 
     def __str__(self) -> str:

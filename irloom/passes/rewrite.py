@@ -15,6 +15,7 @@ from irloom.ir.weight_expr import WeightExpr
 
 from .core import Changes, NoMatch, spend
 from .draft import Draft
+from .near_miss import NearMiss, ranked, tells_all
 from .pattern import SITE, Match, Mismatch, Pattern, find
 
 
@@ -144,7 +145,7 @@ class _Driver:
         for r in rules:
             self.rules.setdefault(r.pattern.anchor.node.op.name, []).append(r)
         self.places: list[str] = []
-        self.near: dict[str, None] = {}
+        self.near: dict[NearMiss, None] = {}
         self.limit = 20 * len(f.body) + 1000
 
     def run(self) -> Changes:
@@ -155,7 +156,7 @@ class _Driver:
             for i in range(len(self.draft.slots)):
                 self._slot(i)
         self.draft.commit()
-        return Changes(self.places, list(self.near))
+        return Changes(self.places, ranked(self.near))
 
     def _slot(self, i: int) -> None:
         slot = self.draft.slots[i]
@@ -167,24 +168,42 @@ class _Driver:
 
     def _node(self, root: Node) -> bool:
         for rule in self.rules.get(root.op.name, []):
-            place = f"{self.draft.func.name}.{root.results[0].name}: {rule.name}"
-            site = Site(self.module, self.draft, root)
-            taken: list[Stmt] = []
             try:
-                found = find(rule.pattern, root, self.draft)
-                if self._rewrite(rule, found, site, taken):
-                    self._count(place, rule)
+                if self._try(rule, root):
                     return True
-            except Mismatch as e:
-                self._miss(rule, place, e.reason if e.depth > 1 else "")
-            except (NoMatch, IRError) as e:  # an IRError: the ops of the replacement do not fit here
-                self._undo(site, taken)
-                self._miss(rule, place, e.message if isinstance(e, IRError) else str(e))
+            except IrloomError as e:
+                raise e.at(f"  --> rule {rule.name} at {self._place(root)}") from None
+            except Exception as e:
+                e.add_note(f"  --> rule {rule.name} at {self._place(root)}")
+                raise
         return False
 
-    def _miss(self, rule: _Rule, place: str, reason: str) -> None:
-        if reason and not rule.rewrite.quiet:
-            self.near[f"{place}: {reason}"] = None
+    def _try(self, rule: _Rule, root: Node) -> bool:
+        """Rewrite at ``root`` if the rule matches and does not decline."""
+        place, site, taken = self._place(root), Site(self.module, self.draft, root), list[Stmt]()
+        try:
+            found = find(rule.pattern, root, self.draft)
+        except Mismatch as e:
+            if e.depth > 1 or tells_all():
+                self._miss(rule, root, e.reason, e.match)
+            return False
+        try:
+            if self._rewrite(rule, found, site, taken):
+                self._count(f"{place}: {rule.name}", rule)
+                return True
+        except (NoMatch, IRError) as e:  # an IRError: the ops of the replacement do not fit here
+            self._undo(site, taken)
+            self._miss(rule, root, e.message if isinstance(e, IRError) else str(e), found)
+        return False
+
+    def _place(self, root: Node) -> str:
+        return f"{self.draft.func.name}.{root.results[0].name}"
+
+    def _miss(self, rule: _Rule, root: Node, reason: str, found: Match) -> None:
+        if reason and (tells_all() or not rule.rewrite.quiet):
+            matched = tuple(a.op.name for a in found.nodes)
+            near = NearMiss(self._place(root), reason, rule.name, matched, len(rule.pattern.ops), root.loc)
+            self.near[near] = None
 
     def _count(self, place: str, rule: _Rule) -> None:
         self.places.append(place)

@@ -82,6 +82,31 @@ def test_an_error_of_ours_is_a_message_and_a_hint_without_traceback(irloom, fail
     assert told.err == "error: linear: dim `k` is 8, but operand `weight` makes it 9\nhint: transpose it\n"
 
 
+def test_debug_shows_the_traceback_of_what_a_pass_raised(irloom, tmp_path):
+    program, fragile = tmp_path / "program.irloom", tmp_path / "fragile.py"
+    program.write_text("# irloom 1\nT: dim[1, 8]\n\ndef main(x: f32[T]):\n    return x\n")
+    fragile.write_text(
+        "from irloom.passes import Pass\n\nclass Fragile(Pass):\n    'Breaks.'\n"
+        "    def run(self, m):\n        return 1 / 0\n"
+    )
+    words = (
+        "dump",
+        tmp_path / "program.irloom",
+        "--plugin",
+        tmp_path / "fragile.py",
+        "--pipeline",
+        "fragile",
+    )
+    quiet, told = irloom(*words), irloom("--debug", *words)
+    assert quiet.code == told.code == core.Exit.USER
+    assert quiet.err == (
+        "error: pass fragile raised ZeroDivisionError: division by zero\n"
+        f"hint: `irloom --debug` shows the traceback\n  --> {fragile}:6 in run\n"
+    )
+    assert "ZeroDivisionError: division by zero\n\nThe above exception was the direct cause" in told.err
+    assert told.err.endswith(quiet.err)
+
+
 def test_a_mistake_of_ours_shows_where_it_is(irloom, failing):
     failing(ZeroDivisionError("division by zero"))
     told = irloom("fail")

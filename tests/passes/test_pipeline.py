@@ -120,7 +120,8 @@ class TestRun:
         assert record.steps[0].text_before.endswith(record.steps[0].text_after.partition("\n")[2])
         assert parse(record.steps[-1].text_after) == after
         _, record = run_pipeline(m, "fuse-mlp")
-        assert record.near_misses == [("fuse-mlp", "main.y: FuseSiluMul: s has another reader: return")]
+        ((name, miss),) = record.near_misses
+        assert (name, str(miss)) == ("fuse-mlp", "main.y: FuseSiluMul: s has another reader: return")
         assert record.step("fuse-mlp").changes.places == []
         assert "fuse-mlp: 0 changes, 1 near misses" in str(record)
 

@@ -45,7 +45,7 @@ def lines(text, *rules):
 
 
 def near(text, *rules):
-    return rewritten(text, *rules)[1].near_misses
+    return [str(miss) for miss in rewritten(text, *rules)[1].near_misses]
 
 
 class SiluMul(Rewrite):
