@@ -47,6 +47,10 @@ class CheckpointError(IrloomError):
     """A checkpoint that is missing, truncated, or does not hold what the model needs."""
 
 
+class KernelError(IrloomError):
+    """A kernel that cannot be called for its op, does not compile, or does not compute what its body does."""
+
+
 class EngineMismatch(IrloomError):
     """An engine directory that was edited, is incomplete, or was built for another machine."""
 

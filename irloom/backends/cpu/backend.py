@@ -6,18 +6,20 @@ An engine for the CPU brings no code of its own: ``lowered.py`` runs only if it 
 
 from __future__ import annotations
 
-import ctypes
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Limits, Report, quiet
+from irloom.backends.cpu.calls import generated
 from irloom.backends.cpu.elementwise import source
 from irloom.backends.cpu.engine import CpuEngine
+from irloom.backends.cpu.extern import extern_calls
 from irloom.backends.cpu.lower import lower
 from irloom.backends.cpu.memory import AnyCache, Cache, States
 from irloom.backends.cpu.native import Kernels, load_kernels
@@ -149,9 +151,13 @@ def _cache(t: Type, step: Step) -> AnyCache:
     return Cache(PagedCache(k, v, t.elem.pool, in_place=True, stride=t.elem.stride), arrays)
 
 
-def extra(kernels: Kernels, program: Program) -> ctypes.CDLL | None:
-    """The program's own kernels, compiled if this machine has not done so."""
-    return kernels.compile_extra(source(program.kernels)) if program.kernels else None
+def extra(kernels: Kernels, program: Program) -> dict[str, Any]:
+    """What the program calls beside irloom's kernels, compiled if this machine has not done so: what was
+    generated for it, by name, and as ``kernels`` those that ops bring.
+    """
+    made = kernels.compile_extra(source(program.kernels)) if program.kernels else None
+    own = extern_calls(kernels, program.extern)
+    return {**generated(made, program.text), "kernels": SimpleNamespace(**own)}
 
 
 @cache

@@ -57,6 +57,7 @@ RESERVED = frozenset(
         "paged_attention",
         "act_mul",
         "last_rows",
+        "kernels",
         *(op.name for op in OPS if op.name.startswith("carried_")),
     ]
 )
@@ -65,10 +66,7 @@ RESERVED = frozenset(
 
 def lower(m: Module) -> Program:
     """The program of a module whose pipeline has run."""
-    from irloom.backends.cpu import elementwise, experts, lowerings, moves, recurrent, sums
-
-    registering = (elementwise, experts, lowerings, moves, recurrent, sums)
-    assert all(registering), "imported for their lowerings"
+    own_lowerings()
     program, shared = Program(), Shared(m)
     called = {"main", *(c.callee for c, _, _ in m.calls())}
     functions = [Lowering(program, shared, f).text() for f in m.funcs.values() if f.name in called]
@@ -76,6 +74,14 @@ def lower(m: Module) -> Program:
     tables = [f"{name} = {made}" for made, name in shared.tables.items()]
     program.text = "\n\n\n".join(["\n".join([f"# {m.model} for cpu", *buffers, *tables]), *functions]) + "\n"
     return program
+
+
+def own_lowerings() -> None:
+    """Import what lowers irloom's own ops."""
+    from irloom.backends.cpu import elementwise, experts, lowerings, moves, recurrent, sums
+
+    registering = (elementwise, experts, lowerings, moves, recurrent, sums)
+    assert all(registering), "imported for their lowerings"
 
 
 class Lowering:

@@ -35,13 +35,18 @@ class Bound:
 
 @dataclass
 class Program:
-    """A lowered module: text, weights, buffers, C++ of generated kernels, and what fell back how often."""
+    """A lowered module: text, weights, buffers, C++ of generated kernels, and what fell back how often.
+
+    ``extern`` are ops whose own kernels it calls (see ``extern``), ``declined`` why one did not fit.
+    """
 
     text: str = ""
     weights: dict[str, Bound] = field(default_factory=dict[str, Bound])
     buffers: dict[str, tuple[Elem, Dim]] = field(default_factory=dict[str, tuple[Elem, Dim]])
     kernels: dict[str, str] = field(default_factory=dict[str, str])
     fallbacks: dict[str, int] = field(default_factory=dict[str, int])
+    extern: set[str] = field(default_factory=set[str])
+    declined: dict[str, str] = field(default_factory=dict[str, str])
 
 
 Handler = Callable[["Lowering", Node], bool]

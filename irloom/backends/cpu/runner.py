@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import runpy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from irloom.backends.cpu.calls import Calls, generated
+from irloom.backends.cpu.calls import Calls
 from irloom.backends.cpu.memory import AnyCache, Memory
 from irloom.backends.cpu.native import Raw
 from irloom.backends.cpu.recurrent import Recurrences
@@ -21,7 +20,7 @@ class Runner:
     """A program, in a file, with everything it names; ``run`` computes one step.
 
     ``weights`` maps a bound name to its value, or to one per layer; ``caches`` a cache's name to it, or to a
-    list; ``extra`` has the kernels that were generated for it.
+    list; ``extra`` has the kernels that are made for it, see ``backend.extra``.
     """
 
     def __init__(
@@ -29,13 +28,12 @@ class Runner:
         program: Path,
         raw: Raw,
         step: Step,
-        extra: ctypes.CDLL | None,
+        extra: Mapping[str, Any],
         weights: Mapping[str, Any],
         caches: Mapping[str, AnyCache | Sequence[AnyCache]],
     ) -> None:
         self._raw, self._step, self._memory = raw, step, Memory(raw, step, weights)
-        text = program.read_text(encoding="utf-8")
-        calls = {**Calls(raw, step).names(), **Recurrences(raw, step).names(), **generated(extra, text)}
+        calls = {**Calls(raw, step).names(), **Recurrences(raw, step).names(), **extra}
         names = {**self._memory.names(), **calls, **caches}
         self._names = runpy.run_path(str(program), names)
         self._main: Callable[[], Rows] = self._names["main"]
