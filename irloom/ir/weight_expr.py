@@ -12,8 +12,8 @@ import ast
 import contextlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from irloom.ir.elem import ELEMS, Elem, Quant
@@ -89,6 +89,18 @@ class Affine:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """``x`` times ``by``, a vector with one entry for each index of ``dim``: of a matrix [out, in], dim 1
+    scales what a product reads and dim 0 what it gives. Computed in f32, rounded once to the element of
+    ``x``.
+    """
+
+    x: WeightExpr
+    by: WeightExpr
+    dim: int
+
+
+@dataclass(frozen=True)
 class Exp:
     """``e ** x``, as decay rates are stored; computed in f32 and rounded once to the element of ``x``."""
 
@@ -103,7 +115,33 @@ class Quantize:
     quant: Quant
 
 
-WeightExpr = Tensor | Const | Concat | Slice | Transpose | Reshape | Cast | Affine | Exp | Quantize
+WeightExpr = Tensor | Const | Concat | Slice | Transpose | Reshape | Cast | Affine | Scale | Exp | Quantize
+
+
+def operands(expr: WeightExpr) -> tuple[WeightExpr, ...]:
+    """The expressions that an expression is made of."""
+    match expr:
+        case Tensor() | Const():
+            return ()
+        case Concat(parts):
+            return parts
+        case Scale(x, by):
+            return x, by
+        case _:
+            return (expr.x,)
+
+
+def with_operands(expr: WeightExpr, new: Sequence[WeightExpr]) -> WeightExpr:
+    """``expr`` with ``new`` for its operands, in their order."""
+    match expr:
+        case Tensor() | Const():
+            return expr
+        case Concat(_, dim):
+            return Concat(tuple(new), dim)
+        case Scale(_, _, dim):
+            return Scale(new[0], new[1], dim)
+        case _:
+            return replace(expr, x=new[0])
 
 
 def show_weight(expr: WeightExpr) -> str:
@@ -125,6 +163,8 @@ def show_weight(expr: WeightExpr) -> str:
             return f"cast({show_weight(x)}, {elem})"
         case Affine(x, scale, shift):
             return f"affine({show_weight(x)}, {scale!r}, {shift!r})"
+        case Scale(x, by, dim):
+            return f"scale({show_weight(x)}, {show_weight(by)}, {dim})"
         case Exp(x):
             return f"exp({show_weight(x)})"
         case Quantize(x, quant):
@@ -173,6 +213,7 @@ _FORMS = {
     "reshape": _Form(Reshape, 1, ("dims",), "x, (2, 3)"),
     "cast": _Form(Cast, 1, ("elem",), "x, f32"),
     "affine": _Form(Affine, 1, ("number", "number"), "x, scale, shift"),
+    "scale": _Form(Scale, 2, ("int",), "x, by, dim"),
     "exp": _Form(Exp, 1, (), "x"),
     "quantize": _Form(Quantize, 1, ("quant",), "x, scheme"),
 }
@@ -220,12 +261,8 @@ def tensor_names(expr: WeightExpr, index: int | None = None) -> list[str]:
     match expr:
         case Tensor(name):
             return [tensor_name(name, index)]
-        case Const():
-            return []
-        case Concat(parts):
-            return [name for part in parts for name in tensor_names(part, index)]
         case _:
-            return tensor_names(expr.x, index)
+            return [name for x in operands(expr) for name in tensor_names(x, index)]
 
 
 def tensor_name(name: str, index: int | None) -> str:

@@ -23,6 +23,7 @@ from irloom.ir.weight_expr import (
     Exp,
     Quantize,
     Reshape,
+    Scale,
     Slice,
     Tensor,
     Transpose,
@@ -41,9 +42,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_CONSTS", "Affine", "Binding", "Cast", "Concat", "Const", "Consts", "Exp", "Quantize", "Reshape",
-    "Slice", "Tensor", "Transpose", "WeightExpr", "expression_blocks", "kept_quantized", "materialize",
-    "materialize_all", "parse_weight", "show_weight", "split_rows", "tensor_name", "tensor_names",
-    "weight_type",
+    "Scale", "Slice", "Tensor", "Transpose", "WeightExpr", "expression_blocks", "kept_quantized",
+    "materialize", "materialize_all", "parse_weight", "show_weight", "split_rows", "tensor_name",
+    "tensor_names", "weight_type",
 ]  # fmt: skip
 
 Consts = Mapping[str, "torch.Tensor"]
@@ -94,6 +95,8 @@ def weight_type(
     if isinstance(expr, Concat):
         return _concat_type(expr, [weight_type(part, checkpoint, index, consts) for part in expr.parts])
     x = weight_type(expr.x, checkpoint, index, consts)
+    if isinstance(expr, Scale):
+        return _scale_type(expr, x, weight_type(expr.by, checkpoint, index, consts))
     dims = _ints(x)
     match expr:
         case Slice(_, dim, start, stop) if 0 <= dim < x.rank and 0 <= start < stop <= dims[dim]:
@@ -120,6 +123,13 @@ def _concat_type(expr: Concat, parts: list[Type]) -> Type:
         raise IRError(f"{show_weight(expr)}: parts do not join along dim {dim}: {', '.join(map(str, parts))}")
     total = sum(_ints(p)[dim] for p in parts)
     return first.with_dims((*first.dims[:dim], total, *first.dims[dim + 1 :]))
+
+
+def _scale_type(expr: Scale, x: Type, by: Type) -> Type:
+    fits = 0 <= expr.dim < x.rank and by.dims == x.dims[expr.dim : expr.dim + 1]
+    if not fits or {x.plain.kind, by.plain.kind} != {"float"}:
+        raise IRError(f"{show_weight(expr)}: {by} does not scale dim {expr.dim} of {x}")
+    return x
 
 
 def _ints(x: Type) -> tuple[int, ...]:
@@ -193,6 +203,8 @@ class _Source:
             case Slice() | Cast() | Affine() | Exp():
                 for block in self.blocks(expr.x, rows):
                     yield _rowwise(expr, block)
+            case Scale():
+                yield from self.scaled(expr, rows)
             case Transpose(x) if self.type(x).rank > 2:
                 for block in self.blocks(x, rows):
                     yield block.transpose(-1, -2)
@@ -213,6 +225,16 @@ class _Source:
             if low < high:
                 yield from self.blocks(part, slice(low, high))
             at += count
+
+    def scaled(self, expr: Scale, rows: slice) -> Iterator[torch.Tensor]:
+        """``rows`` of the operand, times those of the scales that are theirs."""
+        wanted, by = self.type(expr), self.run(expr.by).float()
+        at, _, _ = rows.indices(_ints(wanted)[0])
+        beside = [-1 if dim == expr.dim else 1 for dim in range(wanted.rank)]
+        for block in self.blocks(expr.x, rows):
+            part = by if expr.dim else by[at : at + block.shape[0]]
+            yield block.float().mul(part.reshape(beside)).to(block.dtype)
+            at += block.shape[0]
 
     def stored(self, name: str, rows: slice) -> Iterator[torch.Tensor]:
         """A tensor's rows, some at a time where the checkpoint reads them so, else all at once."""

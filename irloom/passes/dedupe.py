@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 from irloom.ir.graph import Call, Func, Loop, Module, Node, Param, Stmt, Value
 from irloom.ir.show import show_attr
-from irloom.ir.weight_expr import Concat, Const, Tensor, WeightExpr
+from irloom.ir.weight_expr import Const, WeightExpr, operands
 
 from .core import Changes, spend
 from .draft import Draft
@@ -107,12 +107,4 @@ def share_consts(m: Module) -> Changes:
 
 
 def _consts(e: WeightExpr) -> set[str]:
-    match e:
-        case Const(name):
-            return {name}
-        case Tensor():
-            return set()
-        case Concat(parts):
-            return {name for part in parts for name in _consts(part)}
-        case _:
-            return _consts(e.x)
+    return {e.name} if isinstance(e, Const) else {name for x in operands(e) for name in _consts(x)}

@@ -7,7 +7,7 @@ from typing import Any
 
 from irloom.ir import ops
 from irloom.ir.graph import Builder, Func, Node, Param, Stmt, Value
-from irloom.ir.weight_expr import Affine, Cast, Concat, Exp, Reshape, Slice, Transpose, WeightExpr
+from irloom.ir.weight_expr import Affine, Cast, Concat, Exp, Reshape, Scale, Slice, Transpose, WeightExpr
 
 from .core import Changes, spend
 
@@ -55,6 +55,8 @@ def _folded(n: Node, swap: dict[Value, Value]) -> tuple[WeightExpr, Param] | Non
     if n.op is ops.concat:
         parts = tuple(w.weight for w in weights if w.weight is not None)
         return Concat(parts, _dim(n, first)), first
+    if n.op is ops.mul and len(weights) == 2:
+        return _times(*weights)
     if len(weights) > 1:
         return None
     expr = _moved(n, first, x) if len(args) == 1 else _scaled(n, args, x)
@@ -110,6 +112,20 @@ def _scaled(n: Node, args: list[Any], x: WeightExpr) -> WeightExpr | None:
     if n.op is ops.sub and args[1] is number:
         return Affine(x, 1.0, -float(number))
     return None
+
+
+def _times(a: Param, b: Param) -> tuple[WeightExpr, Param] | None:
+    """A weight times another that broadcasts along all of its dims but one."""
+    x, by = (a, b) if a.type.rank >= b.type.rank else (b, a)
+    sizes = [d for d in x.type.dims if isinstance(d, int)]
+    beside = [1] * (x.type.rank - by.type.rank) + [d for d in by.type.dims if isinstance(d, int)]
+    along = [at for at, d in enumerate(beside) if d != 1]
+    if len(along) != 1 or beside[along[0]] != sizes[along[0]] or x.type.plain.kind != "float":
+        return None
+    assert x.weight is not None and by.weight is not None
+    scales = by.weight.x if isinstance(by.weight, Reshape) else by.weight
+    scales = by.weight if by.type.rank == 1 else Reshape(scales, (sizes[along[0]],))
+    return Scale(x.weight, scales, along[0]), x
 
 
 def _dim(n: Node, w: Param) -> int:

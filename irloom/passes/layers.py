@@ -13,20 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from irloom.ir.graph import Func, Node, Param, Value
-from irloom.ir.weight_expr import (
-    Affine,
-    Cast,
-    Concat,
-    Const,
-    Exp,
-    Quantize,
-    Reshape,
-    Slice,
-    Tensor,
-    Transpose,
-    WeightExpr,
-    tensor_names,
-)
+from irloom.ir.weight_expr import Const, Tensor, WeightExpr, operands, tensor_names, with_operands
 
 _PLACE = re.compile(r"\S+:\d+$")
 
@@ -101,27 +88,9 @@ def _numbers(path: str) -> Iterable[tuple[str, int]]:
 
 def rename_tensors(expr: WeightExpr, rename: Callable[[str], str]) -> WeightExpr:
     """``expr`` over tensors of other names."""
-    match expr:
-        case Tensor(name):
-            return Tensor(rename(name))
-        case Const():
-            return expr
-        case Concat(parts, dim):
-            return Concat(tuple(rename_tensors(p, rename) for p in parts), dim)
-        case Slice(x, dim, start, stop):
-            return Slice(rename_tensors(x, rename), dim, start, stop)
-        case Transpose(x):
-            return Transpose(rename_tensors(x, rename))
-        case Reshape(x, dims):
-            return Reshape(rename_tensors(x, rename), dims)
-        case Cast(x, elem):
-            return Cast(rename_tensors(x, rename), elem)
-        case Affine(x, scale, shift):
-            return Affine(rename_tensors(x, rename), scale, shift)
-        case Exp(x):
-            return Exp(rename_tensors(x, rename))
-        case Quantize(x, quant):
-            return Quantize(rename_tensors(x, rename), quant)
+    if isinstance(expr, Tensor):
+        return Tensor(rename(expr.name))
+    return with_operands(expr, [rename_tensors(x, rename) for x in operands(expr)])
 
 
 def split_loc(loc: str) -> tuple[str, str]:

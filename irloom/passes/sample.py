@@ -23,7 +23,17 @@ from irloom.ir.interp import cache_types
 from irloom.ir.plan import page_of
 from irloom.ir.seqs import PagedCache, Seqs, StateCache
 from irloom.ir.types import Type
-from irloom.ir.weight_expr import Concat, Const, Reshape, Slice, Tensor, Transpose, WeightExpr, tensor_name
+from irloom.ir.weight_expr import (
+    Concat,
+    Const,
+    Reshape,
+    Scale,
+    Slice,
+    Tensor,
+    Transpose,
+    WeightExpr,
+    tensor_name,
+)
 
 
 @dataclass(frozen=True)
@@ -203,6 +213,9 @@ def _infer(e: WeightExpr, dims: tuple[int, ...], index: int | None, out: dict[st
             _infer(x, (*dims[:-2], dims[-1], dims[-2]), index, out)
         case Slice(x, dim, _, stop):
             _infer(x, (*dims[:dim], stop, *dims[dim + 1 :]), index, out)
+        case Scale(x, by, dim):
+            _infer(x, dims, index, out)
+            _infer(by, dims[dim : dim + 1], index, out)
         case Concat(parts, dim):
             known = [_known(x, dim, index, out) for x in parts]
             rest, unknown = dims[dim] - sum(k or 0 for k in known), known.count(None)

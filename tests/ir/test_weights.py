@@ -22,6 +22,7 @@ from irloom.ir.weights import (
     Const,
     Quantize,
     Reshape,
+    Scale,
     Slice,
     Tensor,
     Transpose,
@@ -56,6 +57,7 @@ def grown(x: st.SearchStrategy[WeightExpr]) -> st.SearchStrategy[WeightExpr]:
         st.builds(Reshape, x, st.lists(dims, max_size=3).map(tuple)),
         st.builds(Cast, x, st.sampled_from(list(ELEMS.values()))),
         st.builds(Affine, x, number, number),
+        st.builds(Scale, x, x, dims),
         st.builds(Quantize, x, st.sampled_from(list(SCHEMES.values()))),
     )
 
@@ -69,7 +71,7 @@ def test_the_text_of_an_expression_reads_back_as_the_expression(expr):
     assert read(show_weight(expr)) == expr
 
 
-FORMS = "hint: one of weight, const, concat, slice, transpose, reshape, cast, affine, exp, quantize"
+FORMS = "hint: one of weight, const, concat, slice, transpose, reshape, cast, affine, scale, exp, quantize"
 ELEM_HINT = "hint: known: f64, f32, f16, bf16, f8e4m3, f8e5m2, i64, i32, i16, i8, i4, u8, u4, bool"
 SCHEME_HINT = f"hint: known: {', '.join(SCHEMES)}"
 REFUSED = {
@@ -98,6 +100,7 @@ def test_a_scale_that_is_not_finite_is_refused():
 
 
 A, B, B1 = torch.randn(4, 64), torch.randn(2, 64), torch.randn(2, 64)
+COLUMN = torch.randn(64)
 WIDE = torch.cat([A[:, :9], A, A.bfloat16().float()], 1)
 CONSTS: Mapping[str, torch.Tensor] = {"freq": torch.arange(3.0)}
 
@@ -111,6 +114,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> SafetensorsCheckpoin
         "layers.1.b": B1,
         "half": A.bfloat16(),
         "ids": torch.arange(4),
+        "column": COLUMN,
         "one": torch.tensor(3.0),
     }
     save_file(tensors, path)
@@ -137,6 +141,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> SafetensorsCheckpoin
         ("cast(weight('a'), bf16)", A.bfloat16()),
         ("affine(weight('a'), 2.0, 1.0)", A * 2 + 1),
         ("affine(exp(cast(weight('half'), f32)), -1.0, 0.0)", -A.bfloat16().float().exp()),
+        ("scale(weight('a'), slice(weight('column'), 0, 0, 4), 0)", A * COLUMN[:4, None]),
+        ("scale(weight('a'), weight('column'), 1)", A * COLUMN),
+        ("slice(scale(weight('a'), weight('column'), 1), 0, 1, 3)", (A * COLUMN)[1:3]),
+        (
+            "scale(weight('half'), affine(weight('column'), 1.0, 1.0), 1)",
+            (A.bfloat16().float() * (COLUMN + 1)).bfloat16(),
+        ),
+        (
+            "scale(reshape(weight('a'), (2, 2, 64)), weight('column'), 2)",
+            A.reshape(2, 2, 64) * COLUMN,
+        ),
         ("affine(weight('half'), 1.0, 1.0)", (A.bfloat16().float() + 1).bfloat16()),
         (
             "affine(cast(slice(transpose(weight('half')), 0, 0, 8), f32), 3, -1)",
@@ -166,6 +181,9 @@ UNFIT = {
         "SELF: parts do not join along dim 1: f32[4, 64], f32[2, 64]"
     ),
     'slice(weight("a"), 0, 2, 5)': "SELF: not for a weight that is f32[4, 64]",
+    'scale(weight("a"), weight("column"), 0)': "SELF: f32[64] does not scale dim 0 of f32[4, 64]",
+    'scale(weight("a"), weight("column"), 2)': "SELF: f32[64] does not scale dim 2 of f32[4, 64]",
+    'scale(weight("a"), weight("ids"), 0)': "SELF: i64[4] does not scale dim 0 of f32[4, 64]",
     'reshape(weight("a"), (4, 63))': "SELF: not for a weight that is f32[4, 64]",
     'quantize(weight("ids"), i8row)': "SELF: not for a weight that is i64[4]",
     'quantize(slice(weight("a"), 1, 0, 48), i4g32)': (
@@ -256,7 +274,7 @@ def test_all_weights_come_in_the_order_of_the_file_in_their_declared_element(che
         lambda b, w: seen.append((b.name, b.index, w.quant if isinstance(w, QuantizedTensor) else w.dtype)),
         CONSTS,
     )
-    stored = [n for n in checkpoint.names() if n not in {"half", "ids", "one"}]
+    stored = [n for n in checkpoint.names() if n not in {"half", "ids", "one", "column"}]
     wanted = {
         "a": ("a", None, SCHEMES["i4g32"]),
         "layers.0.b": ("b", 0, torch.bfloat16),
