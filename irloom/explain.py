@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .backends.core import backend
+from .driver import Choice, passes_of, trace
 from .driver import targets as all_targets
-from .driver import trace
 from .frontends.hf.hub import find
 from .ir.copy import with_elem
 from .ir.cost import Cost, Plan
@@ -38,7 +38,7 @@ FLOATS = ("bf16", "f16", "f32")
 
 def explain(
     model: str | Path,
-    targets: Sequence[str] = ("cpu",),
+    targets: Sequence[Choice] = (Choice(),),
     context: int = 8192,
     memory: int | None = None,
     dtype: str | None = None,
@@ -62,7 +62,7 @@ def explain(
     made, record = run_pipeline(traced, PIPELINE)
     found = Found(seconds, traced, made, record)
     return Explanation(
-        traced.model, context, memory, None, found, {name: _on(name, traced) for name in targets}
+        traced.model, context, memory, None, found, {c.target: _on(c, traced) for c in targets}
     )
 
 
@@ -216,15 +216,15 @@ def _counted(ops: Mapping[str, int]) -> str:
     return ", ".join(f"{op} {n}" if n > 1 else op for op, n in ops.items())
 
 
-def _on(name: str, traced: Module) -> Target:
+def _on(choice: Choice, traced: Module) -> Target:
     """The program as the target would compile it, in the element that it computes in."""
-    made = backend(name)
+    made = backend(choice.target)
     m = traced.copy()
     for elem in FLOATS:
         with_elem(m, ELEMS[elem], ELEMS[made.dtype])
-    lacks = all_targets()[name]
+    lacks = all_targets()[choice.target]
     try:
-        m, record = run_pipeline(m, made.pipeline)
+        m, record = run_pipeline(m, passes_of(choice))
         bodies = made.fallbacks(m)
     except IrloomError as error:
         return Target(lacks, str(error))

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .core import command, json_option, pipeline_option, print_json, print_table, target_option, trust_option
+from .core import command, json_option, pipeline_options, print_json, print_table, trust_option
 from .progress import progress_bars
 
 if TYPE_CHECKING:
-    from ..driver import Figures
+    from ..driver import Choice, Figures
 
 
 @command("bench")
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--repeats", type=click.IntRange(1), default=3, show_default=True, help="Medians of so many runs."
 )
-@target_option
-@pipeline_option
+@pipeline_options
 @trust_option
 @json_option
 def bench(
@@ -32,8 +31,7 @@ def bench(
     prompt_tokens: int,
     new_tokens: int,
     repeats: int,
-    target: str,
-    pipeline: str | None,
+    passes: Choice,
     trust: bool,
     as_json: bool,
 ) -> None:
@@ -43,10 +41,13 @@ def bench(
     that a decode step must read, over its time, over the machine's measured read bandwidth.
     """
     from .. import LLM
-    from ..driver import measure
+    from ..driver import measure, passes_of
 
+    passes = passes.here()
     with progress_bars() as report:
-        llm = LLM(model, target=target, pipeline=pipeline, progress=report, trust_remote_code=trust)
+        llm = LLM(
+            model, target=passes.target, pipeline=passes_of(passes), progress=report, trust_remote_code=trust
+        )
         figures = measure(llm, requests, prompt_tokens, new_tokens, repeats, progress=report)
     if as_json:
         print_json(asdict(figures))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,12 +11,14 @@ from .core import (
     adapter_option,
     command,
     json_option,
-    pipeline_option,
+    pipeline_options,
     print_json,
-    target_option,
     trust_option,
 )
 from .progress import progress_bars
+
+if TYPE_CHECKING:
+    from ..driver import Choice
 
 
 @command("compile")
@@ -23,16 +26,14 @@ from .progress import progress_bars
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to put it."
 )
-@target_option
-@pipeline_option
+@pipeline_options
 @adapter_option
 @trust_option
 @json_option
 def compile_(
     model: str,
     out: Path,
-    target: str,
-    pipeline: str | None,
+    passes: Choice,
     adapter: str | None,
     trust: bool,
     as_json: bool,
@@ -42,13 +43,14 @@ def compile_(
     Batch size, sequence length and page count are chosen when it runs, not here. A build that is stopped
     half-way leaves nothing behind that opens.
     """
-    import irloom
+    from .. import driver
 
+    passes = passes.here()
     with progress_bars() as report:
-        irloom.compile(
+        driver.compile(
             model,
-            target=target,
-            pipeline=pipeline,
+            target=passes.target,
+            pipeline=driver.passes_of(passes),
             out=out,
             adapter=adapter,
             progress=report,
@@ -56,6 +58,6 @@ def compile_(
         )
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     if as_json:
-        print_json({"engine": str(out), "target": target, "bytes": size})
+        print_json({"engine": str(out), "target": passes.target, "bytes": size})
     else:
-        click.echo(f"{out}: {size / 1e6:,.1f} MB for {target}; run it with `irloom run {out}`")
+        click.echo(f"{out}: {size / 1e6:,.1f} MB for {passes.target}; run it with `irloom run {out}`")

@@ -12,12 +12,15 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .. import __version__
+
+Texts = tuple[str, ...]
 
 
 class Exit(IntEnum):
@@ -122,9 +125,20 @@ _plugin = click.option(
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-target_option = click.option("--target", default="cpu", show_default=True, help="What to compile for.")
-pipeline_option = click.option(
-    "--pipeline", help='The passes, such as "canonicalize, raise, outline"; default: that of the target.'
+_pipeline = (
+    click.option(
+        "--pipeline",
+        metavar="TEXT",
+        help='The passes, such as "canonicalize, raise, outline" or "default, quiet".  [default: default]',
+    ),
+    click.option(
+        "--with",
+        "with_",
+        metavar="PASS",
+        multiple=True,
+        help="One pass more, placed by what it says of its order; may be given again.",
+    ),
+    click.option("--without", metavar="PASS", multiple=True, help="One pass less; may be given again."),
 )
 
 trust_option = click.option(
@@ -142,6 +156,47 @@ def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
         return click.command(name)(_plugin(fn))
 
     return wrap
+
+
+def pipeline_options(fn: Callable[..., None]) -> Callable[..., None]:
+    """Give a command ``--target``, ``--pipeline``, ``--with`` and ``--without``.
+
+    Its function gets them as one ``passes: Choice``, for ``driver.passes_of``.
+    """
+
+    @wraps(fn)
+    def chosen(
+        *args: Any, target: str, pipeline: str | None, with_: Texts, without: Texts, **options: Any
+    ) -> None:
+        from ..driver import Choice
+
+        fn(*args, passes=Choice(target, pipeline, with_, without), **options)
+
+    target = click.option("--target", default="cpu", show_default=True, help="What to compile for.")
+    return _with_options(chosen, target, *_pipeline)
+
+
+def pipelines_options(fn: Callable[..., None]) -> Callable[..., None]:
+    """As ``pipeline_options``, where ``--target`` may be given again: ``passes: tuple[Choice, ...]``."""
+
+    @wraps(fn)
+    def chosen(
+        *args: Any, targets: Texts, pipeline: str | None, with_: Texts, without: Texts, **options: Any
+    ) -> None:
+        from ..driver import Choice
+
+        fn(*args, passes=tuple(Choice(t, pipeline, with_, without) for t in targets), **options)
+
+    target = click.option(
+        "--target", "targets", multiple=True, default=("cpu",), show_default=True, help="May be given again."
+    )
+    return _with_options(chosen, target, *_pipeline)
+
+
+def _with_options(fn: Callable[..., None], *options: Callable[..., Any]) -> Callable[..., None]:
+    for option in reversed(options):
+        fn = option(fn)
+    return fn
 
 
 def print_json(value: Any) -> None:

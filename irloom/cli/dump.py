@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .core import command, json_option, pipeline_option, print_json, target_option, trust_option
+from .core import command, json_option, pipeline_options, print_json, trust_option
 
 if TYPE_CHECKING:
     from .. import Module
+    from ..driver import Choice
 
 
 @command("dump")
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 )
 @click.option("--layer", type=int, metavar="N", help="Print only the function that layer N calls.")
 @click.option("--lowered", is_flag=True, help="Print the program that the target runs.")
-@target_option
-@pipeline_option
+@pipeline_options
 @trust_option
 @json_option
 def dump(
@@ -28,8 +28,7 @@ def dump(
     after: str | None,
     layer: int | None,
     lowered: bool,
-    target: str,
-    pipeline: str | None,
+    passes: Choice,
     trust: bool,
     as_json: bool,
 ) -> None:
@@ -43,8 +42,8 @@ def dump(
     """
     from .. import driver
 
-    m = driver.rewritten(model, target, pipeline, after, trust_remote_code=trust)
-    text = driver.lowered(m, target) if lowered else str(m) if layer is None else _layer(m, layer)
+    m = driver.rewritten(model, passes, after, trust_remote_code=trust)
+    text = driver.lowered(m, passes.target) if lowered else str(m) if layer is None else _layer(m, layer)
     if as_json:
         print_json({"model": m.model, "passes": m.passes, "functions": list(m.funcs), "text": text})
     else:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from .core import command, json_option, print_json, trust_option
+from .core import command, json_option, pipelines_options, print_json, trust_option
+
+if TYPE_CHECKING:
+    from ..driver import Choice
 
 
 @command("explain")
 @click.argument("model")
-@click.option("--target", "targets", multiple=True, default=("cpu",), show_default=True, help="May repeat.")
 @click.option("--context", type=click.IntRange(min=1), default=8192, show_default=True, help="In tokens.")
 @click.option(
     "--memory", metavar="SIZE", help="Say how many sequences fit beside the weights, such as 80GiB."
 )
 @click.option("--dtype", help="Of weights and caches, such as bf16; default: as stored.")
+@pipelines_options
 @trust_option
 @json_option
 @click.pass_context
 def explain(
     ctx: click.Context,
     model: str,
-    targets: tuple[str, ...],
     context: int,
     memory: str | None,
     dtype: str | None,
+    passes: tuple[Choice, ...],
     trust: bool,
     as_json: bool,
 ) -> None:
@@ -40,7 +45,7 @@ def explain(
     from ..explain import explain as explained
     from ..ir.plan import read_bytes
 
-    found = explained(model, targets, context, read_bytes(memory) if memory else None, dtype, trust)
+    found = explained(model, passes, context, read_bytes(memory) if memory else None, dtype, trust)
     if as_json:
         print_json(found.to_json())
     else:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from .core import adapter_option, command, pipeline_option, target_option, trust_option
+from .core import adapter_option, command, pipeline_options, trust_option
 from .progress import progress_bars
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from .. import SamplingParams
+    from ..driver import Choice
 
 Messages = list[dict[str, str]]
 
@@ -40,15 +41,13 @@ class Talker(Protocol):
 @click.option("--repetition-penalty", type=float, help="Above 1 makes tokens already seen less likely.")
 @click.option("--seed", type=int, help="Makes the draws repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given again.")
-@target_option
-@pipeline_option
+@pipeline_options
 @adapter_option
 @trust_option
 def run(
     model: str,
     prompt: str | None,
-    target: str,
-    pipeline: str | None,
+    passes: Choice,
     adapter: str | None,
     trust: bool,
     **sampling: Any,
@@ -62,16 +61,18 @@ def run(
     irloom run Qwen/Qwen3-0.6B
     """
     from .. import LLM, SamplingParams
+    from ..driver import passes_of
 
     given = {name: value for name, value in sampling.items() if value is not None}
     params = SamplingParams(**given)
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
+    passes = passes.here()
     with progress_bars() as report:
         llm = LLM(
             model,
-            target=target,
-            pipeline=pipeline,
+            target=passes.target,
+            pipeline=passes_of(passes),
             adapter=adapter,
             progress=report,
             trust_remote_code=trust,

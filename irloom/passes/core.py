@@ -38,10 +38,11 @@ class Changes:
 class Pass(ABC):
     """A step of a pipeline. Subclasses are frozen dataclasses in a file of their own under ``passes/``.
 
-    ``after`` and ``before`` name passes that must not come later or earlier when both are in a pipeline.
-    ``requires`` names passes that must have run, and whose work every pass since preserves: ``preserves``
-    lists those, ``"*"`` for everything, ``"-outline"`` for an exception. ``lossy`` says that numbers change
-    by design.
+    ``after`` and ``before`` name passes that must not come later or earlier when both are in a pipeline;
+    ``"*"`` is every other pass of it. ``requires`` names passes that must have run, and whose work every pass
+    since preserves: ``preserves`` lists those, ``"*"`` for everything, ``"-outline"`` for an exception.
+    ``lossy`` says that numbers change by design. ``targets`` are those whose default pipelines the pass of a
+    plugin joins by itself, at the place that this order gives it (see ``order.place``).
     """
 
     after: ClassVar[tuple[str, ...]] = ()
@@ -49,6 +50,7 @@ class Pass(ABC):
     requires: ClassVar[tuple[str, ...]] = ()
     preserves: ClassVar[tuple[str, ...]] = ("*",)
     lossy: ClassVar[bool] = False
+    targets: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def run(self, m: Module) -> Changes:

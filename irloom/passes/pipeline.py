@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from types import NoneType, UnionType
@@ -21,10 +21,12 @@ from irloom.ir.verify import verify
 
 from .core import Pass
 from .guard import broken, check_preserved, preserved, run_guarded
+from .order import check_order
 from .record import Record, Step
 from .registry import PASSES, name_of
 
 Pipeline = str | Sequence[str | Pass]
+DEFAULT = "default"
 
 
 def run_pipeline(
@@ -55,17 +57,29 @@ def run_pipeline(
     return now, record
 
 
-def parse_pipeline(pipeline: Pipeline) -> list[Pass]:
+def parse_pipeline(pipeline: Pipeline, default: Sequence[Pass] | None = None) -> list[Pass]:
     """The passes that a pipeline names: text, or a sequence of texts and passes.
+
+    The word ``default`` in it stands for the passes of ``default``, the pipeline of a target.
 
     >>> [spell(p) for p in parse_pipeline("canonicalize, quantize(int4, skip='lm_head')")]
     ['canonicalize', "quantize('int4', skip=('lm_head',))"]
     """
-    items = [pipeline] if isinstance(pipeline, str) else list(pipeline)
-    out: list[Pass] = []
-    for item in items:
-        out += [item] if isinstance(item, Pass) else [_pass(text) for text in _split(item)]
-    return out
+    items = [pipeline] if isinstance(pipeline, str) else pipeline
+    return [p for item in items for p in ([item] if isinstance(item, Pass) else _read(item, default))]
+
+
+def _read(text: str, default: Sequence[Pass] | None) -> Iterator[Pass]:
+    for part in _split(text):
+        if part != DEFAULT:
+            yield _pass(part)
+        elif default is not None:
+            yield from default
+        else:
+            raise PipelineError(
+                "pipeline: `default` is the pipeline of a target, and no target is given",
+                hint="irloom.driver.passes_of(Choice(target, pipeline)) has one",
+            )
 
 
 def _split(text: str) -> list[str]:
@@ -195,35 +209,3 @@ def spell(p: Pass) -> str:
         if default is MISSING or value != default:
             shown.append(repr(value) if i == len(shown) == 0 else f"{f.name}={value!r}")
     return name_of(type(p)) + (f"({', '.join(shown)})" if shown else "")
-
-
-def check_order(passes: Sequence[Pass], ran: Sequence[str] = ()) -> None:
-    """Refuse an order that a pass of the pipeline forbids; ``ran`` is what the module has behind it."""
-    names = [*ran, *(name_of(type(p)) for p in passes)]
-    first = {name: names.index(name) for name in names}
-    valid: dict[str, str | None] = dict.fromkeys(ran)  # what has run, and which pass has undone it since
-    for p in passes:
-        name = name_of(type(p))
-        for other in p.after:
-            if first.get(other, -1) > first[name]:
-                raise _order(name, "after", other)
-        for other in p.before:
-            if other in first and first[other] < first[name]:
-                raise _order(name, "before", other)
-        for other in p.requires:
-            if other not in valid:
-                raise PipelineError(
-                    f"{name} requires {other}, which has not run", hint=f"put {other} before {name}"
-                )
-            if undone := valid[other]:
-                raise PipelineError(
-                    f"{name} requires {other}, which {undone} has undone", hint=f"put {other} after {undone}"
-                )
-        valid = {k: v or (None if p.keeps(k) else name) for k, v in valid.items()}
-        valid[name] = None
-
-
-def _order(name: str, word: str, other: str) -> PipelineError:
-    return PipelineError(
-        f"{name} must run {word} {other}", hint=f"{name} says {word} = ({other!r},): exchange the two"
-    )

@@ -26,7 +26,7 @@ class PlanMemory(Pass):
     their memory is the caller's.
     """
 
-    after: ClassVar[tuple[str, ...]] = ("kv-plan",)
+    after: ClassVar[tuple[str, ...]] = ("*",)
 
     def run(self, m: Module) -> Changes:
         """One change per function, and the total at the upper end of every dim."""

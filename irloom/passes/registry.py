@@ -59,6 +59,10 @@ class Registry(Mapping[str, type[Pass]]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def plugins(self) -> dict[str, type[Pass]]:
+        """The passes that are not irloom's own: of installed packages and of single files."""
+        return {name: self[name] for name in dict.fromkeys([*_offered(), *self._files])}
+
     def register_file(self, path: Path) -> type[Pass] | None:
         """Load one file of passes and ops. Its pass, if it defines one, is named after the file.
 

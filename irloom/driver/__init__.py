@@ -1,0 +1,26 @@
+"""From a model to an engine: trace, run the pipeline, build, open. What the API and all commands call."""
+
+from irloom.backends.core import backend
+from irloom.passes import run_pipeline
+
+from .core import compile, engine_for, lowered, rewritten, trace
+from .llm import LLM
+from .measure import Figures, measure
+from .pipelines import Choice, available, passes_of, targets
+
+__all__ = [
+    "LLM",
+    "Choice",
+    "Figures",
+    "available",
+    "backend",
+    "compile",
+    "engine_for",
+    "lowered",
+    "measure",
+    "passes_of",
+    "rewritten",
+    "run_pipeline",
+    "targets",
+    "trace",
+]

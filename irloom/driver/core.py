@@ -1,0 +1,196 @@
+"""A model traced, rewritten, compiled; an engine found again in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import irloom
+from irloom import __version__
+from irloom.backends.artifact import EngineReader, EngineWriter, Manifest, is_engine
+from irloom.backends.core import Report, backend, quiet
+from irloom.backends.machine import cpu_features
+from irloom.frontends.core import Frontend, TraceOptions, frontend_of, source
+from irloom.frontends.hf.hub import find
+from irloom.frontends.hf.remote import remote_code
+from irloom.frontends.peft.frontend import Merged, identity
+from irloom.frontends.store import cache_dir, extensions
+from irloom.ir.elem import ELEMS
+from irloom.ir.errors import CheckpointError, EngineMismatch
+from irloom.ir.graph import Module
+from irloom.ir.parse import parse
+from irloom.passes import Record, run_pipeline, spell
+from irloom.passes.pipeline import Pipeline
+
+from .pipelines import CHOICE, Choice, available, passes_of, until
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def trace(
+    model: Any, dtype: str | None = None, layers: int | None = None, trust_remote_code: bool = False
+) -> Module:
+    """The program of a model: a path, a hub id, a config object of the library, or an ``nn.Module``.
+
+    ``dtype`` is the element of weights and activations (default: as stored); ``layers`` keeps the first.
+    ``trust_remote_code`` runs Python files that a directory brings with it; without, they are refused.
+    """
+    elem = ELEMS[dtype] if dtype else None
+    if isinstance(model, (str, Path)):
+        path = find(str(model), trust_remote_code)
+        return frontend_of(path).trace(path, TraceOptions(dtype=elem, layers=layers, trust=trust_remote_code))
+    from irloom.frontends.hf import trace_hf
+
+    return trace_hf(model, dtype=elem, layers=layers)
+
+
+def rewritten(
+    model: str | Path,
+    choice: Choice = CHOICE,
+    after: str | None = None,
+    layers: int | None = None,
+    trust_remote_code: bool = False,
+) -> Module:
+    """The program after the chosen pipeline, or after a part of it (``after="trace"`` runs none)."""
+    path = find(str(model), trust_remote_code)
+    if is_engine(path):
+        return parse(EngineReader(path).read_text("module.irloom"))
+    passes = until(passes_of(choice), after)
+    m = trace(path, backend(choice.target).dtype, layers, trust_remote_code)
+    return run_pipeline(m, passes)[0] if passes else m
+
+
+def lowered(m: Module, target: str = "cpu") -> str:
+    """The program that ``target`` runs, as text."""
+    return backend(target).lowered(m)
+
+
+def compile(
+    model: Any,
+    target: str = "cpu",
+    pipeline: Pipeline | None = None,
+    *,
+    out: str | Path,
+    adapter: str | Path | None = None,
+    progress: Report | None = None,
+    trust_remote_code: bool = False,
+    tokenizer: Any = None,
+) -> Path:
+    """Build an engine directory and give its path; an engine there is replaced when the new one is whole.
+
+    ``model`` is a path, a hub id, or an ``nn.Module``; ``tokenizer`` belongs to a module: a tokenizer object,
+    or where its tokenizer.json is. ``adapter`` is a directory of PEFT's whose LoRA matrices are merged into
+    the weights.
+    """
+    report, out, target = progress or quiet, Path(out), available(target)
+    passes = passes_of(Choice(target, pipeline))
+    steps = [spell(p) for p in passes]
+    front, path = source(model, tokenizer, trust_remote_code)
+    made = backend(target)
+    if adapter is not None:
+        front = Merged(front, Path(adapter))
+    options = TraceOptions(dtype=ELEMS[made.dtype], trust=trust_remote_code)
+    made.prepare()
+    report("trace", 0, 1)
+    m = front.trace(path, options)
+    report("trace", 1, 1)
+    m, record = run_pipeline(m, passes, progress=report)
+    report("passes", len(passes), len(passes))
+    facts = front.facts(path)
+    manifest = Manifest(
+        target=target,
+        model=m.model,
+        pipeline=steps,
+        versions={"irloom": __version__, **{p: version(p) for p in ("torch", "transformers", "tokenizers")}},
+        machine={"features": list(cpu_features())},
+        rebuild=[
+            *("irloom", "compile", str(path), "-o", str(out), "--target", target),
+            *("--pipeline", ", ".join(steps)),
+            *(["--adapter", str(adapter)] if adapter else []),
+            *(["--trust-remote-code"] if trust_remote_code else []),
+        ]
+        if isinstance(model, (str, Path))
+        else [],
+        settings={"max_context": facts.max_context, "eos": list(facts.eos), "int8_activations": True},
+    )
+    report("tokenizer", 0, 1)
+    with EngineWriter(out, manifest) as writer:
+        _copy_tokenizer(front, path, writer)
+        report("tokenizer", 1, 1)
+        writer.write_json("record.json", _summary(record))
+        made.build(m, front.checkpoint(path, options), writer, report)
+    return out
+
+
+def _copy_tokenizer(front: Frontend, path: Path, writer: EngineWriter) -> None:
+    """The tokenizer's files, as far as the model has one: without it, prompts are token ids."""
+    try:
+        folder = front.tokenizer(path)
+    except CheckpointError as error:
+        writer.manifest.settings["tokenizer"] = error.message
+        return
+    for name in TOKENIZER:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, writer.file(f"tokenizer/{name}"))
+
+
+def _summary(record: Record) -> list[dict[str, Any]]:
+    return [
+        {
+            "pass": s.name,
+            "seconds": round(s.seconds, 4),
+            "changes": s.changes.places,
+            "near_misses": list(map(str, s.changes.near_misses)),
+        }
+        for s in record.steps
+    ]
+
+
+def engine_for(
+    model: str | Path,
+    target: str,
+    pipeline: Pipeline | None,
+    progress: Report,
+    adapter: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
+    """The engine of a model: itself, or one kept in the cache for this model, pipeline and machine."""
+    path = find(str(model), trust_remote_code)
+    if is_engine(path):
+        if adapter is not None:
+            raise EngineMismatch(
+                f"{path}: an engine's weights are final", hint="compile the model with the adapter"
+            )
+        return path
+    passes = passes_of(Choice(target, pipeline))
+    steps = [spell(p) for p in passes]
+    frontend_of(path)
+    which = identity(path, Path(adapter) if adapter else None)
+    facts = [which, target, steps, list(cpu_features()), __version__, version("torch"), _code(), extensions()]
+    facts += [trust_remote_code] if remote_code(path) else []
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    out = cache_dir() / "engines" / key
+    if not is_engine(out):
+        compile(
+            path,
+            target,
+            passes,
+            out=out,
+            adapter=adapter,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
+        )
+    return out
+
+
+def _code() -> str:
+    """A digest of irloom's own code: an engine of another state of it is not used again."""
+    digest = hashlib.sha256()
+    root = Path(irloom.__file__).parent
+    for file in sorted(p for kind in ("*.py", "*.cpp", "*.h") for p in root.rglob(kind)):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
