@@ -164,6 +164,9 @@ CASES: dict[str, list[Case]] = {
     ),
     "kv_append": each([CACHE, KV, KV, "seqs[T, S]"], [WINDOWED, KV, KV, "seqs[T, S]"])
     + each([LATENTS, KV, None, "seqs[T, S]"], [NARROW, KV, "f32[T, 2, 5]", "seqs[T, S]"]),
+    "rope_append": each([Q, KV, KV, CACHE, "i32[T]", "seqs[T, S]"])
+    + each([Q, KV, "f32[T, 2, 5]", NARROW, "i32[T]", "seqs[T, S]", "f32[8]", "f32[8]"], eps=1e-6)
+    + each([Q, KV, None, LATENTS, "i32[T]", "seqs[T, S]", None, None, "f32[2]"], rotary=4, eps=1e-6),
     "paged_attention": each([Q, CACHE, "seqs[T, S]"], [Q, CACHE, "seqs[T, S]", "f32[6]"], scale=0.3)
     + each([Q, WINDOWED, "seqs[T, S]"], scale=0.3, window=3)
     + each([Q, NARROW, "seqs[T, S]"], scale=0.3)

@@ -58,6 +58,7 @@ class CpuBackend:
         "fuse-moe",
         "fuse-norm",
         "kv-cache",
+        "fuse-rope-append",
         "kv-plan",
         "plan-memory",
     )

@@ -161,6 +161,19 @@ class Calls:
             self._tokens.now, heads, dim, 2 * table.half, interleaved, eps,
         )  # fmt: skip
 
+    def rope_append(
+        self, q: Rows, k: Rows, v: Rows | None, cache: Cache, table: Turns, y: Rows, *,
+        q_norm: Vector, k_norm: Vector, eps: float | None, interleaved: bool,
+    ) -> None:  # fmt: skip
+        """Queries turned; keys turned, and values, to their pages; with ``eps`` heads are normed first."""
+        values, stride = (0, 0) if v is None else (v.ptr, v.stride)
+        self._raw.rope_append(
+            q.ptr, q.stride, k.ptr, k.stride, values, stride, eps is not None, _at(q_norm), _at(k_norm),
+            table.cos_ptr, table.sin_ptr, y.ptr, y.stride, cache.k_ptr, cache.v_ptr, cache.elem,
+            cache.arrays.slots_ptr, self._tokens.now, q.dims[1], cache.heads, cache.dim, cache.values,
+            2 * table.half, interleaved, eps or 0.0,
+        )  # fmt: skip
+
     def kv_append(self, cache: Cache, k: Rows, v: Rows | None) -> None:
         """Keys and values to their pages; a cache of keys only takes no values."""
         values, stride = (0, 0) if v is None else (v.ptr, v.stride)

@@ -53,6 +53,7 @@ RESERVED = frozenset(
         "add_rms_norm",
         "layer_norm",
         "rope",
+        "rope_append",
         "kv_append",
         "paged_attention",
         "act_mul",

@@ -189,18 +189,9 @@ def rope(f: Lowering, n: Node) -> bool:
 
 
 def _rope(f: Lowering, n: Node, x: Value, norm: str, eps: object) -> bool:
-    where, freq = _value(n, 1), _arg(n, 2)
-    if (
-        not f.f32(x)
-        or not f.shared.is_positions(f.func, where)
-        or not (freq is None or isinstance(freq, Param))
-    ):
+    table = _turns(f, n, _value(n, 1), _arg(n, 2))
+    if table is None or not f.f32(x):
         return False
-    rotary = x.type.dims[-1] if n.attrs["rotary"] is None else n.attrs["rotary"]
-    inverse = f.table_weight(freq) if isinstance(freq, Param) else repr(n.attrs["theta"])
-    if inverse is None:
-        return False
-    table = f.shared.rope_table(f"turns({inverse}, {rotary}, scale={n.attrs['scale']!r})")
     f.done.add(id(n))
     f.call(
         "rope",
@@ -212,6 +203,33 @@ def _rope(f: Lowering, n: Node, x: Value, norm: str, eps: object) -> bool:
         interleaved=n.attrs["interleaved"],
         loc=n.loc,
     )
+    return True
+
+
+def _turns(f: Lowering, n: Node, where: Value, freq: object) -> str | None:
+    """The step's table of cosines and sines for a rotation; None where there is none to be made."""
+    if not f.shared.is_positions(f.func, where) or not (freq is None or isinstance(freq, Param)):
+        return None
+    inverse = f.table_weight(freq) if isinstance(freq, Param) else repr(n.attrs["theta"])
+    if inverse is None:
+        return None
+    rotary = _value(n, 0).type.dims[-1] if n.attrs["rotary"] is None else n.attrs["rotary"]
+    return f.shared.rope_table(f"turns({inverse}, {rotary}, scale={n.attrs['scale']!r})")
+
+
+@lowers("rope_append")
+def rope_append(f: Lowering, n: Node) -> bool:
+    """Queries rotated; keys rotated, and values, to their pages in place."""
+    q, k, v, cache = n.args[:4]
+    norms, table = (_arg(n, 6), _arg(n, 7)), _turns(f, n, _value(n, 4), _arg(n, 8))
+    if table is None or not f.f32(q, k) or not (v is None or f.f32(v)) or _strided(cache):
+        return False
+    if not all(w is None or f.is_weight(w) for w in norms):
+        return False
+    given = [f.weight(w, "vector") if isinstance(w, Param) else "None" for w in norms]
+    named = {"q_norm": given[0], "k_norm": given[1], "eps": n.attrs["eps"]}
+    out = _made(f, n.results[0])
+    f.call("rope_append", q, k, v, cache, table, out, **named, interleaved=n.attrs["interleaved"], loc=n.loc)
     return True
 
 

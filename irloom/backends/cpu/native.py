@@ -25,6 +25,9 @@ rope             x, ldx, w, cos, sin, y, ldy, T, heads, D, rotary, interleaved, 
                  with w; y may be x
 slots            starts, context, table, S, max_pages, page, slots i64[T], positions i32[T] or 0:
                  once per step and pool
+rope_append      q, ldq, k, ldk, v, ldv, norm, qw, kw, cos, sin, y, ldy, kcache, vcache, elem, slots, T, H,
+                 KV, D, Dv, rotary, interleaved, eps: rope of q to y, of k to the cache with v; with norm a
+                 norm per head first, times qw and kw unless 0
 kv_append        k, ldk, v, ldv, kcache, vcache, elem, slots, T, KV, D, Dv
 paged_attention  q, ldq, kcache, vcache, elem, page, KV, starts, context, table, S, max_pages, H, D, Dv,
                  window, chunk, sinks, slopes, out, ldo, scale, softcap: window, chunk, softcap 0 are none
@@ -93,6 +96,7 @@ SIGNATURES = {
     "rope_table": "ppppiid",
     "rope": "pippppiiiiiid",
     "slots": "pppiiipp",
+    "rope_append": "pipipiipppppippipiiiiiiid",
     "kv_append": "pipippipiiii",
     "paged_attention": "pippiiipppiiiiiiipppidd",
     "act_mul": "ipipipiii",

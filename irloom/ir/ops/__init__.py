@@ -54,7 +54,7 @@ from .elementwise import (
     where,
 )
 from .experts import expert_linear, moe
-from .fused import add_layer_norm, add_rms_norm, gelu_mul, silu_mul
+from .fused import add_layer_norm, add_rms_norm, gelu_mul, rope_append, silu_mul
 from .heads import head_linear
 from .index import embedding, gather, last_rows, scatter
 from .matmul import linear, matmul
@@ -158,6 +158,7 @@ __all__ = [
     "reshape",
     "rms_norm",
     "rope",
+    "rope_append",
     "route",
     "rsqrt",
     "scatter",

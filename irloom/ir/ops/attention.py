@@ -10,7 +10,7 @@ from torch import Tensor
 from ..dims import Dim, divide, product, sym
 from ..elem import ELEMS, AnyElem, Paged
 from ..errors import IRError
-from ..op import Attrs, op
+from ..op import Attr, Attrs, op
 from ..seqs import PagedCache, Seqs
 from ..signature import Operand
 from ..types import Type
@@ -67,16 +67,19 @@ def rope(
 
 @rope.verify
 def _(operands: Sequence[Operand], attrs: Attrs) -> None:
-    x, rotary = operands[0], attrs["rotary"]
+    check_rotary("rope", operands[0], attrs["rotary"], operands[2] if len(operands) > 2 else None)
+
+
+def check_rotary(name: str, x: Operand, rotary: Attr, freq: Operand) -> None:
+    """``IRError`` where so many features of ``x`` cannot be rotated by these frequencies."""
     if not isinstance(x, Type) or not x.dims:
         return
     n = x.dims[-1] if rotary is None else rotary
     if isinstance(n, int) and (n % 2 or not 0 < n <= (x.dims[-1] if isinstance(x.dims[-1], int) else n)):
-        raise IRError(f"rope: {n} rotary features of {x}", hint="an even number, at most the head dim")
-    freq = operands[2] if len(operands) > 2 else None
+        raise IRError(f"{name}: {n} rotary features of {x}", hint="an even number, at most the head dim")
     if isinstance(freq, Type) and isinstance(n, int) and freq.dims != (n // 2,):
         raise IRError(
-            f"rope: operand `inv_freq` is {freq}, but {n} rotary features have {n // 2} frequencies"
+            f"{name}: operand `inv_freq` is {freq}, but {n} rotary features have {n // 2} frequencies"
         )
 
 
@@ -132,15 +135,17 @@ def kv_append(cache: PagedCache, k: Tensor, v: Tensor | None, seqs: Seqs) -> Pag
 
 @kv_append.verify
 def _(operands: Sequence[Operand], attrs: Attrs) -> None:
-    cache, v = operands[0], operands[2]
+    check_entry("kv_append", operands[0], operands[2])
+
+
+def check_entry(name: str, cache: Operand, v: Operand) -> None:
+    """``IRError`` where a cache does not keep values such as ``v``."""
     if not isinstance(cache, Type) or not isinstance(cache.elem, Paged):
-        raise IRError(
-            f"kv_append: operand `cache` is {cache}, not a cache", hint="paged[elem, page][P, kv, d]"
-        )
+        raise IRError(f"{name}: operand `cache` is {cache}, not a cache", hint="paged[elem, page][P, kv, d]")
     wanted = cache.dims[-1] if cache.elem.values is None else cache.elem.values
     given = v.dims[-1] if isinstance(v, Type) else 0
     if given != wanted:
-        raise IRError(f"kv_append: operand `v` has {given} features per head, but {cache} keeps {wanted}")
+        raise IRError(f"{name}: operand `v` has {given} features per head, but {cache} keeps {wanted}")
 
 
 @op("t (kv g) !d, p kv !d, t %s, *s (kv g)?, (kv g)?, t *j?, t (kv g) !r? -> t (kv g) !e")

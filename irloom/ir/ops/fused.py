@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..op import op
+from ..dims import Dim, product
+from ..elem import AnyElem
+from ..errors import IRError
+from ..op import Attrs, op
+from ..seqs import PagedCache, Seqs
+from ..signature import Operand
+from ..types import Type
+from .attention import check_entry, check_rotary, entry_bytes, rope
+from .norm import rms_norm
 
 
 @op("*b d, *b d -> *b d")
@@ -37,3 +48,75 @@ def add_layer_norm(
     s = x + y
     f = [None if w is None else w.float() for w in (weight, bias)]
     return s, F.layer_norm(s.float(), s.shape[-1:], f[0], f[1], eps).to(x.dtype)
+
+
+@op("t (kv g) !d, t kv !d, t kv !e?, p kv !d, t, t %s, !d?, !d?, !f? -> t (kv g) !d, p kv !d")
+def rope_append(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    cache: PagedCache,
+    positions: Tensor,
+    seqs: Seqs,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    inv_freq: Tensor | None = None,
+    *,
+    eps: float | None = None,
+    theta: float = 10000.0,
+    rotary: int | None = None,
+    interleaved: bool = False,
+    scale: float = 1.0,
+) -> tuple[Tensor, PagedCache]:
+    """All that lies between the projections and attention: ``rope`` of queries and keys, and ``kv_append``.
+
+    With ``eps`` each head of both goes through ``rms_norm`` first (QK norm), by ``q_norm`` and ``k_norm``
+    where given. Rotated queries, and the cache that holds this step's keys and values: rotated keys are
+    never in memory. Operands may be columns of one packed row, which a kernel then reads once. Attributes
+    are those of ``rope``.
+    """
+    if eps is not None:
+        q, k = (rms_norm.reference(x, w, eps=eps) for x, w in ((q, q_norm), (k, k_norm)))
+    turn = partial(
+        rope.reference,
+        positions=positions,
+        inv_freq=inv_freq,
+        theta=theta,
+        rotary=rotary,
+        interleaved=interleaved,
+        scale=scale,
+    )
+    return turn(q), cache.append(turn(k), v, seqs)
+
+
+@rope_append.dtype
+def _(operands: Sequence[Operand], attrs: Attrs) -> tuple[AnyElem, ...]:
+    q, cache = operands[0], operands[3]
+    assert isinstance(q, Type) and isinstance(cache, Type)
+    return q.elem, cache.elem
+
+
+@rope_append.verify
+def _(operands: Sequence[Operand], attrs: Attrs) -> None:
+    given = [*operands, *[None] * (9 - len(operands))]
+    for x in given[:2]:
+        check_rotary("rope_append", x, attrs["rotary"], given[8])
+    check_entry("rope_append", given[3], given[2])
+    if attrs["eps"] is None and (given[6] is not None or given[7] is not None):
+        raise IRError("rope_append: the weight of a norm is given, but no eps", hint="eps=1e-6, or no weight")
+
+
+@rope_append.flops
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    """Those of ``rope``, and one per entry for a norm."""
+    entries = sum((product(t.dims) for t in operands[:2] if isinstance(t, Type)), 0)
+    return entries * (3 if attrs["eps"] is None else 4)
+
+
+@rope_append.bytes
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    """Every operand but the cache once, rotated queries, and the new entries of the cache."""
+    q, cache = operands[0], operands[3]
+    assert isinstance(q, Type) and isinstance(cache, Type)
+    read = sum((t.nbytes for t in operands if isinstance(t, Type) and t is not cache), 0)
+    return read + q.nbytes + entry_bytes(cache) * q.dims[0]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from irloom.backends.cpu.native import Kernels
+from irloom.backends.cpu.native import ELEMS, Kernels
 
 NAN = float("nan")
 SIZES = [(1, 1), (3, 15), (2, 64), (70, 257), (9, 640)]
@@ -77,6 +77,49 @@ def test_rope_with_and_without_a_norm(
     torch.testing.assert_close(y.double(), want, rtol=1e-5, atol=1e-5)
     kernels.rope(x, cos, sin, x, w=w, eps=1e-6, interleaved=interleaved)
     assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("elem", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("norm", "weights"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("t", "dim", "rotary", "interleaved"), [(1, 64, 64, False), (9, 80, 20, True)])
+def test_rope_append_is_what_its_parts_do(
+    kernels: Kernels,
+    t: int,
+    dim: int,
+    rotary: int,
+    interleaved: bool,
+    norm: bool,
+    weights: bool,
+    elem: torch.dtype,
+) -> None:
+    """To the last bit; of one packed row, a token whose page is not held left out."""
+    heads, kv, wide = 4, 2, 48
+    row = normal(20, t, (heads + kv) * dim + kv * wide)
+    q, k, v = row.split([heads * dim, kv * dim, kv * wide], 1)
+    q, k, v = q.unflatten(1, (heads, dim)), k.unflatten(1, (kv, dim)), v.unflatten(1, (kv, wide))
+    wq, wk = (normal(i, dim) if weights else None for i in (21, 22))
+    cos, sin = normal(23, t, rotary // 2), normal(24, t, rotary // 2)
+    slots = torch.randperm(t + 7, generator=torch.Generator().manual_seed(25))[:t]
+    slots[t // 2] = -1 if t > 1 else 3
+    caches = [[torch.full((4, 4, kv, d), 7.0, dtype=elem) for d in (dim, wide)] for _ in range(2)]
+    want, turned, got = torch.empty(t, heads, dim), torch.empty(t, kv, dim), torch.full((t, heads, dim), NAN)
+    for x, w, y in ((q, wq, want), (k, wk, turned)):
+        if norm:
+            normed = x.clone()
+            for h in range(x.shape[1]):
+                kernels.rms_norm(x[:, h], w, normed[:, h], 1e-6)
+            x = normed
+        kernels.rope(x, cos, sin, y, interleaved=interleaved)
+    kernels.kv_append(turned, v, *caches[0], slots)
+    kernels.raw.rope_append(
+        *(a for x in (q, k, v) for a in (x.data_ptr(), x.stride(0))),
+        norm, *(w.data_ptr() if weights else 0 for w in (wq, wk)), cos.data_ptr(), sin.data_ptr(),
+        got.data_ptr(), got.stride(0), *(c.data_ptr() for c in caches[1]), ELEMS[elem], slots.data_ptr(),
+        t, heads, kv, dim, wide, rotary, interleaved, 1e-6,
+    )  # fmt: skip
+    assert torch.equal(got, want)
+    assert all(torch.equal(a, b) for a, b in zip(*caches, strict=True))
+    assert (caches[0][0] != 7).any()
 
 
 REFERENCES = {

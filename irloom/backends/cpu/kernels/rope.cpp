@@ -1,4 +1,4 @@
-// Rotary embedding, fused with the per-head norm some models put before it, and the append to a paged cache.
+// Rotary embedding, fused with the per-head norm some models put before it, and with the append to a paged cache.
 #include "norm.h"
 #include "pool.h"
 
@@ -21,6 +21,18 @@ void rotate(const float* x, const float* c, const float* s, float* y, int64_t ha
     y[q] = fma(b, c[i], a * s[i]);
   }
 }
+
+struct Turn {
+  const float *c, *s;
+  int64_t D, rotary;
+  bool interleaved;
+
+  // One head of token t from x to y, which may be x.
+  void head(const float* x, float* y, int64_t t) const {
+    rotate(x, c + t * (rotary / 2), s + t * (rotary / 2), y, rotary / 2, interleaved);
+    if (x != y && D > rotary) memcpy(y + rotary, x + rotary, (size_t)(D - rotary) * 4);
+  }
+};
 
 void write(void* base, int elem, int64_t at, const float* x, int64_t n) {
   if (elem == ELEM_F32) memcpy((float*)base + at, x, (size_t)n * 4);
@@ -54,6 +66,7 @@ void irl_rope_table(const int32_t* positions, const float* inv_freq, float* c, f
 // y[T, heads, D] = rope(rms_norm(x, w)); no norm when w is null. Dims past `rotary` pass through. y may be x.
 void irl_rope(const float* x, int64_t ldx, const float* w, const float* c, const float* s, float* y, int64_t ldy, int64_t T,
               int64_t heads, int64_t D, int64_t rotary, int64_t interleaved, double eps) {
+  const Turn turn{c, s, D, rotary, interleaved != 0};
   parallel_range(T, 1 + 8192 / (heads * D + 1), [&](int64_t t0, int64_t t1) {
     for (int64_t t = t0; t < t1; t++)
       for (int64_t h = 0; h < heads; h++) {
@@ -63,8 +76,7 @@ void irl_rope(const float* x, int64_t ldx, const float* w, const float* c, const
           rms_norm_row(from, w, to, D, (float)eps);
           from = to;
         }
-        rotate(from, c + t * (rotary / 2), s + t * (rotary / 2), to, rotary / 2, interleaved != 0);
-        if (from != to && D > rotary) memcpy(to + rotary, from + rotary, (size_t)(D - rotary) * 4);
+        turn.head(from, to, t);
       }
   });
 }
@@ -89,6 +101,30 @@ void irl_kv_append(const float* k, int64_t ldk, const float* v, int64_t ldv, voi
     for (int64_t t = t0; t < t1; t++) {
       if (slots[t] < 0) continue;
       write(kcache, (int)elem, slots[t] * KV * D, k + t * ldk, KV * D);
+      write(vcache, (int)elem, slots[t] * KV * Dv, v + t * ldv, KV * Dv);
+    }
+  });
+}
+
+// What comes between the projections and attention: heads of q [T, H, D] and k [T, KV, D] normed when `norm` (times qw
+// and kw where given) and turned, q to y, k and v [T, KV, Dv] to their places in the caches.
+void irl_rope_append(const float* q, int64_t ldq, const float* k, int64_t ldk, const float* v, int64_t ldv, int64_t norm,
+                     const float* qw, const float* kw, const float* c, const float* s, float* y, int64_t ldy, void* kcache,
+                     void* vcache, int64_t elem, const int64_t* slots, int64_t T, int64_t H, int64_t KV, int64_t D, int64_t Dv,
+                     int64_t rotary, int64_t interleaved, double eps) {
+  const Turn turn{c, s, D, rotary, interleaved != 0};
+  const auto place = [&](const float* x, const float* w, float* to, int64_t t) {
+    if (norm) rms_norm_row(x, w, to, D, (float)eps), x = to;
+    turn.head(x, to, t);
+  };
+  parallel_range(T, 1 + 8192 / ((H + KV) * D + 1), [&](int64_t t0, int64_t t1) {
+    static thread_local Scratch scratch;
+    float* turned = scratch.get<float>((size_t)(KV * D));
+    for (int64_t t = t0; t < t1; t++) {
+      for (int64_t h = 0; h < H; h++) place(q + t * ldq + h * D, qw, y + t * ldy + h * D, t);
+      if (slots[t] < 0) continue;
+      for (int64_t h = 0; h < KV; h++) place(k + t * ldk + h * D, kw, turned + h * D, t);
+      write(kcache, (int)elem, slots[t] * KV * D, turned, KV * D);
       write(vcache, (int)elem, slots[t] * KV * Dv, v + t * ldv, KV * Dv);
     }
   });
