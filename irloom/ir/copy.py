@@ -65,9 +65,14 @@ def same(a: Module, b: Module) -> bool:
     header_b = (b.model, b.passes, b.dims, b.mesh, b.quants, b.buffers, list(b.funcs), set(b.consts))
     if header_a != header_b:
         return False
-    if any(_entries(x) != _entries(b.consts[k]) for k, x in a.consts.items()):
+    if not all(same_const(x, b.consts[k]) for k, x in a.consts.items()):
         return False
     return all(_key(a.funcs[name]) == _key(b.funcs[name]) for name in a.funcs)
+
+
+def same_const(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether two constants have the same element, dims and bits."""
+    return _entries(x) == _entries(y)
 
 
 def _entries(x: torch.Tensor) -> tuple[Any, ...]:

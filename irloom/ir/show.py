@@ -52,7 +52,7 @@ def _const(x: torch.Tensor) -> str:
 
 def show_func(f: Func) -> str:
     """One function as text, without a trailing newline."""
-    params = "".join(f"{INDENT}{_param(p)},\n" for p in f.params)
+    params = "".join(f"{INDENT}{show_param(p)},\n" for p in f.params)
     types = [str(r.type) for r in f.returns]
     result = types[0] if len(types) == 1 else f"({', '.join(types)})"
     rows = [row for s in f.body for row in _stmt(s, INDENT)]
@@ -60,7 +60,8 @@ def show_func(f: Func) -> str:
     return "\n".join([f"def {f.name}(\n{params}) -> {result}:", *rows])
 
 
-def _param(p: Param) -> str:
+def show_param(p: Param) -> str:
+    """A parameter, and the weight it is bound to when it is."""
     return show_typed(p) + (f" = {show_weight(p.weight)}" if p.weight else "")
 
 
@@ -71,6 +72,11 @@ def show_typed(v: Value) -> str:
 
 def _place(v: Value) -> str:
     return f"{v.type} @ {v.buffer}" if v.buffer else str(v.type)
+
+
+def show_stmt(s: Stmt) -> str:
+    """A statement without its indent; of a loop its head."""
+    return _stmt(s, "")[0]
 
 
 def _stmt(s: Stmt, indent: str) -> list[str]:
