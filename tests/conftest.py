@@ -1,4 +1,4 @@
-"""What every test shares: one thread per process, Markdown tests, the `slow` sample, the demo model."""
+"""What every test shares: one thread per process, the `slow` sample, the demo model."""
 
 import os
 import zlib
@@ -9,16 +9,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from tests import markdown
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
-pytest_collect_file = markdown.pytest_collect_file
-
-
 def pytest_addoption(parser):
-    markdown.pytest_addoption(parser)
     parser.addoption(
         "--slow",
         type=float,

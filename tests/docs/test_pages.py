@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from irloom.testing.markdown import Block, headings
 from tests.conftest import ROOT
-from tests.markdown import Block, headings
 
 PAGES = [ROOT / "docs" / "bring_up.md"]
 

@@ -8,13 +8,18 @@
     ```error                    ... and the whole message
 
 Numbers come first: after each pass the program before and the program after run on the same seeded inputs.
-Only when they agree is the text compared, and only then does ``--update`` rewrite it.
+Only when they agree is the text compared, and only then does ``--update`` rewrite it. A pass in a file of its
+own beside the test, ``quiet.py`` beside ``quiet.md``, needs no installing.
 """
+
+from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +28,7 @@ from irloom.ir.graph import Module
 from irloom.ir.parse import parse
 from irloom.ir.show import show
 from irloom.ir.verify import verify
-from irloom.passes import parse_pipeline, run_pipeline
+from irloom.passes import PASSES, load_plugin, parse_pipeline, run_pipeline
 from irloom.passes.check import compare
 
 
@@ -41,18 +46,13 @@ class Block:
     stop: int
 
 
-def pytest_addoption(parser):
-    parser.addoption(
-        "--update", action="store_true", help="rewrite expected programs that differ in text only"
-    )
-
-
-def pytest_collect_file(file_path, parent):
-    return Doc.from_parent(parent, path=file_path) if file_path.suffix == ".md" else None
-
-
 class Doc(pytest.File):
-    def collect(self):
+    """A file of programs."""
+
+    def collect(self) -> Iterator[Case]:
+        beside = self.path.with_name(f"{self.path.stem.replace('-', '_')}.py")
+        if beside.is_file() and self.path.stem not in PASSES:
+            load_plugin(beside)
         for i, (title, line, blocks) in enumerate(headings(self.path)):
             if any(b.words.split(" ")[0] == "py" for b in blocks):
                 yield Case.from_parent(self, name=title, line=line, index=i)
@@ -77,19 +77,21 @@ def headings(path: Path) -> list[tuple[str, int, list[Block]]]:
 
 
 class Case(pytest.Item):
-    def __init__(self, line, index, **kw):
+    """The programs under one heading."""
+
+    def __init__(self, line: int, index: int, **kw: Any) -> None:
         super().__init__(**kw)
         self.line, self.index = line, index
 
-    def reportinfo(self):
+    def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, self.line, self.name
 
-    def repr_failure(self, excinfo, style=None):
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         if isinstance(excinfo.value, (Differs, IrloomError)):
             return f"{self.path}:{self.line + 1}: {self.name}\n{excinfo.value}"
         return super().repr_failure(excinfo, style)
 
-    def runtest(self):
+    def runtest(self) -> None:
         program, said = Module({}), ""
         for at in range(len(self.blocks())):
             block = self.blocks()[at]  # read anew: an update moves lines
@@ -111,7 +113,7 @@ class Case(pytest.Item):
     def blocks(self) -> list[Block]:
         return headings(self.path)[self.index][2]
 
-    def check(self, at, program, pipeline) -> str:
+    def check(self, at: int, program: Module, pipeline: str) -> str:
         """Run the pipeline, compare numbers after each pass, then the text; the near misses."""
         after, record = run_pipeline(program, pipeline)
         for step, p in zip(record.steps, parse_pipeline(pipeline), strict=True):
@@ -124,12 +126,13 @@ class Case(pytest.Item):
         self.same(at, show(after, header=bool(declared)))
         return "\n".join(f"{name}: {miss}" for name, miss in record.near_misses)
 
-    def same(self, at, got):
+    def same(self, at: int, got: str) -> None:
+        """Compare a block with what was produced, or rewrite it."""
         block = self.blocks()[at]
         want, got = block.text.strip(), got.strip()
         if want == got:
             return
-        if self.config.getoption("--update"):
+        if self.config.getoption("irloom_update"):
             lines = self.path.read_text().splitlines()
             lines[block.start : block.stop] = got.splitlines()
             self.path.write_text("\n".join(lines) + "\n")
@@ -140,7 +143,7 @@ class Case(pytest.Item):
         raise Differs("\n".join(rows))
 
 
-def refusal(do) -> str:
+def refusal(do: Callable[[], object]) -> str:
     """The message of the error that ``do`` raises."""
     with pytest.raises(IrloomError) as caught:
         do()

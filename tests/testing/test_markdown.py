@@ -6,6 +6,8 @@ from irloom.passes import PASSES
 
 pytest_plugins = ["pytester"]
 
+PLUGINS = ("-p", "irloom.testing.plugin", "-p", "no:cacheprovider", "-p", "no:xdist")
+
 GOOD = """# Gated
 ```py
 def main(g: f32[T, 8], u: f32[T, 8]):
@@ -46,18 +48,11 @@ class Wrong(Pass):
 def run(pytester, monkeypatch):
     """Run one Markdown file through the plugin; the outcome, and the file as it is then."""
     monkeypatch.setattr(PASSES, "_files", {})
-    pytester.makeconftest(
-        "from pathlib import Path\n"
-        "from irloom.passes import PASSES\n"
-        "from tests.markdown import pytest_addoption, pytest_collect_file\n"
-        "if Path('wrong.py').exists():\n"
-        "    PASSES.register_file(Path('wrong.py').absolute())\n"
-    )
-    path = pytester.path / "case.md"
+    path = pytester.path / "wrong.md"
 
     def go(text, *args):
         path.write_text(text)
-        result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:xdist", path, *args)
+        result = pytester.runpytest_inprocess(*PLUGINS, path, *args)
         return result, path.read_text()
 
     return go
@@ -121,6 +116,13 @@ def test_a_refused_pipeline_and_near_misses_have_blocks_of_their_own(run):
     run(text)[0].assert_outcomes(passed=1)
 
 
-def test_a_heading_without_a_program_is_prose(run):
-    result, _ = run("# Only words\n\n```\nnot a program\n```\n")
+@pytest.mark.parametrize("fence", ["", "py", "python"])
+def test_a_page_without_a_pipeline_is_prose(pytester, fence):
+    pytester.path.joinpath("readme.md").write_text(f"# Only words\n\n```{fence}\nnot a program\n```\n")
+    result = pytester.runpytest_inprocess(*PLUGINS)
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def test_a_heading_without_a_program_is_prose(run):
+    result, _ = run(f"# Only words\n\n```\nnot a program\n```\n{case(FUSED)}")
+    result.assert_outcomes(passed=1)
