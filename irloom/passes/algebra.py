@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from irloom.ir.elem import Elem
 from irloom.ir.graph import Value
 from irloom.ir.op import OPS, Op
-from irloom.ir.ops import add, cast, div, logical_not, mul, neg, pow_, softcap, sub, tanh
+from irloom.ir.ops import (
+    abs_,
+    add,
+    cast,
+    div,
+    floor,
+    ge,
+    gt,
+    le,
+    logical_and,
+    logical_not,
+    logical_or,
+    lt,
+    maximum,
+    minimum,
+    mul,
+    neg,
+    pow_,
+    relu,
+    softcap,
+    sub,
+    tanh,
+    where,
+)
 from irloom.ir.signature import Literal
 
 from .core import NoMatch
@@ -76,6 +100,158 @@ class SubNegated(Identity):
         return add(x, y)
 
 
+class NegatedDifference(Identity):
+    """``-(x - y)`` is ``y - x``."""
+
+    def match(self, x: Value, y: Value) -> Value:
+        return neg(sub(x, y))
+
+    def replace(self, x: Value, y: Value) -> Value:
+        return sub(y, x)
+
+
+class NegatedFactors(Identity):
+    """``-x * -y`` is ``x * y``."""
+
+    def match(self, x: Value, y: Value) -> Value:
+        return mul(neg(x), neg(y))
+
+    def replace(self, x: Value, y: Value) -> Value:
+        return mul(x, y)
+
+
+class ScaleOfNegated(Identity):
+    """``-x * 2`` is ``x * -2``."""
+
+    def match(self, x: Value, c: Literal) -> Value:
+        return mul(neg(x), c)
+
+    def replace(self, x: Value, c: Literal) -> Value:
+        return mul(x, -c)
+
+
+class NegatedScale(Identity):
+    """``-(x * 2)`` is ``x * -2``."""
+
+    def match(self, x: Value, c: Literal) -> Value:
+        return neg(mul(x, c))
+
+    def replace(self, x: Value, c: Literal) -> Value:
+        return mul(x, -c)
+
+
+class Doubled(Identity):
+    """``x + x`` is ``x * 2``."""
+
+    def match(self, x: Value) -> Value:
+        return add(x, x)
+
+    def replace(self, x: Value) -> Value:
+        return mul(x, 2)
+
+
+@dataclass(frozen=True)
+class OfItself(Identity):
+    """The larger of ``x`` and ``x``, ``x and x``, is ``x``."""
+
+    op: Op
+
+    def match(self, x: Value) -> Value:
+        return self.op(x, x)
+
+    def replace(self, x: Value) -> Value:
+        return x
+
+
+@dataclass(frozen=True)
+class Twice(Identity):
+    """The absolute value of an absolute value is that; so is what ``relu`` and ``floor`` give."""
+
+    op: Op
+
+    def match(self, x: Value) -> Value:
+        return self.op(self.op(x))
+
+    def replace(self, x: Value) -> Value:
+        return self.op(x)
+
+
+class AbsOfNegated(Identity):
+    """``|-x|`` is ``|x|``."""
+
+    def match(self, x: Value) -> Value:
+        return abs_(neg(x))
+
+    def replace(self, x: Value) -> Value:
+        return abs_(x)
+
+
+class SameChoice(Identity):
+    """A choice between ``x`` and ``x`` is none."""
+
+    def match(self, condition: Value, x: Value) -> Value:
+        return where(condition, x, x)
+
+    def replace(self, x: Value) -> Value:
+        return x
+
+
+class NegatedChoice(Identity):
+    """``a`` where not ``c``, else ``b``, is ``b`` where ``c``, else ``a``."""
+
+    def match(self, c: Value, a: Any, b: Any) -> Value:
+        return where(logical_not(c), a, b)
+
+    def replace(self, c: Value, a: Any, b: Any) -> Value:
+        return where(c, b, a)
+
+
+@dataclass(frozen=True)
+class Mirrored(Identity):
+    """``2 < x`` is ``x > 2``."""
+
+    op: Op
+    other: Op
+
+    def match(self, c: Literal, x: Value) -> Value:
+        return self.op(c, x)
+
+    def replace(self, c: Literal, x: Value) -> Value:
+        return self.other(x, c)
+
+
+@dataclass(frozen=True)
+class BoundChain(Identity):
+    """Of two bounds on the same side one counts: ``max(max(x, 1), 2)`` is ``max(x, 2)``."""
+
+    op: Op
+
+    def match(self, x: Value, a: Literal, b: Literal) -> Value:
+        return self.op(self.op(x, a), b)
+
+    def where(self, a: Literal, b: Literal) -> None:
+        if math.isnan(a) or math.isnan(b):
+            raise NoMatch("a bound is no number")
+
+    def replace(self, x: Value, a: Literal, b: Literal) -> Value:
+        return self.op(x, max(a, b) if self.op is maximum else min(a, b))
+
+
+class OffsetChain(Identity):
+    """``x + 1 + 2`` is ``x + 3``, for integers."""
+
+    def match(self, x: Value, a: Literal, b: Literal) -> Value:
+        return add(add(x, a), b)
+
+    def where(self, x: Value, a: Literal, b: Literal) -> None:
+        whole = x.type.plain.kind == "int" and type(a) is type(b) is int
+        if not whole or abs(a + b) >= 1 << (x.type.plain.bits - 1):
+            raise NoMatch(f"{a} + {b} may round or not fit")
+
+    def replace(self, x: Value, a: Literal, b: Literal) -> Value:
+        return add(x, a + b)
+
+
 class SubNumber(Identity):
     """``x - 2`` is ``x + -2``."""
 
@@ -97,12 +273,17 @@ class MinusOne(Identity):
 
 
 class ScaleChain(Identity):
-    """``x * a * b`` is ``x * (a * b)`` where one is a power of two: it rounds nothing."""
+    """``x * a * b`` is ``x * (a * b)`` where one is a power of two: it rounds nothing.
+
+    Not in formats of few exponents, in which the product of two may be too small to have all its digits.
+    """
 
     def match(self, x: Value, a: Literal, b: Literal) -> Value:
         return mul(mul(x, a), b)
 
-    def where(self, a: Literal, b: Literal) -> None:
+    def where(self, x: Value, a: Literal, b: Literal) -> None:
+        if x.type.plain.name not in ("f64", "f32", "bf16"):
+            raise NoMatch(f"{x.type.plain} may lose digits")
         if not (_power_of_two(a) or _power_of_two(b)) or not math.isfinite(a * b):
             raise NoMatch(f"{a} * {b} rounds")
 
@@ -201,6 +382,19 @@ RULES: tuple[Rewrite, ...] = (
     DoubleNot(),
     AddNegated(),
     SubNegated(),
+    NegatedDifference(),
+    NegatedFactors(),
+    ScaleOfNegated(),
+    NegatedScale(),
+    Doubled(),
+    *(OfItself(op) for op in (maximum, minimum, logical_and, logical_or)),
+    *(Twice(op) for op in (abs_, relu, floor)),
+    AbsOfNegated(),
+    SameChoice(),
+    NegatedChoice(),
+    *(Mirrored(op, other) for op, other in ((lt, gt), (gt, lt), (le, ge), (ge, le))),
+    *(BoundChain(op) for op in (maximum, minimum)),
+    OffsetChain(),
     SubNumber(),
     MinusOne(),
     ScaleChain(),

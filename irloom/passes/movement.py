@@ -1,4 +1,7 @@
-"""Ops that move entries and cancel: the rules of ``canonicalize`` about shapes."""
+"""Ops that cut, join and repeat entries and cancel: the rules of ``canonicalize`` about those.
+
+Reshapes and permutes, which keep every entry, are in ``motion``.
+"""
 
 from __future__ import annotations
 
@@ -6,74 +9,11 @@ from collections.abc import Sequence
 
 from irloom.ir.dims import Dim
 from irloom.ir.graph import Value
-from irloom.ir.ops import concat, expand, permute, reshape, slice_, split
+from irloom.ir.ops import concat, expand, pad, slice_, split
 
 from .algebra import Identity
 from .core import NoMatch
 from .rewrite import Rewrite, Site
-
-
-class SameReshape(Identity):
-    """A reshape to the dims that a value has is the value."""
-
-    def match(self, x: Value, *, dims: tuple[Dim, ...]) -> Value:
-        return reshape(x, dims=dims)
-
-    def where(self, x: Value, dims: tuple[Dim, ...]) -> None:
-        if x.type.dims != dims:
-            raise NoMatch("other dims")
-
-    def replace(self, x: Value) -> Value:
-        return x
-
-
-class ReshapeOfReshape(Identity):
-    """Only the last of two reshapes counts."""
-
-    def match(self, x: Value, *, first: tuple[Dim, ...], dims: tuple[Dim, ...]) -> Value:
-        return reshape(reshape(x, dims=first), dims=dims)
-
-    def replace(self, x: Value, dims: tuple[Dim, ...]) -> Value:
-        return reshape(x, dims=dims)
-
-
-class SamePermute(Identity):
-    """The order that dims have already changes nothing."""
-
-    def match(self, x: Value, *, dims: tuple[int, ...]) -> Value:
-        return permute(x, dims=dims)
-
-    def where(self, dims: tuple[int, ...]) -> None:
-        if dims != tuple(range(len(dims))):
-            raise NoMatch("another order")
-
-    def replace(self, x: Value) -> Value:
-        return x
-
-
-class PermuteOfPermute(Identity):
-    """Two permutations are one."""
-
-    def match(self, x: Value, *, first: tuple[int, ...], dims: tuple[int, ...]) -> Value:
-        return permute(permute(x, dims=first), dims=dims)
-
-    def replace(self, x: Value, first: tuple[int, ...], dims: tuple[int, ...]) -> Value:
-        return permute(x, dims=tuple(first[d] for d in dims))
-
-
-class PermuteOfOnes(Identity):
-    """A permutation that only moves dims of size 1 leaves the entries where they are."""
-
-    def match(self, x: Value, *, dims: tuple[int, ...]) -> Value:
-        return permute(x, dims=dims)
-
-    def where(self, x: Value, dims: tuple[int, ...]) -> None:
-        moved = [d for d in dims if x.type.dims[d] != 1]
-        if moved != sorted(moved):
-            raise NoMatch("entries move")
-
-    def replace(self, x: Value, dims: tuple[int, ...]) -> Value:
-        return reshape(x, dims=tuple(x.type.dims[d] for d in dims))
 
 
 class SameExpand(Identity):
@@ -85,6 +25,26 @@ class SameExpand(Identity):
     def where(self, x: Value, dims: tuple[Dim, ...]) -> None:
         if x.type.dims != dims:
             raise NoMatch("other dims")
+
+    def replace(self, x: Value) -> Value:
+        return x
+
+
+class ExpandOfExpand(Identity):
+    """Two expands are one."""
+
+    def match(self, x: Value, *, first: tuple[Dim, ...], dims: tuple[Dim, ...]) -> Value:
+        return expand(expand(x, dims=first), dims=dims)
+
+    def replace(self, x: Value, dims: tuple[Dim, ...]) -> Value:
+        return expand(x, dims=dims)
+
+
+class NoPad(Identity):
+    """Padding by nothing is the value."""
+
+    def match(self, x: Value, *, dim: int, value: float) -> Value:
+        return pad(x, dim=dim, value=value)
 
     def replace(self, x: Value) -> Value:
         return x
@@ -155,6 +115,31 @@ class OnlyPart(Identity):
         return x
 
 
+class ConcatOfConcat(Identity):
+    """What is joined and then joined with more is joined at once."""
+
+    def match(self, *xs: Value, dim: int) -> Value:
+        return concat(*xs, dim=dim)
+
+    def where(self, xs: tuple[Value, ...], dim: int, site: Site) -> None:
+        if _flat(xs, dim, site) == xs:
+            raise NoMatch("no part is joined of parts that nothing else reads")
+
+    def replace(self, xs: tuple[Value, ...], dim: int, site: Site) -> Value:
+        return concat(*_flat(xs, dim, site), dim=dim)
+
+
+def _flat(xs: tuple[Value, ...], dim: int, site: Site) -> tuple[Value, ...]:
+    """The parts of a concat, and in place of one that is joined itself, and read here alone, its parts."""
+    out: list[Value] = []
+    for x in xs:
+        made = site.producer(x)
+        joined = made is not None and made.op is concat and made.attrs["dim"] == dim
+        alone = xs.count(x) == 1 and site.readers(x) == [site.root] and x not in site.func.returns
+        out += made.values if made is not None and joined and alone else [x]
+    return tuple(out)
+
+
 class OnlySplit(Identity):
     """A split into one part is the value."""
 
@@ -197,16 +182,14 @@ class SplitOfConcat(Identity):
 
 
 RULES: tuple[Rewrite, ...] = (
-    SameReshape(),
-    ReshapeOfReshape(),
-    SamePermute(),
-    PermuteOfPermute(),
-    PermuteOfOnes(),
     SameExpand(),
+    ExpandOfExpand(),
+    NoPad(),
     WholeSlice(),
     SliceOfSlice(),
     SliceOfConcat(),
     OnlyPart(),
+    ConcatOfConcat(),
     OnlySplit(),
     ConcatOfSplit(),
     SplitOfConcat(),
