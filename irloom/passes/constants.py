@@ -1,4 +1,4 @@
-"""What is known before a step runs is computed before it runs: arithmetic on numbers and on small constants."""
+"""What is known before a step runs is computed before: arithmetic on numbers and on small constants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from irloom.ir.weight_expr import Const
 from .core import Changes, spend
 
 FEW = 1024
-"""Entries that a constant may have whatever it is made of; one of more has no more than what it is made of."""
+"""Entries that a constant may have whatever it is made of; one of more must not have more than that has."""
 
 MOVES = (reshape, permute, expand, slice_)
 SAMPLE = 64
@@ -33,14 +33,16 @@ def fold_constants(m: Module, f: Func) -> Changes:
     swap: dict[Value, Value] = {}
     kept: list[Stmt] = []
     for s in f.body:
-        if isinstance(s, Node) and not stay.intersection(s.results):
+        if isinstance(s, Node):
             s.args = [swap.get(a, a) if isinstance(a, Value) else a for a in s.args]
             filled = _filled(s, made)
             if filled is not None and spend():
                 changes.places.append(f"{f.name}.{s.result.name}: {s.op.name} of one number")
                 s.op, s.args = full, []
-                s.attrs = full.complete({"dims": s.result.type.dims, "value": filled, "elem": s.result.type.elem})
-            values = _computed(m, s, made)
+                s.attrs = full.complete(
+                    {"dims": s.result.type.dims, "value": filled, "elem": s.result.type.elem}
+                )
+            values = None if stay.intersection(s.results) else _computed(m, s, made)
             if values is not None and spend():
                 swap.update(zip(s.results, _constants(m, f, s, values), strict=True))
                 changes.places.append(f"{f.name}.{s.results[0].name}: {s.op.name} of constants")

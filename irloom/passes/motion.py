@@ -1,4 +1,4 @@
-"""Reshapes and permutes meet: chains of them become the shortest that does the same, and pass what parts them.
+"""Reshapes and permutes meet: chains become the shortest that does the same, and pass what parts them.
 
 Elementwise ops do not care where entries lie. A reshape or permute that stands behind some moves in front of
 them where it then cancels with another, or becomes part of how a weight is read.
@@ -23,7 +23,7 @@ DEEPEST = 16
 
 
 def move(f: Func) -> Changes:
-    """Shorten chains of reshapes and permutes; let them pass elementwise nodes where that makes them fewer."""
+    """Shorten chains of reshapes and permutes; let them pass elementwise nodes where they cancel."""
     motion = _Motion(Draft(f))
     for n in f.nodes:
         if n in motion.draft.slot and step_of(n):
@@ -67,6 +67,7 @@ class _Motion:
         self.draft = draft
         self.places: list[str] = []
         self.made: set[Value] = set()
+        self.like: dict[Value, Value] = {}  # what takes the place, and the name, of what
 
     def shorten(self, n: Node) -> None:
         """Put the shortest chain that does the same in place of the one that ends in ``n``."""
@@ -135,7 +136,9 @@ class _Motion:
         steps = total.steps()
         gone = chain.steps[len(chain.nodes) - chain.own :] if only and chain.nodes else []
         free = isinstance(chain.base, Param) and chain.base.weight is not None
-        best = _Plan(chain.base, steps, _sum((0, 0) if free else cost(steps), _less(cost(gone))))
+        permutes, all_ = cost(gone)
+        saved = permutes, all_ if not steps else 0  # two reshapes that become one save nothing
+        best = _Plan(chain.base, steps, _sum((0, 0) if free else cost(steps), _less(saved)))
         if depth and only and _elementwise(made) and not chain.nodes:
             assert isinstance(made, Node)
             past = self._past(made, own, depth - 1)
@@ -186,6 +189,7 @@ class _Motion:
             v: Value = op(*args, **like.attrs)
         self.draft.insert(made, at)
         self.made.add(v)
+        self.like[v] = like.result
         return v
 
     def _put(self, n: Node, new: Value) -> None:
@@ -199,8 +203,10 @@ class _Motion:
                 sources = [self.draft.producer.get(v) for v in s.values]
                 self.draft.remove(s)
                 above += [x for x in sources if isinstance(x, Node)]
-        if new in self.made and old not in self.draft.producer:
-            self.draft.rename(new, old.name)
+        for v, before in {**self.like, **({new: old} if new in self.made else {})}.items():
+            if before not in self.draft.producer:
+                self.draft.rename(v, before.name)
+        self.like.clear()
 
 
 def _fail(plan: _Plan) -> Value:

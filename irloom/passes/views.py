@@ -1,4 +1,4 @@
-"""What a chain of reshapes and permutes does, whatever its length: dims are cut into atoms, which change places.
+"""What a chain of reshapes and permutes does, however long: dims are cut into atoms, which change places.
 
 Two chains that do the same have equal views, and a view knows the shortest chain that does it.
 """
@@ -52,13 +52,13 @@ class View:
         return flat == sorted(flat)
 
     def then(self, op: Op, dims: tuple[Dim, ...]) -> View | None:
-        """This view, then one more reshape or permute; None where dims do not divide into atoms."""
+        """One more reshape or permute after this view; None where dims do not divide into atoms."""
         if op is permute:
             return View(self.sizes, self.source, tuple(self.result[int(str(d))] for d in dims))
         return self._regrouped(dims)
 
     def over(self, steps: Sequence[Step]) -> View | None:
-        """This view, then ``steps``."""
+        """Several more."""
         v: View | None = self
         for op, dims in steps:
             v = v and v.then(op, dims)
@@ -180,9 +180,7 @@ def _runs(flat: Sequence[int]) -> list[tuple[int, ...]]:
     return [tuple(run) for run in runs]
 
 
-def _order(
-    source: Sequence[tuple[int, ...]], result: Sequence[tuple[int, ...]]
-) -> tuple[int, ...] | None:
+def _order(source: Sequence[tuple[int, ...]], result: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
     """Where each dim of the result stands in the source; None if one is not there as it is."""
     if sorted(source) != sorted(result):
         return None

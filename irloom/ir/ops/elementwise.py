@@ -26,6 +26,8 @@ def promoted(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
     elems = [x.elem for x in given if isinstance(x, Type)]
     if elems and (not isinstance(elems[0], Elem) or (len(elems) == len(given) and len(set(elems)) == 1)):
         return elems[0]
+    if not elems and len(given) < 2:
+        raise IRError("no operand is a tensor", hint="its element has nothing to follow from")
     try:
         a, b = [_stand_in(x) if isinstance(x, Type) else x for x in given]
         return elem_of(torch.result_type(a, b))
