@@ -25,7 +25,6 @@ from irloom.ir.ops import (
     maximum,
     minimum,
     mul,
-    neg,
     pow_,
     relu,
     softcap,
@@ -60,16 +59,6 @@ class Neutral(Identity):
         return x
 
 
-class DoubleNegation(Identity):
-    """``-(-x)`` is ``x``."""
-
-    def match(self, x: Value) -> Value:
-        return neg(neg(x))
-
-    def replace(self, x: Value) -> Value:
-        return x
-
-
 class DoubleNot(Identity):
     """``not not x`` is ``x``, for truth values."""
 
@@ -78,66 +67,6 @@ class DoubleNot(Identity):
 
     def replace(self, x: Value) -> Value:
         return x
-
-
-class AddNegated(Identity):
-    """``x + (-y)`` is ``x - y``."""
-
-    def match(self, x: Value, y: Value) -> Value:
-        return add(x, neg(y))
-
-    def replace(self, x: Value, y: Value) -> Value:
-        return sub(x, y)
-
-
-class SubNegated(Identity):
-    """``x - (-y)`` is ``x + y``."""
-
-    def match(self, x: Value, y: Value) -> Value:
-        return sub(x, neg(y))
-
-    def replace(self, x: Value, y: Value) -> Value:
-        return add(x, y)
-
-
-class NegatedDifference(Identity):
-    """``-(x - y)`` is ``y - x``."""
-
-    def match(self, x: Value, y: Value) -> Value:
-        return neg(sub(x, y))
-
-    def replace(self, x: Value, y: Value) -> Value:
-        return sub(y, x)
-
-
-class NegatedFactors(Identity):
-    """``-x * -y`` is ``x * y``."""
-
-    def match(self, x: Value, y: Value) -> Value:
-        return mul(neg(x), neg(y))
-
-    def replace(self, x: Value, y: Value) -> Value:
-        return mul(x, y)
-
-
-class ScaleOfNegated(Identity):
-    """``-x * 2`` is ``x * -2``."""
-
-    def match(self, x: Value, c: Literal) -> Value:
-        return mul(neg(x), c)
-
-    def replace(self, x: Value, c: Literal) -> Value:
-        return mul(x, -c)
-
-
-class NegatedScale(Identity):
-    """``-(x * 2)`` is ``x * -2``."""
-
-    def match(self, x: Value, c: Literal) -> Value:
-        return neg(mul(x, c))
-
-    def replace(self, x: Value, c: Literal) -> Value:
-        return mul(x, -c)
 
 
 class Doubled(Identity):
@@ -174,16 +103,6 @@ class Twice(Identity):
 
     def replace(self, x: Value) -> Value:
         return self.op(x)
-
-
-class AbsOfNegated(Identity):
-    """``|-x|`` is ``|x|``."""
-
-    def match(self, x: Value) -> Value:
-        return abs_(neg(x))
-
-    def replace(self, x: Value) -> Value:
-        return abs_(x)
 
 
 class SameChoice(Identity):
@@ -250,26 +169,6 @@ class OffsetChain(Identity):
 
     def replace(self, x: Value, a: Literal, b: Literal) -> Value:
         return add(x, a + b)
-
-
-class SubNumber(Identity):
-    """``x - 2`` is ``x + -2``."""
-
-    def match(self, x: Value, c: Literal) -> Value:
-        return sub(x, c)
-
-    def replace(self, x: Value, c: Literal) -> Value:
-        return add(x, -c)
-
-
-class MinusOne(Identity):
-    """``x * -1`` is ``-x``."""
-
-    def match(self, x: Value) -> Value:
-        return mul(x, -1)
-
-    def replace(self, x: Value) -> Value:
-        return neg(x)
 
 
 class ScaleChain(Identity):
@@ -378,25 +277,15 @@ RULES: tuple[Rewrite, ...] = (
     *(NumberLast(op) for op in OPS if op.commutative),
     *(Neutral(op, 1) for op in (mul, div, pow_)),
     *(Neutral(op, 0) for op in (add, sub)),
-    DoubleNegation(),
     DoubleNot(),
-    AddNegated(),
-    SubNegated(),
-    NegatedDifference(),
-    NegatedFactors(),
-    ScaleOfNegated(),
-    NegatedScale(),
     Doubled(),
     *(OfItself(op) for op in (maximum, minimum, logical_and, logical_or)),
     *(Twice(op) for op in (abs_, relu, floor)),
-    AbsOfNegated(),
     SameChoice(),
     NegatedChoice(),
     *(Mirrored(op, other) for op, other in ((lt, gt), (gt, lt), (le, ge), (ge, le))),
     *(BoundChain(op) for op in (maximum, minimum)),
     OffsetChain(),
-    SubNumber(),
-    MinusOne(),
     ScaleChain(),
     SameCast(),
     CastOfCast(),

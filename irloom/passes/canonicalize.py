@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from irloom.ir.graph import Module
 
-from . import algebra, movement
+from . import algebra, movement, signs
 from .constants import fold_constants
 from .core import Changes, Pass
 from .dedupe import drop, share, share_consts
@@ -28,7 +28,7 @@ from .motion import move
 from .rewrite import apply
 from .tidy import tidy
 
-RULES = (*algebra.RULES, *movement.RULES)
+RULES = (*algebra.RULES, *signs.RULES, *movement.RULES)
 
 
 @dataclass(frozen=True)
