@@ -5,6 +5,7 @@ from __future__ import annotations
 from .bench import bench
 from .compile import compile_
 from .core import irloom, main
+from .diff import diff
 from .doctor import doctor
 from .dump import dump
 from .explain import explain
@@ -13,7 +14,7 @@ from .passes import pass_, passes
 from .run import run
 from .zoo import zoo
 
-for command in (run, compile_, dump, explain, passes, pass_, op, bench, zoo, doctor):
+for command in (run, compile_, dump, diff, explain, passes, pass_, op, bench, zoo, doctor):
     irloom.add_command(command)
 
 __all__ = ["main"]

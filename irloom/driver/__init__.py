@@ -3,10 +3,10 @@
 from irloom.backends.core import backend
 from irloom.passes import run_pipeline
 
-from .core import compile, engine_for, lowered, rewritten, trace
+from .core import compile, engine_for, lowered, program, record_of, rewritten, trace
 from .llm import LLM
 from .measure import Figures, measure
-from .pipelines import Choice, available, passes_of, targets
+from .pipelines import Choice, available, passes_of, targets, until
 
 __all__ = [
     "LLM",
@@ -19,8 +19,11 @@ __all__ = [
     "lowered",
     "measure",
     "passes_of",
+    "program",
+    "record_of",
     "rewritten",
     "run_pipeline",
     "targets",
     "trace",
+    "until",
 ]

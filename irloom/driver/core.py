@@ -19,6 +19,7 @@ from irloom.frontends.hf.hub import find
 from irloom.frontends.hf.remote import remote_code
 from irloom.frontends.peft.frontend import Merged, identity
 from irloom.frontends.store import cache_dir, extensions
+from irloom.frontends.text import Text
 from irloom.ir.elem import ELEMS
 from irloom.ir.errors import CheckpointError, EngineMismatch
 from irloom.ir.graph import Module
@@ -28,6 +29,7 @@ from irloom.passes.pipeline import Pipeline
 
 from .pipelines import CHOICE, Choice, available, passes_of, until
 
+TEXT = Text()
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -55,13 +57,43 @@ def rewritten(
     layers: int | None = None,
     trust_remote_code: bool = False,
 ) -> Module:
-    """The program after the chosen pipeline, or after a part of it (``after="trace"`` runs none)."""
+    """The program after the chosen pipeline, or after a part of it (see ``until``).
+
+    An engine's is the one that it was built from.
+    """
     path = find(str(model), trust_remote_code)
     if is_engine(path):
+        if after is not None:
+            raise EngineMismatch(
+                f"{path}: an engine holds its final program and no other",
+                hint=f"name the model: after={after!r} is a stage of its pipeline",
+            )
         return parse(EngineReader(path).read_text("module.irloom"))
+    return record_of(path, choice, after, layers, trust_remote_code)[1]
+
+
+def record_of(
+    model: str | Path,
+    choice: Choice = CHOICE,
+    after: str | None = None,
+    layers: int | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Module, Module, Record]:
+    """The program as traced, as rewritten (see ``rewritten``), and the record of the passes between."""
+    path = find(str(model), trust_remote_code)
     passes = until(passes_of(choice), after)
-    m = trace(path, backend(choice.target).dtype, layers, trust_remote_code)
-    return run_pipeline(m, passes)[0] if passes else m
+    traced = trace(path, backend(choice.target).dtype, layers, trust_remote_code)
+    return traced, *run_pipeline(traced, passes)
+
+
+def program(
+    model: str | Path, choice: Choice = CHOICE, after: str | None = None, trust_remote_code: bool = False
+) -> Module:
+    """The program of a text or an engine as it is, of a model as ``rewritten``."""
+    path = find(str(model), trust_remote_code)
+    if TEXT.claims(path):
+        return TEXT.trace(path, TraceOptions())
+    return rewritten(path, choice, None if is_engine(path) else after, trust_remote_code=trust_remote_code)
 
 
 def lowered(m: Module, target: str = "cpu") -> str:

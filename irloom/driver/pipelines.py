@@ -49,15 +49,30 @@ def passes_of(choice: Choice) -> list[Pass]:
     return passes
 
 
-def until(passes: list[Pass], name: str | None) -> list[Pass]:
-    """``passes`` up to the last that is called ``name``: all for None, none for ``"trace"``."""
-    if name is None or name == "trace":
-        return passes if name is None else []
+def until(passes: list[Pass], stage: str | None) -> list[Pass]:
+    """``passes`` up to a stage, itself included: all for None, none for ``"trace"``.
+
+    A stage is a name, which means the last run of that pass; ``canonicalize:1`` is the first run of it, and
+    ``3`` the third pass, whichever that is.
+    """
+    if stage is None or stage == "trace":
+        return passes if stage is None else []
+    if stage.isdecimal():
+        if int(stage) > len(passes):
+            raise PipelineError(f"no stage {stage}: the pipeline has {len(passes)} passes")
+        return passes[: int(stage)]
+    name, _, run = stage.partition(":")
     names = _names(passes)
-    if name not in names:
+    ends = [i for i, other in enumerate(names, 1) if other == name]
+    if not ends:
         has = f"it has {', '.join(dict.fromkeys(names))}, and trace"
         raise PipelineError(f"the pipeline has no pass {name!r}", hint=has)
-    return passes[: len(names) - names[::-1].index(name)]
+    if run and not (run.isdecimal() and 0 < int(run) <= len(ends)):
+        times = f"{len(ends)} times" if len(ends) > 1 else "once"
+        raise PipelineError(
+            f"no stage {stage!r}: {name} runs {times}", hint=f"{name}:1 is after its first run"
+        )
+    return passes[: ends[int(run) - 1 if run else -1]]
 
 
 def joining(target: str) -> list[Pass]:

@@ -90,7 +90,15 @@ class _Aligner:
         ):
             look()
             self._settle()
+        self._namesakes()
         return self.out
+
+    def _namesakes(self) -> None:
+        """Values that another statement makes now, under the same name: the second result of a fused op."""
+        free = {(v.name, v.type): v for b in self.news for v in makes(b) if v not in self.back}
+        for v in (v for a in self.olds for v in makes(a) if v not in self.out.values):
+            if w := free.pop((v.name, v.type), None):
+                self._same_value(v, w)
 
     def _settle(self) -> None:
         """Follow what is paired down and up, until nothing new comes of it."""

@@ -136,6 +136,16 @@ class TestKinds:
         other = rows("a = silu(x)", "c = exp(a)", "y = add(a, c)")
         assert changes(one, other) == [("removed", "b", None)]
 
+    def test_a_reader_of_what_another_op_makes_under_the_same_name_is_the_same(self):
+        one = rows("r = add(x, z)", "h = rms_norm(r, n)", "y = silu(h)", "o = mul(y, r)")
+        other = rows(
+            "r, h = add_rms_norm(x, z, n)  # -> f32[T, 8], f32[T, 8]", "y = silu(h)", "o = mul(y, r)"
+        )
+        one, other = (
+            t.replace("z: f32[T, 8]", 'z: f32[T, 8], n: f32[8] = weight("n")') for t in (one, other)
+        )
+        assert changes(one, other) == [("replaced", "r", "r"), ("removed", "h", None)]
+
     def test_the_header(self):
         other = MLP.replace("dim[1, 64]", "dim[1, 128]")
         assert diff(parse(MLP), parse(other)).header == [("T", "dim[1, 64]", "dim[1, 128]")]
