@@ -1,7 +1,8 @@
 """What a checkpoint's config says of a model beside its tensors, checked, with a type for each fact.
 
-Sizes that tensors have are not here: tensors are read first. What would change the result and is not
-understood is an error, so that no option of training is ignored in silence.
+Sizes that tensors have are not here: tensors are read first. Megatron's settings that change a result and
+that irloom does not compute are listed below, and a checkpoint that sets one is refused; one that is in no
+list, of a Megatron newer than these, is not seen.
 """
 
 from __future__ import annotations

@@ -250,7 +250,7 @@ def test_the_old_format_of_megatron_is_named(tmp_path):
 def test_without_a_config_there_is_no_model(tmp_path):
     folder = write_bridge(tmp_path, llama_tensors(), LLAMA)
     (folder / "run_config.yaml").unlink()
-    assert "no format of NeMo or Megatron" in refusal(tmp_path) or "run_config.yaml" in refusal(tmp_path)
+    assert "put the run_config.yaml of the run beside .metadata" in refusal(tmp_path)
 
 
 def write_zarr(folder: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -162,7 +162,7 @@ def test_shared_yaml_that_would_unfold_without_end_is_read_in_no_time(tmp_path):
 def test_yaml_that_is_none_is_refused(text, tmp_path):
     path = write_nemo1(tmp_path / "model")
     (path / "model_config.yaml").write_text(text)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=r"`model_config.yaml` is (not YAML|no mapping)"):
         open_path(path)
 
 
