@@ -24,7 +24,7 @@ from .ops.attention import reach
 from .ops.experts import experts_used
 from .plan import KVPlan, columns, kv_plan, show_bytes
 from .types import Type
-from .weight_expr import show_weight, tensor_names
+from .weight_expr import show_weight, tensor_name, tensor_names
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def count_weights(m: Module) -> Weights:
         for p in f.weights:
             if p.weight is not None and tensor_names(p.weight, number):
                 text = show_weight(p.weight)
-                key = text if number is None else text.replace("{i}", str(number)), p.type
+                key = tensor_name(text, number), p.type
                 read[key] = max(read.get(key, 0), entries.get(p, 0))
     types = [t for _, t in read]
     return Weights(

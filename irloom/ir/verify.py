@@ -12,6 +12,7 @@ from .errors import IRError
 from .graph import Call, Func, Index, Loop, Module, Node, Param, Stmt, Value
 from .show import show_node, show_typed
 from .types import Type
+from .weight_expr import offsets
 
 Rule = Callable[[Module, Func], None]
 RULES: dict[str, Rule] = {}
@@ -222,7 +223,7 @@ def calls_fit(m: Module, f: Func) -> None:
             raise IRError(
                 f"{c.callee} returns {[r.type for r in callee.returns]}, not {[r.type for r in c.results]}"
             )
-        if c.index is None and any("{i}" in str(p.weight) for p in callee.weights):
+        if c.index is None and any(offsets(p.weight) for p in callee.weights):
             raise IRError(f"{c.callee} binds weights per layer, but is called without an index")
 
 

@@ -12,6 +12,7 @@ import ast
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -19,10 +20,12 @@ from typing import Any, cast
 from irloom.ir.elem import ELEMS, Elem, Quant
 from irloom.ir.errors import IRError
 
+_NUMBER = re.compile(r"\{i([+-]\d+)?\}")
+
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the checkpoint; ``{i}`` in its name stands for the layer index."""
+    """A tensor of the checkpoint; ``{i}`` in its name is the layer's number, ``{i-1}`` the one before."""
 
     name: str
 
@@ -266,7 +269,29 @@ def tensor_names(expr: WeightExpr, index: int | None = None) -> list[str]:
 
 
 def tensor_name(name: str, index: int | None) -> str:
-    """``name`` with the layer index in place of ``{i}``."""
-    if index is None and "{i}" in name:
-        raise IRError(f"weight: `{name}` needs a layer index", hint="its function is called without one")
-    return name if index is None else name.replace("{i}", str(index))
+    """``name`` with the layer's number in place of ``{i}``, and that of the layer before for ``{i-1}``.
+
+    >>> tensor_name("layers.{i}.up", 4), tensor_name("layers.{i-1}.norm", 4)
+    ('layers.4.up', 'layers.3.norm')
+    """
+    if index is None:
+        if _NUMBER.search(name):
+            raise IRError(f"weight: `{name}` needs a layer index", hint="its function is called without one")
+        return name
+    return _NUMBER.sub(lambda found: str(index + int(found[1] or 0)), name)
+
+
+def numbered(offset: int) -> str:
+    """What stands in a name for the number of the layer ``offset`` further on: ``{i}``, ``{i-1}``."""
+    return f"{{i{offset:+}}}" if offset else "{i}"
+
+
+def offsets(expr: WeightExpr | None) -> set[int]:
+    """Which layers an expression reads, counted from the one it is bound in: 0 for ``{i}``, none without."""
+    match expr:
+        case None:
+            return set()
+        case Tensor(name):
+            return {int(found or 0) for found in _NUMBER.findall(name)}
+        case _:
+            return {at for x in operands(expr) for at in offsets(x)}

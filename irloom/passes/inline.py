@@ -8,7 +8,7 @@ from typing import ClassVar
 from irloom.ir.elem import CACHES
 from irloom.ir.graph import Builder, Call, Func, Loop, Module, Node, Param, Slot, Stmt, Value
 from irloom.ir.interp import cache_types
-from irloom.ir.weight_expr import WeightExpr
+from irloom.ir.weight_expr import WeightExpr, tensor_name
 
 from .core import Changes, Pass
 from .layers import join_loc, rename_tensors
@@ -72,9 +72,7 @@ class _Inliner:
 
     def weight(self, p: Param, number: int | None) -> Param:
         assert p.weight is not None
-        expr = (
-            p.weight if number is None else rename_tensors(p.weight, lambda n: n.replace("{i}", str(number)))
-        )
+        expr = p.weight if number is None else rename_tensors(p.weight, lambda n: tensor_name(n, number))
         if expr not in self.bound:
             self.bound[expr] = Param(self.names.fresh(p.name), p.type, None, expr)
         self.values[p] = self.bound[expr]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from irloom.ir.graph import Func, Node, Param, Value
-from irloom.ir.weight_expr import Const, Tensor, WeightExpr, operands, tensor_names, with_operands
+from irloom.ir.weight_expr import Const, Tensor, WeightExpr, numbered, operands, tensor_names, with_operands
 
 _PLACE = re.compile(r"\S+:\d+$")
 
@@ -66,15 +66,20 @@ class Sites:
                 return Site(prefix, number)
         return None
 
-    def abstract(self, expr: WeightExpr, number: int) -> WeightExpr:
-        """``expr`` with ``{i}`` where its names bear the layer's number."""
+    def abstract(self, expr: WeightExpr, number: int, alone: bool) -> WeightExpr:
+        """``expr`` with ``{i}`` where its names bear the layer's number.
+
+        Where the layer is ``alone`` in reading it, with ``{i-1}`` for the layer before and ``{i+1}`` for the
+        next, too: a rewrite has joined the end of one layer and the start of another.
+        """
 
         def rename(name: str) -> str:
             site = self.of(name)
-            if site is None or site.number != number:
+            if site is None or abs(site.number - number) > alone:
                 return name
             head = f"{site.prefix}." if site.prefix else ""
-            return f"{head}{{i}}{name[len(head) + len(str(number)) :]}"
+            rest = name[len(head) + len(str(site.number)) :]
+            return f"{head}{numbered(site.number - number)}{rest}"
 
         return rename_tensors(expr, rename)
 

@@ -27,9 +27,11 @@ class Outline(Pass):
     """Find layers of the same structure in a flat ``main`` and make each distinct one a function.
 
     Two layers are the same when their nodes, attributes, types, operands and weight names are, but for the
-    layer's number, which becomes ``{i}``. Layers that differ in an attribute, a window or a rotary base, are
-    distinct functions. What does not depend on the layer (positions, rotary tables) is computed in ``main``
-    and passed in. Calls that repeat in a period become a loop. ``inline`` is the inverse.
+    layer's number, which becomes ``{i}``; where a fusion has joined the end of one layer and the start of the
+    next, the weights that came from the layer before are ``{i-1}``. Layers that differ in an attribute, a
+    window or a rotary base, are distinct functions. What does not depend on the layer (positions, rotary
+    tables) is computed in ``main`` and passed in. Calls that repeat in a period become a loop. ``inline`` is
+    the inverse.
     """
 
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "raise")
@@ -91,12 +93,12 @@ class _Kind:
 def _kinds(m: Module, found: Cut) -> list[_Kind]:
     """Group the layers by structure, in order of appearance, and make the function of each group."""
     consts = _same_consts(m)
-    last = _last_reads(m.main, found)
+    last, shared = _last_reads(m.main, found), _shared(found)
     kinds: dict[Hashable, _Kind] = {}
     for at, layer in enumerate(found.parts):
         if isinstance(layer, Layer):
             outputs = [v for n in layer.nodes for v in n.results if last.get(v, -1) > at]
-            shape = _shape(layer, found, consts, outputs)
+            shape = _shape(layer, found, consts, shared, outputs)
             kind = kinds.setdefault((layer.site.prefix, shape.key), _Kind([], [], Func("")))
             kind.layers.append(layer)
             kind.shapes.append(shape)
@@ -124,7 +126,19 @@ def _last_reads(main: Func, found: Cut) -> dict[Value, int]:
     return last
 
 
-def _shape(layer: Layer, found: Cut, consts: dict[str, str], outputs: list[Value]) -> _Shape:
+def _shared(found: Cut) -> set[Value]:
+    """The values that several parts read."""
+    readers = Counter(
+        v
+        for part in found.parts
+        for v in {v for n in (part.nodes if isinstance(part, Layer) else part) for v in n.values}
+    )
+    return {v for v, count in readers.items() if count > 1}
+
+
+def _shape(
+    layer: Layer, found: Cut, consts: dict[str, str], shared: set[Value], outputs: list[Value]
+) -> _Shape:
     inside: dict[Value, tuple[int, int]] = {}
     inputs: dict[Value, int] = {}
     weights: dict[Param, WeightExpr] = {}
@@ -141,7 +155,7 @@ def _shape(layer: Layer, found: Cut, consts: dict[str, str], outputs: list[Value
                 case Const(const):
                     weights[a] = Const(consts[const])
                 case expr:
-                    weights[a] = found.sites.abstract(expr, layer.number)
+                    weights[a] = found.sites.abstract(expr, layer.number, a not in shared)
         return ("weight", weights[a], a.type)
 
     rows: list[Hashable] = []

@@ -29,6 +29,7 @@ from irloom.ir.weight_expr import tensor_names
 from .core import Changes, NoMatch, Pass, spend
 from .layers import split_loc
 from .near_miss import NearMiss
+from .sample import layer_of
 
 WEIGHTS: dict[Op, tuple[int, ...]] = {
     linear: (1,),
@@ -147,7 +148,7 @@ def _matches(pattern: str, names: Iterable[str]) -> bool:
 def layers(m: Module, f: Func) -> list[int | None]:
     """The layer indices that a function is called with."""
     called = [i for c, i, _ in m.calls() if c.callee == f.name] if "main" in m.funcs else []
-    return list(dict.fromkeys(called)) or [0 if any("{i}" in str(p.weight) for p in f.weights) else None]
+    return list(dict.fromkeys(called)) or [layer_of(f)]
 
 
 def _nodes(p: Param, readers: Iterable[Stmt]) -> list[Node]:

@@ -32,6 +32,7 @@ from irloom.ir.weight_expr import (
     Tensor,
     Transpose,
     WeightExpr,
+    offsets,
     tensor_name,
 )
 
@@ -196,8 +197,9 @@ def bindings(m: Module) -> Iterator[tuple[Param, int | None]]:
 
 
 def layer_of(f: Func) -> int | None:
-    """The index with which to run a function on its own: 0 where its weights are bound per layer."""
-    return 0 if any("{i}" in str(p.weight) for p in f.weights) else None
+    """The index with which to run a function on its own: the least where its weights are bound per layer."""
+    read = {at for p in f.weights for at in offsets(p.weight)}
+    return max(0, -min(read)) if read else None
 
 
 def _infer(e: WeightExpr, dims: tuple[int, ...], index: int | None, out: dict[str, tuple[int, ...]]) -> None:

@@ -17,6 +17,7 @@ from irloom.ir.elem import CACHES, ELEMS, SEQS, Cached
 from irloom.ir.graph import Arg, Call, Func, Loop, Module, Node, Param, Stmt, Value
 from irloom.ir.ops import OPS
 from irloom.ir.show import show_attr, show_weight
+from irloom.ir.weight_expr import offsets
 
 F32 = ELEMS["f32"]
 RESERVED = frozenset(
@@ -290,7 +291,7 @@ class Lowering:
 
 
 def _per_layer(p: Param | None) -> bool:
-    return "{i}" in _expr(p)
+    return p is not None and bool(offsets(p.weight))
 
 
 def _expr(p: Param | None) -> str:
