@@ -158,8 +158,8 @@ def kernel(source: str | Path, **elems: str) -> Callable[[Op], Op]:
     ``source`` is the body of the function, or a ``.cpp`` file beside the caller; ``elems`` names the elements
     of operands and results that are not f32. ``KernelError`` when the op cannot have one, or has one.
     """
-    file = sys._getframe(1).f_code.co_filename
-    text, place = _read(source, Path(file))
+    caller = sys._getframe(1)
+    text, place = _read(source, Path(caller.f_code.co_filename), caller.f_lineno)
 
     def wrap(op: Op) -> Op:
         made = Kernel(op, head(op, elems), text, place)
@@ -195,13 +195,13 @@ def lowers(op: Op | str) -> Callable[[Handler], Handler]:
     return register(name)
 
 
-def _read(source: str | Path, caller: Path) -> tuple[str, str]:
+def _read(source: str | Path, caller: Path, line: int) -> tuple[str, str]:
     """The text of a kernel, and the ``file:line`` it starts at."""
     if not str(source).endswith(".cpp"):
         text = str(source)
         python = caller.read_text(encoding="utf-8") if caller.is_file() else ""
         at = python.find(text)
-        return text, f"{caller}:{python.count(chr(10), 0, at) + 1 if at >= 0 else 1}"
+        return text, f"{caller}:{python.count(chr(10), 0, at) + 1 if at >= 0 else line}"
     path = caller.parent / source
     if not path.is_file():
         raise KernelError(f"{path}: no such file", hint="the name is read beside the file that says it")

@@ -156,10 +156,24 @@ def bitwise_xor(a: Tensor, b: Tensor) -> Tensor:
     return torch.bitwise_xor(a, b)
 
 
+@bitwise_xor.verify
+def _(operands: Sequence[Operand], attrs: Attrs) -> None:
+    for x in operands:
+        if isinstance(x, Type) and x.plain.kind == "float":
+            raise IRError(f"bitwise_xor: an operand is {x}", hint="it is of integers")
+
+
 @op("~b, ~b, ~b -> ~b")
 def where(condition: Tensor, a: Number, b: Number) -> Tensor:
     """``a`` where ``condition`` holds, else ``b``."""
     return torch.where(condition, a, b)
+
+
+@where.verify
+def _(operands: Sequence[Operand], attrs: Attrs) -> None:
+    condition = operands[0]
+    if isinstance(condition, Type) and condition.plain.kind != "bool":
+        raise IRError(f"where: operand `condition` is {condition}, not of truth values", hint="compare it")
 
 
 @op("~b -> ~b")

@@ -60,6 +60,8 @@ def scatter(x: Tensor, index: Tensor, src: Tensor | float) -> Tensor:
 @scatter.verify
 def _(operands: Sequence[Operand], attrs: Attrs) -> None:
     index, src = operands[1:3]
+    if isinstance(index, Type) and index.plain.kind not in ("int", "uint"):
+        raise IRError(f"scatter: operand `index` is {index}", hint="it holds places in the last dim of `x`")
     if isinstance(index, Type) and isinstance(src, Type) and src.dims not in ((), index.dims):
         raise IRError(f"scatter: operand `src` is {src}, but operand `index` is {index}")
 

@@ -109,6 +109,13 @@ def topk(x: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
     return values, indices.int()
 
 
+@topk.verify
+def _(operands: Sequence[Operand], attrs: Attrs) -> None:
+    x, k = operands[0], attrs["k"]
+    if isinstance(x, Type) and x.dims and isinstance(n := x.dims[-1], int) and isinstance(k, int) and k > n:
+        raise IRError(f"topk: the last dim of {x} has no {k} entries")
+
+
 @topk.dtype
 def _(operands: Sequence[Operand], attrs: Attrs) -> tuple[AnyElem, ...]:
     x = operands[0]
