@@ -24,6 +24,7 @@ from . import algebra, movement, signs
 from .constants import fold_constants
 from .core import Changes, Pass
 from .dedupe import drop, share, share_consts
+from .fold_weights import fold_weights
 from .motion import move
 from .rewrite import apply
 from .tidy import tidy
@@ -45,6 +46,7 @@ class Canonicalize(Pass):
                 changes += tidy(f)
                 changes += move(f)
                 changes += fold_constants(m, f)
+                changes += fold_weights(f)
                 changes += share(f)
                 changes += drop(f)
             applied = apply(m, RULES)

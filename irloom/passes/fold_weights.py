@@ -1,12 +1,19 @@
-"""Computation on weights alone, such as ``1 + w``, becomes part of how the weight is read."""
+"""Computation on weights alone, such as ``1 + w``, becomes part of how the weight is read.
+
+What is computed is the same to the last bit: an expression rounds where the program did, to the element that
+the parameter is declared with, whatever the checkpoint stores.
+"""
 
 from __future__ import annotations
 
+import math
+from itertools import accumulate, pairwise
 from math import prod
 from typing import Any
 
 from irloom.ir import ops
-from irloom.ir.graph import Builder, Func, Node, Param, Stmt, Value
+from irloom.ir.elem import Elem
+from irloom.ir.graph import Builder, Func, Loop, Node, Param, Stmt, Value
 from irloom.ir.weight_expr import Affine, Cast, Concat, Exp, Reshape, Scale, Slice, Transpose, WeightExpr
 
 from .core import Changes, spend
@@ -22,20 +29,23 @@ def fold_weights(f: Func) -> Changes:
     names = Builder(f)
     swap: dict[Value, Value] = {}
     kept: list[Stmt] = []
+    carried = {v for s in f.body if isinstance(s, Loop) for v in (*s.inits, *s.yields)}
     for s in f.body:
-        folded = _folded(s, swap) if isinstance(s, Node) else None
+        folded = _folded(s, swap) if isinstance(s, Node) and not carried.intersection(s.results) else None
         if not isinstance(s, Node) or folded is None or not spend():
             kept.append(s)
             continue
-        expr, source = folded
-        if len(readers.get(source, [])) == 1 and source not in f.returns:
-            source.weight, source.type, new = expr, s.result.type, source
-        else:
-            new = Param(names.fresh(source.name), s.result.type, weight=expr)
-            f.params.append(new)
-        readers[new] = readers.get(s.result, [])
-        swap[s.result] = new
-        changes.places.append(f"{f.name}.{new.name}: {s.op.name} of a weight is read with it")
+        exprs, source = folded
+        for r, expr in zip(s.results, exprs, strict=True):
+            if len(exprs) == 1 and len(readers.get(source, [])) == 1 and source not in f.returns:
+                source.weight, source.type, new = expr, r.type, source
+            else:
+                name = names.fresh(source.name) if len(exprs) == 1 else r.name
+                new = Param(name, r.type, weight=expr)
+                f.params.append(new)
+            readers[new] = readers.get(r, [])
+            swap[r] = new
+        changes.places.append(f"{f.name}.{source.name}: {s.op.name} of a weight is read with it")
     f.body = kept
     f.replace_uses(swap)
     unread = {p for p in f.weights if not readers.get(p) and p not in f.returns}
@@ -43,8 +53,8 @@ def fold_weights(f: Func) -> Changes:
     return changes
 
 
-def _folded(n: Node, swap: dict[Value, Value]) -> tuple[WeightExpr, Param] | None:
-    """The expression for the result of ``n``, and the weight that it goes on from; None if it has none."""
+def _folded(n: Node, swap: dict[Value, Value]) -> tuple[list[WeightExpr], Param] | None:
+    """Expressions for the results of ``n``, and the weight that they go on from; None if there are none."""
     args: list[Any] = [swap.get(a, a) if isinstance(a, Value) else a for a in n.args]
     weights = [a for a in args if isinstance(a, Param) and a.weight is not None]
     if not weights or len(weights) != sum(isinstance(a, Value) for a in args):
@@ -52,29 +62,66 @@ def _folded(n: Node, swap: dict[Value, Value]) -> tuple[WeightExpr, Param] | Non
     first = weights[0]
     x = first.weight
     assert x is not None
+    if n.op is ops.split:
+        return _parts(n, first, x), first
+    expr: WeightExpr | None = None
     if n.op is ops.concat:
-        parts = tuple(w.weight for w in weights if w.weight is not None)
-        return Concat(parts, _dim(n, first)), first
-    if n.op is ops.mul and len(weights) == 2:
-        return _times(*weights)
-    if len(weights) > 1:
+        expr = Concat(tuple(w.weight for w in weights if w.weight is not None), _dim(n, first))
+    elif n.op is ops.mul and len(weights) == 2:
+        first, by = sorted(weights, key=lambda w: -w.type.rank)
+        expr = _times(first, by, n.result.type.plain)
+    elif len(weights) == len(args) == 1:
+        expr = _moved(n, first, x) or _computed(n, first)
+    elif len(weights) == 1:
+        expr = _scaled(n, args, first)
+    return None if expr is None else ([expr], first)
+
+
+def _rounded(w: Param, to: Elem) -> WeightExpr | None:
+    """A weight as it is declared, in the element ``to``; None where that is wider than f32."""
+    assert w.weight is not None
+    own = w.weight if _element(w.weight) == w.type.plain else Cast(w.weight, w.type.plain)
+    if to.kind != "float" or to.bits > 32:
         return None
-    expr = _moved(n, first, x) if len(args) == 1 else _scaled(n, args, x)
-    return None if expr is None else (expr, first)
+    return own if to == w.type.plain else Cast(own, to)
+
+
+def _element(e: WeightExpr) -> Elem | None:
+    """The element of an expression, where that does not depend on what a file stores."""
+    match e:
+        case Cast(_, elem):
+            return elem
+        case Slice(x) | Transpose(x) | Reshape(x) | Affine(x) | Scale(x) | Exp(x):
+            return _element(x)
+        case _:
+            return None
+
+
+def _parts(n: Node, w: Param, x: WeightExpr) -> list[WeightExpr]:
+    """The parts that a weight is split into."""
+    at, sizes = _dim(n, w), [r.type.dims[_dim(n, w)] for r in n.results]
+    ends = accumulate((int(str(size)) for size in sizes), initial=0)
+    return [Slice(x, at, start, stop) for start, stop in pairwise(ends)]
+
+
+def _computed(n: Node, w: Param) -> WeightExpr | None:
+    """What arithmetic on one weight is as an expression."""
+    if n.op is ops.cast and n.result.type.plain.kind == "float":
+        wide = w.type.plain.kind == "float" and w.type.plain.bits >= 32
+        x = w.weight if wide else _rounded(w, w.type.plain)
+        return None if x is None else Cast(x, n.result.type.plain)
+    x = _rounded(w, n.result.type.plain)
+    if x is None or n.op not in (ops.neg, ops.exp):
+        return None
+    return Affine(x, -1.0, 0.0) if n.op is ops.neg else Exp(x)
 
 
 def _moved(n: Node, w: Param, x: WeightExpr) -> WeightExpr | None:
-    """What an op of one operand is as an expression."""
+    """What an op that moves entries is as an expression."""
     dims = n.result.type.dims if len(n.results) == 1 else ()
-    if n.op is ops.cast:
-        return Cast(x, n.result.type.plain)
-    if n.op is ops.neg:
-        return Affine(x, -1.0, 0.0)
-    if n.op is ops.exp:
-        return Exp(x)
     if n.op is ops.permute and n.attrs["dims"] == (*range(len(dims) - 2), len(dims) - 1, len(dims) - 2):
         return Transpose(x)
-    if n.op is ops.permute:
+    if n.op is ops.permute and dims:
         return _rotated(n, w, x)
     if n.op is ops.reshape and all(isinstance(d, int) for d in dims):
         return Reshape(x, tuple(d for d in dims if isinstance(d, int)))
@@ -91,7 +138,7 @@ def _moved(n: Node, w: Param, x: WeightExpr) -> WeightExpr | None:
 def _rotated(n: Node, w: Param, x: WeightExpr) -> WeightExpr | None:
     """Dims of which the first go behind the others: a transposed matrix, seen in other dims."""
     order, sizes = n.attrs["dims"], [d for d in w.type.dims if isinstance(d, int)]
-    assert isinstance(order, tuple)
+    assert isinstance(order, tuple) and order
     first = order.index(0)
     cut = len(order) - first
     if len(sizes) != len(order) or order != (*range(cut, len(order)), *range(cut)):
@@ -100,32 +147,35 @@ def _rotated(n: Node, w: Param, x: WeightExpr) -> WeightExpr | None:
     return Reshape(Transpose(matrix), (*sizes[cut:], *sizes[:cut]))
 
 
-def _scaled(n: Node, args: list[Any], x: WeightExpr) -> WeightExpr | None:
+def _scaled(n: Node, args: list[Any], w: Param) -> WeightExpr | None:
     """What arithmetic with one number is as an expression."""
     number = next((a for a in args if isinstance(a, int | float) and not isinstance(a, bool)), None)
-    if number is None or len(args) != 2 or n.result.type.plain.kind != "float":
+    x = _rounded(w, n.result.type.plain)
+    if number is None or x is None or len(args) != 2:
         return None
     if n.op is ops.mul:
         return Affine(x, float(number), 0.0)
     if n.op is ops.add:
         return Affine(x, 1.0, float(number))
-    if n.op is ops.sub and args[1] is number:
-        return Affine(x, 1.0, -float(number))
+    if n.op is ops.sub:
+        return Affine(x, 1.0, -float(number)) if args[1] is number else Affine(x, -1.0, float(number))
+    if n.op is ops.div and args[1] is number and abs(math.frexp(number)[0]) == 0.5:
+        return Affine(x, 1 / float(number), 0.0)
     return None
 
 
-def _times(a: Param, b: Param) -> tuple[WeightExpr, Param] | None:
+def _times(x: Param, by: Param, elem: Elem) -> WeightExpr | None:
     """A weight times another that broadcasts along all of its dims but one."""
-    x, by = (a, b) if a.type.rank >= b.type.rank else (b, a)
     sizes = [d for d in x.type.dims if isinstance(d, int)]
     beside = [1] * (x.type.rank - by.type.rank) + [d for d in by.type.dims if isinstance(d, int)]
     along = [at for at, d in enumerate(beside) if d != 1]
-    if len(along) != 1 or beside[along[0]] != sizes[along[0]] or x.type.plain.kind != "float":
+    whole, scales = _rounded(x, elem), by.weight
+    if len(along) != 1 or beside[along[0]] != sizes[along[0]] or whole is None or scales is None:
         return None
-    assert x.weight is not None and by.weight is not None
-    scales = by.weight.x if isinstance(by.weight, Reshape) else by.weight
-    scales = by.weight if by.type.rank == 1 else Reshape(scales, (sizes[along[0]],))
-    return Scale(x.weight, scales, along[0]), x
+    if by.type.rank > 1:
+        scales = Reshape(scales.x if isinstance(scales, Reshape) else scales, (sizes[along[0]],))
+    narrow = by.type.plain.bits < 32 and _element(scales) != by.type.plain
+    return Scale(whole, Cast(scales, by.type.plain) if narrow else scales, along[0])
 
 
 def _dim(n: Node, w: Param) -> int:

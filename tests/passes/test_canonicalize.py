@@ -4,6 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from irloom.ir.checkpoint import RandomCheckpoint
+from irloom.ir.elem import ELEMS
 from irloom.ir.parse import parse
 from irloom.ir.show import show
 from irloom.passes import run_pipeline
@@ -96,3 +98,16 @@ def test_results_are_equal_to_the_last_bit_in_two_bytes():
     assert len(after.main.body) == 3
     assert compare(before, after, Canonicalize()).max_abs == 0
     assert after.main.returns[0].type.plain.torch == torch.bfloat16
+
+
+def test_an_expression_rounds_as_the_program_did_whatever_the_file_stores():
+    """A norm of one plus its weight, stored in two bytes and computed in four."""
+    text = """def main(x: f32[T, 8], w: f32[8] = weight("w")):
+    a = add(w, 1)
+    y = mul(x, a)
+    return y"""
+    before = parse(text)
+    after, _ = run_pipeline(before, "canonicalize")
+    stored = RandomCheckpoint(0, {"w": (8,)}, ELEMS["bf16"])
+    assert len(after.main.nodes) == 1
+    assert compare(before, after, Canonicalize(), stored).max_abs == 0
