@@ -14,7 +14,18 @@ if TYPE_CHECKING:
 
 @command("explain")
 @click.argument("model")
-@click.option("--context", type=click.IntRange(min=1), default=8192, show_default=True, help="In tokens.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="In tokens.  [default: 8192, or as many as MODEL is made for]",
+)
+@click.option(
+    "--device",
+    "devices",
+    metavar="NAME",
+    multiple=True,
+    help="Predict steps on it: h200, rtx4090, ..., cpu, or h200(bandwidth=4.3TB, bf16=790T).",
+)
 @click.option(
     "--memory", metavar="SIZE", help="Say how many sequences fit beside the weights, such as 80GiB."
 )
@@ -26,26 +37,31 @@ if TYPE_CHECKING:
 def explain(
     ctx: click.Context,
     model: str,
-    context: int,
+    context: int | None,
+    devices: tuple[str, ...],
     memory: str | None,
     dtype: str | None,
     passes: tuple[Choice, ...],
     trust: bool,
     as_json: bool,
 ) -> None:
-    """Say what traces, what falls back, and what a step costs.
+    """Say what traces, what falls back, what a step costs.
 
-    MODEL needs no weights: a directory with a config.json is enough. The exit code is 1 when MODEL does not
-    trace, or a target refuses it.
+    MODEL needs no weights: a directory with a config.json is enough. Figures are those of the program that
+    the first target compiles, so a pass more, such as quantize, shows in them. What a device is predicted to
+    take is the roofline of its datasheet: each op as long as its bytes or its FLOPs take, one after another.
+    The exit code is 1 when MODEL does not trace, or a target refuses it.
 
     \b
-    irloom explain Qwen/Qwen3-0.6B
+    irloom explain Qwen/Qwen3-0.6B --device h200 --device rtx4090
+    irloom explain Qwen/Qwen3-0.6B --device l4 --with 'quantize(int4)'
     irloom explain deepseek-v3/ --memory 1.5TiB --context 32768 --json
     """
     from ..explain import explain as explained
     from ..ir.plan import read_bytes
 
-    found = explained(model, passes, context, read_bytes(memory) if memory else None, dtype, trust)
+    size = read_bytes(memory) if memory else None
+    found = explained(model, passes, context, size, dtype, trust, devices)
     if as_json:
         print_json(found.to_json())
     else:

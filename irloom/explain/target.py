@@ -1,0 +1,68 @@
+"""A target and a model: what it lacks, what it refuses, and which ops it has no kernel for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from irloom.backends.core import backend
+from irloom.driver import Choice, passes_of
+from irloom.driver import targets as all_targets
+from irloom.ir.copy import with_elem
+from irloom.ir.elem import ELEMS
+from irloom.ir.errors import IrloomError
+from irloom.ir.graph import Module
+from irloom.passes import run_pipeline
+from irloom.passes.raised import count
+
+FLOATS = ("bf16", "f16", "f32")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target and this model: what it ``lacks`` on this machine, why it ``refuses`` the program, and the ops
+    that run their reference body: how many nodes, and the share of FLOPs of all nodes of these ops.
+    """
+
+    lacks: str | None
+    refuses: str | None = None
+    reference: Mapping[str, tuple[int, float]] = field(default_factory=dict[str, tuple[int, float]])
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        ops = {op: {"nodes": n, "flops_share": round(x, 6)} for op, (n, x) in self.reference.items()}
+        return {"lacks": self.lacks, "refuses": self.refuses, "reference_bodies": ops}
+
+    def __str__(self) -> str:
+        if self.refuses is not None:
+            return f"refuses it: {self.refuses}"
+        ops = counted({op: n for op, (n, _) in self.reference.items()})
+        share = sum(x for _, x in self.reference.values())
+        runs = f"reference bodies for {ops}: {share:.2%} of the FLOPs" if ops else "a kernel for every op"
+        return f"{runs}; this machine lacks {self.lacks}" if self.lacks else runs
+
+
+def on(choice: Choice, traced: Module) -> Target:
+    """The program as the target would compile it, in the element that it computes in."""
+    made = backend(choice.target)
+    m = traced.copy()
+    for elem in FLOATS:
+        with_elem(m, ELEMS[elem], ELEMS[made.dtype])
+    lacks = all_targets()[choice.target]
+    try:
+        m, record = run_pipeline(m, passes_of(choice))
+        bodies = made.fallbacks(m)
+    except IrloomError as error:
+        return Target(lacks, str(error))
+    share = count(m, record).shares
+    return Target(lacks, None, {op: (n, share[op]) for op, n in bodies.items()})
+
+
+def counted(ops: Mapping[str, int]) -> str:
+    """Ops for people.
+
+    >>> counted({"linear": 5, "embedding": 1})
+    'linear 5, embedding'
+    """
+    return ", ".join(f"{op} {n}" if n > 1 else op for op, n in ops.items())
