@@ -14,7 +14,7 @@ import torch
 from .dims import Dim, Sym, evaluate, symbols
 from .elem import Cached, Elem, Paged, State
 from .errors import IRError
-from .graph import Arg, Call, Func, Loop, Module, Node, Param, Stmt, Value
+from .graph import Call, Func, Loop, Module, Node, Param, Stmt, Value
 from .quantized import QuantizedTensor
 from .seqs import PagedCache, Seqs, StateCache
 from .types import Type
@@ -32,7 +32,9 @@ class Interpreter:
     """Runs a module with weights from ``checkpoint``, or with those that ``weights(param, layer)`` gives.
 
     ``device`` is where tensors live. ``observe(node, results, layer)`` is called after every op: it sees each
-    value as it is made (for finding where two programs part). Weights stay loaded between runs.
+    value as it is made (for finding where two programs part). ``disturb(x)`` takes the place of tensors of
+    floats that ops compute (for finding what rounding does to a program). Weights stay loaded between runs if
+    ``keep``, else they are asked for at every use; a value's memory is free after its last reader.
     """
 
     def __init__(
@@ -42,10 +44,14 @@ class Interpreter:
         device: torch.device | str = "cpu",
         observe: Observer | None = None,
         weights: Weights | None = None,
+        disturb: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        keep: bool = True,
     ) -> None:
         self.module, self.checkpoint, self.device, self.observe = module, checkpoint, device, observe
+        self.disturb, self.keep = disturb, keep
         self._read = weights or self._materialize
         self._weights: dict[tuple[Param, int | None], torch.Tensor] = {}
+        self._ends: dict[Func, list[list[Value]]] = {}
 
     def __call__(self, *inputs: Any, func: str = "main", layer: int | None = None) -> tuple[Any, ...]:
         """Run ``func`` on its data parameters, in order; the values it returns.
@@ -59,26 +65,33 @@ class Interpreter:
 
     def _run(self, f: Func, inputs: Sequence[Any], layer: int | None, env: dict[str, int]) -> tuple[Any, ...]:
         frame: Frame = dict(zip(f.data, inputs, strict=True))
-        for p in f.weights:
-            frame[p] = self._weight(p, layer)
-        for s in f.body:
+        if f not in self._ends:
+            self._ends[f] = last_reads(f)
+        for s, ends in zip(f.body, self._ends[f], strict=True):
             self._stmt(s, frame, layer, env, {})
-        return tuple(frame[r] for r in f.returns)
+            for v in ends:
+                frame.pop(v, None)
+        return tuple(self._value(r, frame, layer) for r in f.returns)
 
     def _stmt(
         self, s: Stmt, frame: Frame, layer: int | None, env: dict[str, int], at: dict[str, int]
     ) -> None:
         match s:
             case Node():
+                args = [self._value(a, frame, layer) if isinstance(a, Value) else a for a in s.args]
                 with torch.device(self.device):  # for what an op makes from nothing
-                    out = apply_node(s, [self._arg(a, frame) for a in s.args], env)
+                    out = apply_node(s, args, env)
+                if self.disturb and computes(s):
+                    out = tuple(self.disturb(x) if _floats(x) else x for x in out)
                 frame.update(zip(s.results, out, strict=True))
                 if self.observe:
                     self.observe(s, out, layer)
             case Call():
                 self._call(s, frame, env, at)
             case Loop():
-                frame.update((p, frame[v]) for p, v in zip(s.params, s.inits, strict=True))
+                frame.update(
+                    (p, self._value(v, frame, layer)) for p, v in zip(s.params, s.inits, strict=True)
+                )
                 for i in s.indices:
                     for inner in s.body:
                         self._stmt(inner, frame, layer, env, {s.var: i})
@@ -90,36 +103,61 @@ class Interpreter:
         slots = [x.index.at(at) for x in s.slots]
         caches = [frame[x.stack][x.index.at(at)] for x in (*s.slots, *s.reads)]
         index = s.index.at(at) if s.index else None
-        out = self._run(self.module.funcs[s.callee], [*(frame[a] for a in s.args), *caches], index, env)
+        args = [self._value(a, frame, None) for a in s.args]
+        out = self._run(self.module.funcs[s.callee], [*args, *caches], index, env)
         frame.update(zip(s.results, out, strict=True))
         for x, i, renewed in zip(s.slots, slots, out[len(out) - len(slots) :], strict=True):
             frame[x.stack] = [*frame[x.stack][:i], renewed, *frame[x.stack][i + 1 :]]
 
-    def _arg(self, a: Arg, frame: Frame) -> Any:
-        return frame[a] if isinstance(a, Value) else a
+    def _value(self, v: Value, frame: Frame, layer: int | None) -> Any:
+        """A value of the frame; a weight is made when it is asked for, not before."""
+        return self._weight(v, layer) if isinstance(v, Param) and v.weight is not None else frame[v]
 
     def _weight(self, p: Param, layer: int | None) -> torch.Tensor:
         key = (p, layer)
-        if key not in self._weights:
-            x = self._read(p, layer)
-            self._weights[key] = x.to(
-                self.device, p.type.elem.torch if isinstance(p.type.elem, Elem) else x.dtype
-            )
-        return self._weights[key]
+        if key in self._weights:
+            return self._weights[key]
+        x = self._read(p, layer)
+        x = x.to(self.device, p.type.elem.torch if isinstance(p.type.elem, Elem) else x.dtype)
+        if self.keep:
+            self._weights[key] = x
+        return x
 
     def _materialize(self, p: Param, layer: int | None) -> torch.Tensor:
         if self.checkpoint is None:
             raise IRError(
                 f"weight `{p.name}` is needed, but there is no checkpoint", hint="give the interpreter one"
             )
-        assert p.weight is not None
-        x = materialize(p.weight, self.checkpoint, layer, self.module.consts)
-        x = x.dequantize() if isinstance(x, QuantizedTensor) else x
-        if tuple(x.shape) != p.type.dims:
-            raise IRError(
-                f"weight `{p.name}` is {list(x.shape)} in {self.checkpoint.path}, but its type is {p.type}"
-            )
-        return x
+        return bound_value(p, self.checkpoint, layer, self.module)
+
+
+def bound_value(p: Param, checkpoint: Checkpoint, layer: int | None, m: Module) -> torch.Tensor:
+    """The value of a weight for one layer, dequantized; ``IRError`` where it is not what its type says."""
+    assert p.weight is not None
+    x = materialize(p.weight, checkpoint, layer, m.consts)
+    x = x.dequantize() if isinstance(x, QuantizedTensor) else x
+    if tuple(x.shape) != p.type.dims:
+        raise IRError(f"weight `{p.name}` is {list(x.shape)} in {checkpoint.path}, but its type is {p.type}")
+    return x
+
+
+def last_reads(f: Func) -> list[list[Value]]:
+    """For each statement the values that nothing reads after it: their memory is free then."""
+    later, out = set(f.returns), list[list[Value]]()
+    for s in reversed(f.body):
+        ends = [v for v in dict.fromkeys((*s.values, *s.results)) if v not in later]
+        out.append(ends)
+        later.update(ends)
+    return out[::-1]
+
+
+def computes(n: Node) -> bool:
+    """Whether an op makes new numbers, and does not only move entries."""
+    return "shape" not in n.op.hooks and not n.op.signature.indexed
+
+
+def _floats(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
 
 
 def apply_node(n: Node, args: Sequence[Any], env: Mapping[str, int]) -> tuple[Any, ...]:

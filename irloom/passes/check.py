@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,42 +14,10 @@ from irloom.ir.interp import Interpreter
 from irloom.ir.seqs import PagedCache, StateCache
 
 from .core import Pass
+from .report import Report, report
 from .sample import BATCHES, Batch, entry, inputs, layer_of, random_weights
 
-TOLERANCE = {
-    torch.float64: 1e-10,
-    torch.float32: 2e-5,
-    torch.float16: 4e-3,
-    torch.bfloat16: 3e-2,
-}
-"""Largest difference as a share of the largest entry, by an output's element. Integers must be equal."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """How far the outputs of two programs are apart: the worst output of the worst batch.
-
-    ``max_abs`` is the largest difference of two entries, ``relative`` that as a share of the largest entry,
-    ``norm`` the norm of the difference as a share of the output's; ``error`` is the one that counts and
-    ``allowed`` its limit.
-    """
-
-    max_abs: float
-    relative: float
-    norm: float
-    error: float
-    allowed: float
-    where: str
-
-    @property
-    def ok(self) -> bool:
-        """Whether the difference is within the limit."""
-        return self.error <= self.allowed
-
-    def __str__(self) -> str:
-        return (
-            f"{self.where}: error {self.error:.3g}, allowed {self.allowed:.3g} (max abs {self.max_abs:.3g})"
-        )
+__all__ = ["Report", "compare"]
 
 
 def compare(
@@ -77,9 +44,7 @@ def compare(
         for i, (a, b) in enumerate(zip(want, got, strict=False)):
             for x, y in zip(_tensors(a), _tensors(b), strict=True):
                 rows.append(_report(x, y, p, f"output {i}, {batch}"))
-    return max(
-        rows, key=lambda r: r.error / r.allowed if r.allowed else r.error * torch.inf if r.error else 0.0
-    )
+    return max(rows, key=lambda r: r.excess)
 
 
 def _run(program: Interpreter, given: Sequence[Any]) -> tuple[Any, ...]:
@@ -105,14 +70,4 @@ def _tensors(x: Any) -> Iterator[torch.Tensor]:
 def _report(want: torch.Tensor, got: torch.Tensor, p: Pass, where: str) -> Report:
     if want.shape != got.shape or want.dtype != got.dtype:
         raise IRError(f"{where}: {got.dtype} {list(got.shape)}, expected {want.dtype} {list(want.shape)}")
-    a, b = want.double(), got.double()
-    same = (a == b) | (a.isnan() & b.isnan())  # also infinities
-    gap = torch.where(same, 0.0, (a - b).abs()).nan_to_num(torch.inf, posinf=torch.inf)
-    size = a[a.isfinite()].abs()
-    max_abs = gap.max().item() if gap.numel() else 0.0
-    relative = max_abs / (size.max().item() or 1.0) if size.numel() else max_abs
-    norm = gap.square().sum().sqrt().item() / (size.square().sum().sqrt().item() or 1.0)
-    allowed = TOLERANCE.get(want.dtype, 0.0)
-    if p.lossy and want.dtype in TOLERANCE:
-        return Report(max_abs, relative, norm, norm, p.budget(), where)
-    return Report(max_abs, relative, norm, relative, allowed, where)
+    return report(want, got, where, budget=p.budget())

@@ -62,15 +62,15 @@ def entry(m: Module) -> Func:
 
 def inputs(modules: Sequence[Module], batch: Batch) -> dict[str, Any]:
     """A value for every data parameter of the entries, by name: both sides of a comparison get the same."""
-    stacks = [_caches(m) for m in modules]
+    stacks = [own_caches(m) for m in modules]
     if not stacks[0]:
         batch = Batch(batch.lengths, (0,) * len(batch.lengths), batch.seed)
     seqs = next((p.type for m in modules for p in entry(m).data if p.type.elem == SEQS), None)
     if seqs is not None:
         batch = _fitted(batch, *seqs.dims)
     caches = {name: types for stack in stacks for name, types in stack.items()}
-    tables = _tables([t for types in caches.values() for t in types], batch)
-    env = _sizes(modules, batch, seqs, tables)
+    tables = page_tables([t for types in caches.values() for t in types], batch)
+    env = sizes(modules, batch, seqs, tables)
     given: dict[str, Any] = {}
     for m in modules:
         for p in entry(m).data:
@@ -80,15 +80,17 @@ def inputs(modules: Sequence[Module], batch: Batch) -> dict[str, Any]:
                 given[p.name] = Seqs.of(batch.lengths, batch.past, tables)
             elif p.name in caches:
                 made = [
-                    _cache(t, env, _generator(batch.seed, p.name, i)) for i, t in enumerate(caches[p.name])
+                    random_cache(t, env, generator(batch.seed, p.name, i))
+                    for i, t in enumerate(caches[p.name])
                 ]
                 given[p.name] = made if p.type.elem == CACHES else made[0]
             else:
-                given[p.name] = _tensor(entry(m), p, env, _generator(batch.seed, p.name))
+                given[p.name] = _tensor(entry(m), p, env, generator(batch.seed, p.name))
     return given
 
 
-def _caches(m: Module) -> dict[str, list[Type]]:
+def own_caches(m: Module) -> dict[str, list[Type]]:
+    """The caches that the entry takes, by parameter; those of a stack in their order."""
     types = cache_types(m) if "main" in m.funcs else {}
     out = {p.name: [p.type] for p in entry(m).data if isinstance(p.type.elem, Cached)}
     for p in entry(m).data:
@@ -106,7 +108,7 @@ def _fitted(batch: Batch, tokens: Dim, count: Dim) -> Batch:
     return Batch(tuple(lengths), past, batch.seed)
 
 
-def _tables(types: Sequence[Type], batch: Batch) -> dict[str, torch.Tensor]:
+def page_tables(types: Sequence[Type], batch: Batch) -> dict[str, torch.Tensor]:
     """Page tables by pool; pages are handed out in a shuffled order, and two are left over."""
     pages: dict[str, int] = {}
     for t in types:
@@ -117,13 +119,13 @@ def _tables(types: Sequence[Type], batch: Batch) -> dict[str, torch.Tensor]:
     out: dict[str, torch.Tensor] = {}
     for pool, page in pages.items():
         need = [-(-(n + past) // page) for n, past in zip(batch.lengths, batch.past, strict=True)]
-        order = torch.randperm(sum(need) + 2, generator=_generator(batch.seed, pool))
+        order = torch.randperm(sum(need) + 2, generator=generator(batch.seed, pool))
         rows = [order[sum(need[:i]) : sum(need[: i + 1])] for i in range(len(need))]
         out[pool] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).int()
     return out
 
 
-def _sizes(
+def sizes(
     modules: Sequence[Module], batch: Batch, seqs: Type | None, tables: Mapping[str, torch.Tensor]
 ) -> dict[str, int]:
     """A size for every symbol: tokens and sequences as the batch says, enough pages, odd for the rest."""
@@ -138,12 +140,14 @@ def _sizes(
     return env
 
 
-def _generator(seed: int, name: str, index: int = 0) -> torch.Generator:
+def generator(seed: int, name: str, index: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """Random numbers of their own for each name."""
     digest = hashlib.blake2b(f"{seed}:{name}:{index}".encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
 
 
-def _cache(t: Type, env: Mapping[str, int], g: torch.Generator) -> PagedCache | StateCache:
+def random_cache(t: Type, env: Mapping[str, int], g: torch.Generator) -> PagedCache | StateCache:
+    """A cache full of random numbers."""
     assert isinstance(t.elem, Cached)
     dims = [evaluate(d, env) for d in t.dims]
     if isinstance(t.elem, State):
@@ -160,11 +164,11 @@ def _tensor(f: Func, p: Param, env: Mapping[str, int], g: torch.Generator) -> to
     elem, dims = p.type.plain, [evaluate(d, env) for d in p.type.dims]
     if elem.kind == "float":
         return torch.randn(dims, generator=g).to(elem.torch)
-    high = 2 if elem.kind == "bool" else _bound(f, p)
+    high = 2 if elem.kind == "bool" else bound(f, p)
     return torch.randint(high, dims, generator=g).to(elem.torch)
 
 
-def _bound(f: Func, p: Value) -> int:
+def bound(f: Func, p: Value) -> int:
     """Below what a parameter of integers must stay: the rows of what it indexes."""
     for s in f.body:
         if isinstance(s, Node) and s.op.name in INDEXED and p in s.values:
@@ -177,11 +181,16 @@ def _bound(f: Func, p: Value) -> int:
 
 def random_weights(modules: Sequence[Module], seed: int = 0) -> RandomCheckpoint:
     """A checkpoint of seeded random tensors with the names that the modules' weights have."""
+    return RandomCheckpoint(seed, weight_dims(modules))
+
+
+def weight_dims(modules: Sequence[Module]) -> dict[str, tuple[int, ...]]:
+    """The tensors that the modules' weights are made of, and their dims as far as the weights tell."""
     dims: dict[str, tuple[int, ...]] = {}
     for p, index in (x for m in modules for x in bindings(m)):
         assert p.weight is not None
         _infer(p.weight, tuple(int(str(d)) for d in p.type.dims), index, dims)
-    return RandomCheckpoint(seed, dims)
+    return dims
 
 
 def bindings(m: Module) -> Iterator[tuple[Param, int | None]]:
