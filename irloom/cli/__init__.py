@@ -12,9 +12,10 @@ from .explain import explain
 from .op import op
 from .passes import pass_, passes
 from .run import run
+from .verify import verify
 from .zoo import zoo
 
-for command in (run, compile_, dump, diff, explain, passes, pass_, op, bench, zoo, doctor):
+for command in (run, compile_, dump, diff, explain, verify, passes, pass_, op, bench, zoo, doctor):
     irloom.add_command(command)
 
 __all__ = ["main"]

@@ -10,6 +10,7 @@ from irloom.ir.show import show
 
 from .core import Changes, Pass
 from .near_miss import NearMiss
+from .report import Report
 
 
 @dataclass
@@ -17,6 +18,7 @@ class Step:
     """One pass of a run: its name and options, the module before and after it, its changes and its seconds.
 
     The modules are copies: reading them later shows what was, whatever has happened to the program since.
+    ``numerics`` is what the pass did to the numbers, once someone has verified it (see ``verified``).
     """
 
     name: str
@@ -26,6 +28,7 @@ class Step:
     changes: Changes
     seconds: float
     ran: Pass
+    numerics: Report | None = None
 
     @cached_property
     def text_before(self) -> str:

@@ -93,8 +93,8 @@ def report(
     error, limit = relative, FLOOR.get(want.dtype, 0.0) if allowed is None else allowed
     if want.dtype in FLOOR and budget:
         error, limit = norm, budget
-    if want.dtype in FLOOR and want.numel() and not any(p.finite for p in parts):
-        error = torch.inf  # nothing but NaN and infinities says nothing
+    if want.is_floating_point() and want.numel() and not any(p.speaks for p in parts):
+        error = torch.inf  # two programs that give nothing but NaN have not been compared
     rows = want.shape[0] if want.ndim else 1
     return Report(max_abs, relative, norm, min(cosine, 1.0), error, limit, where, kl, top1, rows)
 
@@ -116,7 +116,7 @@ class _Part:
     one: float
     two: float
     dot: float
-    finite: bool
+    speaks: bool
 
     @property
     def max_abs(self) -> float:
@@ -141,7 +141,7 @@ def _part(want: torch.Tensor, got: torch.Tensor) -> _Part:
     a, b = (x.where(a.isfinite() & b.isfinite(), 0.0) for x in (a, b))
     gaps, sizes = (x.amax(-1) if x.shape[-1] else x.sum(-1) for x in (gap, a.abs()))
     one, two, dot = (x.sum().item() for x in (a.square(), b.square(), a * b))
-    return _Part(gaps, sizes, gap.square().sum().item(), one, two, dot, bool(want.isfinite().any()))
+    return _Part(gaps, sizes, gap.square().sum().item(), one, two, dot, bool((~want.isnan()).any()))
 
 
 BLOCK = 1 << 24

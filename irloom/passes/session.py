@@ -25,7 +25,7 @@ LATE, NEAR = 3, 64
 
 @dataclass(frozen=True)
 class Session:
-    """``steps[i][s]`` tokens of sequence ``s`` are in step ``i``; no sequence crosses the boundaries ``missed``."""
+    """``steps[i][s]`` tokens of sequence ``s`` in step ``i``; none crosses the boundaries ``missed``."""
 
     steps: tuple[tuple[int, ...], ...]
     seed: int = 0
