@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .ir.parse import parse
     from .ir.recurrent import recurrent
     from .ir.show import show
-    from .passes import NoMatch, Pass, Rewrite, apply
+    from .passes import Changes, NearMiss, NoMatch, Pass, Rewrite, RewritePass, apply
     from .runtime import SamplingParams
 
 __version__ = "0.1.0"
@@ -59,24 +59,27 @@ _ROOMS = {
     "ir.parse": ("parse",),
     "ir.recurrent": ("recurrent",),
     "ir.show": ("show",),
-    "passes": ("NoMatch", "Pass", "Rewrite", "apply"),
+    "passes": ("Changes", "NearMiss", "NoMatch", "Pass", "Rewrite", "RewritePass", "apply"),
     "runtime": ("SamplingParams",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "LLM",
+    "Changes",
     "CheckpointError",
     "EngineMismatch",
     "IRError",
     "IrloomError",
     "KernelError",
     "Module",
+    "NearMiss",
     "NoMatch",
     "Pass",
     "PipelineError",
     "RequestError",
     "Rewrite",
+    "RewritePass",
     "SamplingParams",
     "TraceError",
     "__version__",

@@ -32,7 +32,7 @@ SAME, DIFFERENT, TROUBLE = 0, 1, 2
 @click.option(
     "--pass", "one", metavar="PASS", help="What this pass changes; canonicalize:1 is its first run."
 )
-@click.option("--from", "start", metavar="STAGE", help="From after this pass; `trace` is before all.")
+@click.option("--from", "start", metavar="STAGE", help="From after this pass; default: `trace`, before all.")
 @click.option("--to", "stop", metavar="STAGE", help="To after this pass; default: the last.")
 @pipeline_options
 @trust_option
@@ -92,8 +92,6 @@ def _sides(
         raise click.UsageError("--pass is from before it to after it: leave --from and --to out")
     if b is not None:
         return driver.program(a, passes, stop, trust), driver.program(b, passes, stop, trust)
-    if not (one or start or stop):
-        raise click.UsageError("give B, --pass, or --from and --to")
     chosen = driver.passes_of(passes)
     last = len(driver.until(chosen, one or stop))
     first = last - 1 if one else len(driver.until(chosen, start or "trace"))

@@ -59,18 +59,19 @@ class Doc(pytest.File):
 
 
 def headings(path: Path) -> list[tuple[str, int, list[Block]]]:
-    """The headings of a file: title, line, and the blocks below it."""
+    """The headings of a file: title, line, and the blocks below it. A fence of four marks may hold fences."""
     out: list[tuple[str, int, list[Block]]] = []
     fence = None
     lines = path.read_text().splitlines()
     for i, line in enumerate(lines):
+        marks = line[: len(line) - len(line.lstrip("`"))]
         if fence is not None:
-            if line.startswith("```"):
-                words, start = fence
+            opened, words, start = fence
+            if line.strip() == opened:
                 out[-1][2].append(Block(words, "\n".join(lines[start:i]), start, i))
                 fence = None
-        elif line.startswith("```"):
-            fence = (line.removeprefix("```").strip(), i + 1)
+        elif len(marks) >= 3:
+            fence = (marks, line.removeprefix(marks).strip(), i + 1)
         elif title := re.match(r"#+ (.*)", line):
             out.append((title[1], i, []))
     return out

@@ -76,7 +76,6 @@ def test_a_pass_that_is_added_or_left_out_shows(irloom, model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "give B, --pass, or --from and --to"),
         (("--pass", "outline", "--to", "raise"), "--pass is from before it to after it"),
         (("--pass", "canonicalize:3"), "canonicalize runs 2 times"),
         (("--from", "99"), "no stage 99: the pipeline has "),

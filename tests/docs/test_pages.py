@@ -2,7 +2,7 @@
 
     ```python            a part of the page's one session
     ```python tide.py    a file, which is there before anything runs
-    ```sh                commands, one a line; lines that start with # are words to the reader
+    ```sh                commands of irloom and pytest, one a line; lines that start with # are for readers
     ```text              what the block above prints, stdout and stderr; shown without the folder it ran in
 
 ``pytest --update`` writes what was printed into the page.
@@ -11,6 +11,7 @@
 import difflib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -21,7 +22,11 @@ import pytest
 from irloom.testing.markdown import Block, headings
 from tests.conftest import ROOT
 
-PAGES = [ROOT / "docs" / "bring_up.md"]
+COMMANDS = {
+    "irloom": ("-c", "from irloom.cli import main; main()"),
+    "pytest": ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "irloom.testing.plugin"),
+}
+PAGES = [ROOT / "docs" / name for name in ("bring_up.md",)]
 
 
 @pytest.mark.timeout(900)
@@ -68,19 +73,18 @@ def python(session: list[str], here: Path) -> list[str]:
 
 
 def shell(lines: str, here: Path) -> str:
-    """Commands of irloom, one after the other."""
+    """Commands, one after the other."""
     out = []
     for line in lines.splitlines():
         name, *words = shlex.split(line, comments=True) or [""]
         if name:
-            assert name == "irloom", line
-            command = [sys.executable, "-c", "from irloom.cli import main; main()", *words]
+            command = [sys.executable, *COMMANDS[name], *words]
             env = os.environ | {"COLUMNS": "100"}
             ran = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, check=False)
             assert ran.returncode in (0, 1), (
                 ran.stderr
             )  # 1 is a mistake of the reader's, which a page may show
-            out.append(ran.stdout + ran.stderr)
+            out.append(re.sub(r" in [\d.]+s$", "", ran.stdout + ran.stderr, flags=re.MULTILINE))
     return "".join(out)
 
 

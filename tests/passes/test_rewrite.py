@@ -1,5 +1,7 @@
 """What a pattern means, and what the driver keeps: readers, order, names, places, weights."""
 
+from dataclasses import dataclass
+
 import pytest
 
 from irloom.ir.errors import IrloomError
@@ -11,6 +13,7 @@ from irloom.ir.ops import (
     gelu,
     layer_norm,
     linear,
+    minimum,
     mul,
     neg,
     relu,
@@ -28,7 +31,7 @@ from irloom.ir.show import show
 from irloom.ir.signature import Literal
 from irloom.ir.verify import verify
 from irloom.ir.weight_expr import Affine, show_weight
-from irloom.passes import NoMatch, Rewrite, apply, limited
+from irloom.passes import NoMatch, Rewrite, RewritePass, apply, limited
 
 
 def rewritten(text, *rules):
@@ -403,3 +406,19 @@ def test_a_match_that_is_no_expression_is_the_authors_error():
 
     with pytest.raises(IrloomError, match="return op calls on the holes"):
         apply(parse("def main(x: f32[T]):\n    y = sin(x)\n    return y"), [Nothing()])
+
+
+def test_a_pass_may_be_its_own_rule():
+    @dataclass(frozen=True)
+    class Capped(RewritePass):
+        limit: float = 1.0
+
+        def match(self, x):
+            return exp(x)
+
+        def replace(self, x):
+            return minimum(x, self.limit)
+
+    m = parse("def main(x: f32[T, 4]):\n    y = exp(x)\n    return y")
+    assert len(Capped(2.0).run(m)) == 1
+    assert "minimum(x, 2.0)" in str(m)
