@@ -1,0 +1,97 @@
+"""examples/plugin as somebody installs it: both wheels in an environment of their own, all else borrowed."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from irloom.backends.machine import compiler
+from tests.tiny import save_model
+
+ROOT = Path(__file__).resolve().parent.parent
+PLUGIN = ROOT / "examples" / "plugin"
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Python, or ``irloom``, in an environment with the two wheels, away from the checkout."""
+    home = tmp_path_factory.mktemp("plugin")
+    for source in (ROOT, PLUGIN):
+        build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(home / "wheels")]
+        subprocess.run(build, cwd=source, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home / "env")], check=True)
+    python = str(home / "env" / "bin" / "python")
+    irloom = home / "env" / "bin" / "irloom"
+    install = ["install", "-q", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    wheels = sorted(map(str, (home / "wheels").iterdir()))
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, *install, *wheels], check=True)
+    (packages,) = (home / "env").glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PYTEST", "XDG"))}
+
+    def run(*args: object) -> str:
+        command = [python, *(str(irloom if a == "irloom" else a) for a in args)]
+        done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{args}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Mamba 2, whose mixers end in a gated norm of two groups."""
+    from transformers import Mamba2Config
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "state_size": 8,
+        "num_heads": 4,
+        "head_dim": 16,
+        "n_groups": 2,
+    }
+    folder = tmp_path_factory.mktemp("mamba")
+    save_model(Mamba2Config(vocab_size=320, num_hidden_layers=2, conv_kernel=4, **sizes), folder)
+    return folder
+
+
+def test_it_is_listed_with_its_package(run: Run):
+    assert "fuse-gated-norm" in run("irloom", "passes")
+
+
+def test_its_own_tests_pass_where_it_is_installed(run: Run):
+    told = run("-m", "pytest", "-q", "-p", "no:cacheprovider", PLUGIN / "tests")
+    assert "7 passed" in told
+
+
+SAME_ANSWERS = """
+import json, sys
+import irloom
+from irloom.driver import Choice, passes_of
+model, home = sys.argv[1:]
+tokens = []
+for name, without in (("with", ()), ("without", ("fuse-gated-norm",))):
+    out = irloom.compile(model, "cpu", passes_of(Choice(without=without)), out=f"{home}/{name}")
+    llm = irloom.LLM(out)
+    told = llm.generate([[5, 9, 7, 200], [3]], irloom.SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+    tokens.append([t.token_ids for t in told])
+print(json.dumps(tokens))
+"""
+
+
+@pytest.mark.skipif(compiler() is None, reason="kernels need a compiler")
+def test_a_model_runs_with_its_kernel(run: Run, mamba: Path, tmp_path: Path):
+    lowered = run("irloom", "dump", mamba, "--lowered")
+    assert "kernels.gated_rms_norm(" in lowered and "groups=2" in lowered
+    (tmp_path / "same.py").write_text(SAME_ANSWERS)
+    fused, plain = json.loads(run(tmp_path / "same.py", mamba, tmp_path))
+    assert fused == plain
+    with_, without = ((tmp_path / name / "lowered.py").read_text() for name in ("with", "without"))
+    assert "kernels.gated_rms_norm" in with_ and "kernels.gated_rms_norm" not in without
