@@ -1,6 +1,7 @@
 """The body against the signature, and the kernel against the body."""
 
 from gated_norm.gated_rms_norm import gated_rms_norm
+
 from irloom.testing import check_kernel, check_op
 
 CHOICES = {"groups": [1, 2], "norm_first": [False, True]}

@@ -6,10 +6,9 @@ normalize, Qwen3-Next and Kimi Linear normalize before they gate. The gated row 
 
 from dataclasses import dataclass
 
+from gated_norm.gated_rms_norm import gated_rms_norm
 from irloom import Pass, Rewrite, apply
 from irloom.ir.ops import rms_norm, silu_mul
-
-from gated_norm.gated_rms_norm import gated_rms_norm
 
 
 class GateThenNorm(Rewrite):

@@ -1,9 +1,10 @@
 """The op: its signature, its meaning, and its kernel."""
 
+from torch import Tensor
+
 from irloom import op
 from irloom.backends.cpu import kernel
 from irloom.ir.ops import rms_norm, silu_mul
-from torch import Tensor
 
 
 @kernel("gated_rms_norm.cpp")
