@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import networkx as nx
@@ -67,12 +67,12 @@ def same(a: Module, b: Module) -> bool:
         return False
     if not all(same_const(x, b.consts[k]) for k, x in a.consts.items()):
         return False
-    return all(_key(a.funcs[name]) == _key(b.funcs[name]) for name in a.funcs)
+    return all(_Twins().funcs(f, b.funcs[name]) for name, f in a.funcs.items())
 
 
 def same_const(x: torch.Tensor, y: torch.Tensor) -> bool:
     """Whether two constants have the same element, dims and bits."""
-    return _entries(x) == _entries(y)
+    return x is y or _entries(x) == _entries(y)
 
 
 def _entries(x: torch.Tensor) -> tuple[Any, ...]:
@@ -81,47 +81,59 @@ def _entries(x: torch.Tensor) -> tuple[Any, ...]:
     return x.dtype, x.shape, flat.view(torch.uint8).numpy().tobytes()
 
 
-def _key(f: Func) -> Any:
-    """What makes two functions equal; a value is its definition's number and its name."""
-    number: dict[Value, int] = {}
+class _Twins:
+    """Walks two functions side by side, up to where they first differ; ``of`` pairs their values."""
 
-    def define(v: Value) -> tuple[Any, ...]:
-        number[v] = len(number)
-        return (v.name, v.type, v.buffer)
+    def __init__(self) -> None:
+        self.of: dict[Value, Value] = {}
 
-    def ref(a: Arg) -> Any:
-        return ("%", number[a]) if isinstance(a, Value) else (type(a), a)
+    def funcs(self, f: Func, g: Func) -> bool:
+        weights = [p.weight for p in f.params] == [p.weight for p in g.params]
+        heads = f.name == g.name and weights and self.define(f.params, g.params)
+        return f is g or (heads and self.blocks(f.body, g.body) and self.refs(f.returns, g.returns))
 
-    def stmt(s: Stmt) -> Any:
-        match s:
-            case Node():
-                attrs = tuple((k, type(v), v) for k, v in s.attrs.items())
-                return (
-                    "node",
-                    s.op.name,
-                    [ref(a) for a in s.args],
-                    attrs,
-                    s.loc,
-                    [define(r) for r in s.results],
-                )
-            case Call():
-                slots = [[(ref(x.stack), x.index) for x in each] for each in (s.slots, s.reads)]
-                return (
-                    "call",
-                    s.callee,
-                    s.index,
-                    [ref(a) for a in s.args],
-                    slots,
-                    s.loc,
-                    [define(r) for r in s.results],
-                )
-            case Loop():
-                head = ("loop", s.var, s.indices, [ref(v) for v in s.inits], [define(v) for v in s.params])
-                inner = [stmt(x) for x in s.body]
-                return (*head, inner, [ref(v) for v in s.yields], [define(v) for v in s.results])
+    def define(self, a: Sequence[Value], b: Sequence[Value]) -> bool:
+        """Whether values are alike where they are made; from then on the one is the other's twin."""
+        self.of.update(zip(a, b, strict=False))
+        return len(a) == len(b) and all(
+            x.name == y.name and x.buffer == y.buffer and (x.type is y.type or x.type == y.type)
+            for x, y in zip(a, b, strict=True)
+        )
 
-    params = [(*define(p), p.weight) for p in f.params]
-    return (f.name, params, [stmt(s) for s in f.body], [ref(r) for r in f.returns])
+    def refs(self, a: Sequence[Any], b: Sequence[Any]) -> bool:
+        return len(a) == len(b) and all(
+            self.of.get(x) is y if isinstance(x, Value) else _alike(x, y) for x, y in zip(a, b, strict=True)
+        )
+
+    def slots(self, a: Sequence[Slot], b: Sequence[Slot]) -> bool:
+        stacks = self.refs([x.stack for x in a], [x.stack for x in b])
+        return stacks and [x.index for x in a] == [x.index for x in b]
+
+    def blocks(self, a: Sequence[Stmt], b: Sequence[Stmt]) -> bool:
+        return len(a) == len(b) and all(map(self.stmts, a, b))
+
+    def stmts(self, a: Stmt, b: Stmt) -> bool:
+        match a, b:
+            case Node(), Node():
+                same = a.op is b.op and a.loc == b.loc and self.refs(a.args, b.args)
+                attrs = same and list(a.attrs) == list(b.attrs)
+                alike = attrs and all(map(_alike, a.attrs.values(), b.attrs.values()))
+            case Call(), Call():
+                same = (a.callee, a.index, a.loc) == (b.callee, b.index, b.loc)
+                slots = self.slots(a.slots, b.slots) and self.slots(a.reads, b.reads)
+                alike = same and slots and self.refs(a.args, b.args)
+            case Loop(), Loop():
+                same = (a.var, a.indices) == (b.var, b.indices) and self.refs(a.inits, b.inits)
+                inner = same and self.define(a.params, b.params) and self.blocks(a.body, b.body)
+                alike = inner and self.refs(a.yields, b.yields)
+            case _:
+                return False
+        return alike and self.define(a.results, b.results)
+
+
+def _alike(a: object, b: object) -> bool:
+    """Equal, and of one type: 1 is not 1.0 here."""
+    return a is b or (type(a) is type(b) and a == b)
 
 
 def to_networkx(f: Func) -> nx.MultiDiGraph[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, cast
 
 from .buffers import called_buffers, lifetimes, storage
 from .dims import covers, symbols
@@ -128,22 +129,40 @@ def _slot_results(s: Stmt) -> list[Value]:
 @rule
 def types_follow(m: Module, f: Func) -> None:
     """Every node's types are what its op infers from its operands."""
+    known: dict[Hashable, tuple[Type, ...]] = {}  # a model's layers ask the same questions
     for s in _inside(f.body):
         if not isinstance(s, Node):
             continue
+        question = (s.op, *map(_exact, s.operands), *((k, _exact(v)) for k, v in s.attrs.items()))
         try:
-            made = s.op.infer(s.operands, s.attrs)
+            made = known.get(question) or known.setdefault(question, s.op.infer(s.operands, s.attrs))
         except IRError as e:
             raise e.at(f"   | {show_node(s)}") from None
+        if len(made) != len(s.results):
+            names = ", ".join(r.name for r in s.results) or "nothing"
+            raise IRError(f"{s.op.name} makes {len(made)} values, the node {names}")
         for value, t in zip(s.results, made, strict=True):
             if value.type != t:
                 raise IRError(f"{show_typed(value)}, but {s.op.name} makes {t}").at(f"   | {show_node(s)}")
 
 
+def _exact(x: Any) -> Hashable:
+    """What only an equal of the same type is equal to: 1 is neither 1.0 nor True."""
+    if isinstance(x, (tuple, list)):
+        return (tuple, *map(_exact, cast("list[Any]", x)))
+    return x if isinstance(x, Type) else (cast("type[Any]", type(x)), x)
+
+
 @rule
 def declared(m: Module, f: Func) -> None:
     """Dims, mesh axes, quantized elements and buffers that types name are declared in the header."""
+    fine: set[Type] = set()
     for v in _values(f):
+        if v.buffer and v.buffer not in m.buffers:
+            raise IRError(f"{show_typed(v)}: buffer {v.buffer} is not declared")
+        if v.type in fine:
+            continue
+        fine.add(v.type)
         for d in v.type.dims:
             if missing := sorted(symbols(d) - set(m.dims)):
                 raise IRError(
@@ -159,8 +178,6 @@ def declared(m: Module, f: Func) -> None:
                 f"{show_typed(v)}: element {v.type.elem} is not declared",
                 hint=f"{v.type.elem} = {v.type.elem.declaration()}",
             )
-        if v.buffer and v.buffer not in m.buffers:
-            raise IRError(f"{show_typed(v)}: buffer {v.buffer} is not declared")
 
 
 @rule
@@ -327,6 +344,8 @@ def no_aliases(m: Module, f: Func) -> None:
     A value may take the buffer of an operand that its own op reads last. What a call writes must not be in
     use.
     """
+    if not m.buffers:
+        return
     root, span = storage(f), lifetimes(f)
     holder: dict[str, Value] = {}
     for at, s in enumerate(f.body):

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 
 from irloom.ir.elem import Elem
-from irloom.ir.graph import Func, Module, Node, Param, Stmt, Value
+from irloom.ir.graph import Module, Node, Param, Stmt, Value
 from irloom.ir.ops import attention, concat, head_linear, linear, reshape, slice_, split
 from irloom.ir.types import Type
 from irloom.ir.weight_expr import Reshape, Slice, Transpose, WeightExpr
@@ -46,11 +46,13 @@ class AbsorbMla(Pass):
         """One change per attention; near misses are attentions to latents that stay as they are."""
         changes = Changes()
         for f in list(m.funcs.values()):
+            d = Draft(f)
             for n in [n for n in f.nodes if n.op is attention]:
                 try:
-                    changes.places += _absorb(m, f, n)
+                    changes.places += _absorb(m, d, n)
                 except NoMatch as why:
                     changes.near_misses.append(NearMiss(f"{f.name}.{n.result.name}", str(why), loc=n.loc))
+            d.commit()
             if changes:
                 drop_inputs(m, f)
         return changes
@@ -109,9 +111,9 @@ class _Mla:
         return self.keys.heads * (self.kept + self.keys.width)
 
 
-def _absorb(m: Module, f: Func, n: Node) -> list[str]:
+def _absorb(m: Module, d: Draft, n: Node) -> list[str]:
     """Rewrite one attention; nothing where its values come from no latent."""
-    origins = Origins.of(f)
+    origins = Origins.of(d)
     found = _find(origins, n)
     if found is None:
         return []
@@ -120,7 +122,6 @@ def _absorb(m: Module, f: Func, n: Node) -> list[str]:
         raise NoMatch(f"its cache would be {smaller:.1f} times smaller, the work on it {more:.1f} times more")
     if not spend():
         return []
-    d = Draft(f)
     site, made = Site(m, d, n), list[Stmt]()
     with d.builder(made, n.loc):
         out = _attend(site, n, found)
@@ -131,8 +132,7 @@ def _absorb(m: Module, f: Func, n: Node) -> list[str]:
     d.sweep(list(dict.fromkeys(dead)))
     d.rename(out, n.result.name)
     d.drop({found.keys.param, found.values.param})
-    d.commit()
-    return [f"{f.name}.{out.name}: keeps {found.kept} features a token instead of {found.expanded}"]
+    return [f"{d.func.name}.{out.name}: keeps {found.kept} features a token instead of {found.expanded}"]
 
 
 def _attend(site: Site, n: Node, found: _Mla) -> Value:

@@ -38,11 +38,18 @@ def run_guarded(p: Pass, m: Module, before: Module) -> Changes:
         raise PipelineError(
             f"pass {name} returned {_shown(changes)}, not Changes", hint="return what `apply` gives: Changes"
         ).at(f"  --> {_place(p)}")
+    if not changes.places and m == before:
+        return changes
     try:
         verify(m)
     except IRError as e:
         raise _blamed(e, p, before, len(changes)).at(f"  --> after pass {name}") from None
-    if not changes.places and m != before:
+    except Exception as e:
+        raise PipelineError(
+            f"pass {name} left what is no program: {type(e).__name__}: {e}",
+            hint="operands are values, numbers and None; results are values; attributes are plain",
+        ).at(f"  --> {_place(p)}") from e
+    if not changes.places:
         raise PipelineError(
             f"pass {name} says that it changed nothing, but {_difference(before, m)}",
             hint="count every change: Changes([place, ...])",

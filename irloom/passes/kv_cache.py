@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, ClassVar, Literal
@@ -36,6 +36,8 @@ PAGES = (1, 65536)
 """The range of a dim of pages or slots, until ``kv-plan`` knows better."""
 ATTENDS = {attention: paged_attention, partial_attention: paged_partial_attention}
 """Ops on keys and values, and their form that reads a cache."""
+Producers = Mapping[Value, Stmt]
+"""The statement that makes each value."""
 INDEXES = {sparse_index: paged_sparse_index, block_index: paged_block_index}
 """Ops on keys alone."""
 
@@ -89,10 +91,10 @@ class KvCache(Pass):
                 groups[*n.values[1:4], n.attrs.get("stride", 1)].append(n)
             elif _looks_back(n.op):
                 groups[n].append(n)
-        kept: list[Kept] = []
+        kept, producers = list[Kept](), f.producers()
         for nodes in groups.values():
             try:
-                t = self.type(f, nodes)
+                t = self.type(producers, nodes)
             except NoMatch as why:
                 place, loc = f"{f.name}.{nodes[0].result.name}", nodes[0].loc
                 changes.near_misses.append(NearMiss(place, str(why), loc=loc))
@@ -100,13 +102,13 @@ class KvCache(Pass):
             kept.append(Kept(t, nodes))
         return kept
 
-    def type(self, f: Func, nodes: list[Node]) -> Type:
+    def type(self, producers: Producers, nodes: list[Node]) -> Type:
         """The type of the cache that serves these nodes; ``NoMatch`` where there is none."""
         if nodes[0].op in ATTENDS:
-            return self.tokens(f, nodes)
+            return self.tokens(producers, nodes)
         return self.keys(nodes[0]) if nodes[0].op in INDEXES else self.state(nodes[0])
 
-    def tokens(self, f: Func, nodes: list[Node]) -> Type:
+    def tokens(self, producers: Producers, nodes: list[Node]) -> Type:
         """The type of the cache that serves these attentions; ``NoMatch`` where there is none."""
         k, v = (x.type for x in nodes[0].values[1:3])
         elem = ELEMS[self.elem] if self.elem else k.elem
@@ -115,7 +117,7 @@ class KvCache(Pass):
         features = v.dims[-1]
         if not isinstance(features, int):
             raise NoMatch(f"values are {v}, and a cache needs to know their features")
-        values = 0 if _leads(f, nodes[0]) else None if features == k.dims[-1] else features
+        values = 0 if _leads(producers, nodes[0]) else None if features == k.dims[-1] else features
         windows = [reach(n.attrs) for n in nodes]
         window = None if None in windows else max(w for w in windows if w is not None)
         return self.pages(k, Paged(elem, self.page, window, values), nodes[0])
@@ -148,6 +150,7 @@ def _looks_back(op: Op) -> bool:
 def _rewrite(m: Module, f: Func, caches: list[Kept]) -> list[str]:
     """Let the ops of one function use its caches, first its own and then those that it is lent."""
     names, done = Builder(f), list[str]()
+    firsts = [n.values[2] for kept in caches for n in kept.nodes if n.op in ATTENDS and _keys_only(kept)]
     for at, kept in enumerate(sorted(caches, key=lambda kept: bool(kept.lent))):
         tail = f"_{at}" if len(caches) > 1 else ""
         p = Param(names.fresh(f"kv{tail}"), kept.type)
@@ -159,15 +162,28 @@ def _rewrite(m: Module, f: Func, caches: list[Kept]) -> list[str]:
         m.dims.setdefault(str(kept.type.dims[0]), PAGES)
         readers = ", ".join(n.results[0].name for n in kept.nodes)
         done.append(f"{f.name}.{readers}: reads {after.name}, {kept.type}{', lent' if kept.lent else ''}")
+    _drop_slices(f, firsts)
     return done
 
 
-def _leads(f: Func, n: Node) -> bool:
+def _keys_only(kept: Kept) -> bool:
+    """Whether values are the first features of keys, and read as such."""
+    return isinstance(kept.type.elem, Paged) and kept.type.elem.values == 0
+
+
+def _drop_slices(f: Func, values: Sequence[Value]) -> None:
+    """Take out the slices that made values of keys, where nothing reads them any more."""
+    producers, readers = f.producers(), f.readers()
+    made = {producers.get(v) for v in values if v not in readers and v not in f.returns}
+    f.body = [s for s in f.body if s not in made or not isinstance(s, Node) or s.op is not slice_]
+
+
+def _leads(producers: Producers, n: Node) -> bool:
     """Whether an attention's values are its keys, or the first features of these."""
     _, k, v = n.values[:3]
     if v is k:
         return True
-    made = f.producers().get(v)
+    made = producers.get(v)
     if not isinstance(made, Node) or made.op is not slice_ or made.values[0] is not k:
         return False
     dim, start, step = (made.attrs[name] for name in ("dim", "start", "step"))
@@ -192,19 +208,13 @@ def _page(f: Func, kept: Kept, cache: Param, names: Builder, name: str) -> Value
 
 def _attend(f: Func, kept: Kept, cache: Value) -> Value:
     """Read keys and values from ``cache``, which holds those of this step."""
-    first, paged = kept.nodes[0], kept.type.elem
-    assert isinstance(paged, Paged)
-    v = first.values[2] if first.op in ATTENDS else None
     for n in kept.nodes:
         if n.op in INDEXES:
             n.op, n.args = INDEXES[n.op], [n.args[0], cache, *n.args[2:]]
         else:
-            values = n.values[2].type.dims[-1] if paged.values == 0 else None
+            values = n.values[2].type.dims[-1] if _keys_only(kept) else None
             n.op, n.args = ATTENDS[n.op], [n.args[0], cache, *n.args[3:]]
             n.attrs = {**n.attrs, "values": values}
-    made = f.producers().get(v) if v else None
-    if isinstance(made, Node) and made.op is slice_ and not f.readers().get(made.result):
-        f.body.remove(made)
     return cache
 
 

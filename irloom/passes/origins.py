@@ -12,10 +12,12 @@ import torch
 
 from irloom.ir.dims import evaluate, product, symbols
 from irloom.ir.elem import SEQS, Elem
-from irloom.ir.graph import Func, Node, Stmt, Value
+from irloom.ir.graph import Node, Stmt, Value
 from irloom.ir.interp import apply_node
 from irloom.ir.ops import concat, expand, permute, reshape, slice_, split
 from irloom.ir.types import Type
+
+from .draft import Draft
 
 MOVES = (reshape, permute, expand, slice_, split, concat)
 TOKENS = 3
@@ -36,10 +38,10 @@ class Origins:
     count: int = 0
 
     @staticmethod
-    def of(f: Func) -> Origins:
+    def of(d: Draft) -> Origins:
         """For a function whose ``seqs`` say what its tokens are called."""
-        names = [str(p.type.dims[0]) for p in f.data if p.type.elem == SEQS]
-        return Origins(names[0] if names else "T", f.producers())
+        names = [str(p.type.dims[0]) for p in d.func.data if p.type.elem == SEQS]
+        return Origins(names[0] if names else "T", d.producer)
 
     def trace(self, v: Value) -> torch.Tensor | None:
         """The numbers of the entries of ``v``; None where its dims depend on more than the tokens."""

@@ -171,6 +171,31 @@ class _Goal:
     search: bool = False
 
 
+def may_match(p: Pattern, root: Node, d: Draft) -> bool:
+    """Whether more than ``root`` alone can match: a glance at its operands, for it is asked at every node.
+
+    What is looked at is what ``find`` looks at first, so nothing that comes further than that is lost.
+    """
+    wants, args = p.anchor.node.args, root.args
+    if _begins(wants, args, d):
+        return True
+    return root.op.commutative and _begins(wants, [args[1], args[0], *args[2:]], d)
+
+
+def _begins(wants: Sequence[Any], args: Sequence[Arg], d: Draft) -> bool:
+    """Whether operands can be those of a pattern, up to the first that an op of the pattern makes."""
+    for i, want in enumerate(wants):
+        a = args[i] if i < len(args) else None
+        if isinstance(want, Output):
+            s = d.producer.get(a) if isinstance(a, Value) else None
+            return isinstance(s, Node) and s.op is want.node.op
+        if isinstance(want, Hole) and want.rest:
+            return True
+        if not (want.takes(a) if isinstance(want, Hole) else _equal(want, a)):
+            return False
+    return True
+
+
 def find(p: Pattern, root: Node, d: Draft) -> Match:
     """The first way in which ``root`` is the anchor of the pattern; ``Mismatch`` where there is none."""
     rest = [_Goal(o, search=True) for o in p.outputs if o is not p.anchor]
@@ -199,13 +224,14 @@ def _solve(goals: list[_Goal], m: Match, d: Draft) -> Match:
 
 def _first(ways: list[list[_Goal]], goals: list[_Goal], m: Match, d: Draft, none: str) -> Match:
     """The first of several ways that leads to a match, else the mismatch that came furthest."""
-    failed = Mismatch(none, m)
+    reason, furthest = none, m
     for way in ways:
         try:
             return _solve([*way, *goals], m.copy(), d)
         except Mismatch as e:
-            failed = e if e.depth > failed.depth or not failed.reason else failed
-    raise failed
+            if e.depth > len(furthest.nodes) or not reason:
+                reason, furthest = e.reason, e.match
+    raise Mismatch(reason, furthest)
 
 
 def _producer(o: Output, actual: Arg, m: Match, d: Draft) -> Node:

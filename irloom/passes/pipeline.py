@@ -7,10 +7,12 @@ The first options may be given by their place. A word without quotes is a string
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, replace
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
@@ -26,12 +28,11 @@ from .record import Record, Step
 from .registry import PASSES, name_of
 
 Pipeline = str | Sequence[str | Pass]
+Progress = Callable[[str, int, int], None]
 DEFAULT = "default"
 
 
-def run_pipeline(
-    m: Module, pipeline: Pipeline, progress: Callable[[str, int, int], None] | None = None
-) -> tuple[Module, Record]:
+def run_pipeline(m: Module, pipeline: Pipeline, progress: Progress | None = None) -> tuple[Module, Record]:
     """Run ``pipeline`` on a copy of ``m``: the new module, and the record of the run.
 
     The pipeline is read and checked as a whole before anything runs (``PipelineError``). After every pass the
@@ -41,9 +42,14 @@ def run_pipeline(
     passes = parse_pipeline(pipeline)
     check_order(passes, m.passes)
     verify(m)
-    now, record, kept = m.copy(), Record(), list[Pass]()
+    with _uncollected():
+        return _run(m, passes, progress)
+
+
+def _run(m: Module, passes: Sequence[Pass], progress: Progress | None) -> tuple[Module, Record]:
+    now, before, record, kept = m.copy(), m.copy(), Record(), list[Pass]()
     for i, p in enumerate(passes):
-        name, before, start = name_of(type(p)), now.copy(), time.perf_counter()
+        name, start = name_of(type(p)), time.perf_counter()
         if progress:
             progress(name, i, len(passes))
         with making(name):
@@ -52,9 +58,23 @@ def run_pipeline(
         check_preserved(p, kept, now)
         kept += [p] if broken(p, now) is None else []
         now.passes.append(name)
+        after = now.copy() if changes.places else replace(before, passes=list(now.passes))
         seconds = time.perf_counter() - start
-        record.steps.append(Step(name, spell(p), before, now.copy(), changes, seconds, p))
+        record.steps.append(Step(name, spell(p), before, after, changes, seconds, p))
+        before = after
     return now, record
+
+
+@contextmanager
+def _uncollected() -> Generator[None]:
+    """Programs hold no cycles, and a record holds many programs: the collector would only walk them all."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def parse_pipeline(pipeline: Pipeline, default: Sequence[Pass] | None = None) -> list[Pass]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from irloom.ir import ops
-from irloom.ir.graph import Builder, Func, Module, Node, Stmt, Value
+from irloom.ir.graph import Func, Module, Node, Stmt, Value
 
 from .core import Changes, spend
 from .near_miss import NearMiss
@@ -73,6 +73,7 @@ class Activations:
             inner = [s for s in readers.get(v, []) if any(self.roots.get(r) is root for r in s.results)]
             if len(inner) < len(readers.get(v, [])) or v in self.func.returns:
                 self._end(v, root, changes)
+        self.cutter.commit()
         return changes
 
     def _roots(self) -> dict[Value, Value]:
@@ -118,10 +119,9 @@ class Activations:
         maker = self.cutter.node(end)
         assert maker is not None
         made: list[Stmt] = []
-        with Builder(self.func, made, maker.loc):
+        with self.cutter.draft.builder(made, maker.loc):
             out = found.apply(region.start)
-        self.cutter.put(made, maker)
-        self.func.replace_uses({end: out})
+        self.cutter.put(made, maker, {end: out})
         out.name, end.name = end.name, out.name
 
 

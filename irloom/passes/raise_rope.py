@@ -16,7 +16,7 @@ import torch
 
 from irloom.ir import ops
 from irloom.ir.elem import ELEMS
-from irloom.ir.graph import Builder, Func, Module, Node, Param, Stmt, Value
+from irloom.ir.graph import Func, Module, Node, Param, Stmt, Value
 from irloom.ir.types import Type
 from irloom.ir.weight_expr import Const
 
@@ -53,6 +53,7 @@ class Rotations:
         if self.tables:
             for v in self._rotated():
                 self._raise(v, changes)
+        self.cutter.commit()
         return changes
 
     def _find_tables(self) -> None:
@@ -182,12 +183,11 @@ class Rotations:
         positions = next(v for v in self.tables if is_positions(self.cutter.node(v)))
         freq = self._constant(rope.freq) if isinstance(rope.freq, torch.Tensor) else rope.freq
         made: list[Stmt] = []
-        with Builder(self.func, made, maker.loc) as build:
+        with self.cutter.draft.builder(made, maker.loc) as build:
             out = rope.build(region.start, positions, freq, end.type.dims)
             turned = next(s for s in made if isinstance(s, Node) and s.op is ops.rope).result
             turned.name = build.fresh(self.names[end]) if end in self.names else turned.name
-        self.cutter.put(made, maker)
-        self.func.replace_uses({end: out})
+        self.cutter.put(made, maker, {end: out})
 
     def _constant(self, table: torch.Tensor) -> Param:
         """Frequencies that the model does not have as such, such as those of turning backwards."""
@@ -198,8 +198,7 @@ class Rotations:
             consts[name] = table
         known = (p for p in self.func.weights if p.weight == Const(name))
         if (param := next(known, None)) is None:
-            param = Param(
-                Builder(self.func).fresh(name), Type(ELEMS["f32"], tuple(table.shape)), weight=Const(name)
-            )
+            free = self.cutter.draft.builder([], "").fresh(name)
+            param = Param(free, Type(ELEMS["f32"], tuple(table.shape)), weight=Const(name))
             self.func.params.append(param)
         return param

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from irloom.ir import ops
 from irloom.ir.elem import ELEMS
-from irloom.ir.graph import Builder, Func, Module, Node, Param, Stmt, Value
+from irloom.ir.graph import Func, Module, Node, Param, Stmt, Value
 
 from .core import Changes, spend
 from .near_miss import NearMiss
@@ -45,6 +45,7 @@ class Routers:
             n = self.cutter.node(index)
             if n is not None and n.op in ROUTING:
                 self._raise(index, changes)
+        self.cutter.commit()
         return changes
 
     def _raise(self, index: Value, changes: Changes) -> None:
@@ -83,7 +84,7 @@ class Routers:
                     made.update(dict.fromkeys(s.results))
                     todo += s.results
         found = [v for v in made if v is not logits]
-        return sorted(found, key=lambda v: self.cutter.order[self.cutter.producers[v]])
+        return sorted(found, key=lambda v: self.cutter.draft.place(self.cutter.draft.producer[v]))
 
     def _filled(self, v: Value) -> bool:
         """Whether a value is made of nothing, wherever that happened."""
@@ -98,9 +99,9 @@ class Routers:
     def _replace(self, region: Region, form: Form) -> None:
         weights, index = region.ends
         makers = [n for v in region.ends if (n := self.cutter.node(v)) is not None]
-        first = min(makers, key=lambda n: self.cutter.order[n])
+        first = min(makers, key=self.cutter.draft.place)
         made: list[Stmt] = []
-        with Builder(self.func, made, first.loc):
+        with self.cutter.draft.builder(made, first.loc):
             logits = region.start
             if logits.type.elem != ELEMS["f32"]:
                 logits = ops.cast(logits, to=ELEMS["f32"])
@@ -109,5 +110,4 @@ class Routers:
                 v if v.type.elem == old.type.elem else ops.cast(v, to=old.type.plain)
                 for v, old in zip(given, (weights, index), strict=True)
             ]
-        self.cutter.put(made, first)
-        self.func.replace_uses(dict(zip((weights, index), new, strict=True)))
+        self.cutter.put(made, first, dict(zip((weights, index), new, strict=True)))

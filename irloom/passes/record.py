@@ -18,6 +18,7 @@ class Step:
     """One pass of a run: its name and options, the module before and after it, its changes and its seconds.
 
     The modules are copies: reading them later shows what was, whatever has happened to the program since.
+    One step's ``after`` is the next one's ``before``, so nothing may change them.
     ``numerics`` is what the pass did to the numbers, once someone has verified it (see ``verified``).
     """
 

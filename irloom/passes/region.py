@@ -20,6 +20,8 @@ from irloom.ir.graph import Arg, Func, Node, Param, Stmt, Value
 from irloom.ir.interp import apply_node
 from irloom.ir.weight_expr import Const
 
+from .draft import Draft
+
 Consts = Mapping[str, torch.Tensor]
 
 
@@ -76,16 +78,14 @@ class Region:
 
 
 class Cutter:
-    """Cuts regions out of one function."""
+    """Cuts regions out of one function, and puts ops in their place. ``commit`` when all is done."""
 
     def __init__(self, f: Func) -> None:
-        self.func = f
-        self.producers = f.producers()
-        self.order: dict[Stmt, int] = {s: i for i, s in enumerate(f.body)}
+        self.draft = Draft(f)
 
     def node(self, v: Value) -> Node | None:
         """The node that makes ``v``, if a node does."""
-        s = self.producers.get(v)
+        s = self.draft.producer.get(v)
         return s if isinstance(s, Node) else None
 
     def behind(
@@ -103,15 +103,17 @@ class Cutter:
             elif n not in nodes:
                 nodes[n] = None
                 todo += n.values
-        return sorted(nodes, key=lambda n: self.order[n]), leaves
+        return sorted(nodes, key=self.draft.place), leaves
 
-    def put(self, made: list[Stmt], before: Stmt) -> None:
-        """Put new statements in front of one."""
-        at = self.func.body.index(before)
-        self.func.body[at:at] = made
-        for s in made:
-            self.order[s] = self.order[before]
-            self.producers.update(dict.fromkeys(s.results, s))
+    def put(self, made: list[Stmt], before: Stmt, swap: Mapping[Value, Value]) -> None:
+        """Put new statements in front of one, and let readers of the keys of ``swap`` read its values."""
+        self.draft.insert(made, before)
+        for old, new in swap.items():
+            self.draft.redirect(old, new)
+
+    def commit(self) -> None:
+        """Write the statements back to the function."""
+        self.draft.commit()
 
 
 def is_const(v: Value) -> bool:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from irloom.ir.elem import Quant
 from irloom.ir.errors import IRError, IrloomError
-from irloom.ir.graph import Func, Loop, Module, Node, Param, Stmt, Value
-from irloom.ir.types import Type
-from irloom.ir.weight_expr import WeightExpr
+from irloom.ir.graph import Func, Loop, Module, Node, Stmt, Value
+from irloom.ir.op import Op
 
 from .core import Changes, NoMatch, spend
 from .draft import Draft
 from .near_miss import NearMiss, ranked, tells_all
-from .pattern import SITE, Match, Mismatch, Pattern, find
+from .pattern import SITE, Match, Mismatch, Pattern, find, may_match
+from .site import Site
+
+__all__ = ["Rewrite", "RuleError", "Site", "apply"]
 
 
 class Rewrite:
@@ -49,89 +49,31 @@ class RuleError(IrloomError):
     """A rule that contradicts itself or another: the author's mistake, not a program that does not match."""
 
 
-@dataclass
-class Site:
-    """The place of a match: its function and module, and what a rewrite may ask for or add there."""
-
-    module: Module
-    draft: Draft
-    root: Node
-    new_params: list[Param] = field(default_factory=list[Param])
-    new_quants: dict[str, Quant] = field(default_factory=dict[str, Quant])
-
-    @property
-    def func(self) -> Func:
-        """The function that is rewritten."""
-        return self.draft.func
-
-    def producer(self, v: Value) -> Node | None:
-        """The node that makes ``v``, if a node does."""
-        s = self.draft.producer.get(v)
-        return s if isinstance(s, Node) else None
-
-    def readers(self, v: Value) -> list[Stmt]:
-        """The statements that read ``v``."""
-        return list(self.draft.readers.get(v, {}))
-
-    def weight(self, v: Value) -> WeightExpr:
-        """The weight expression that ``v`` is bound to; ``NoMatch`` if it is none."""
-        if not isinstance(v, Param) or v.weight is None:
-            raise NoMatch(f"{v.name} is not a weight")
-        return v.weight
-
-    def new_weight(self, name: str, type: Type, expr: WeightExpr) -> Param:
-        """A weight parameter of the function, bound to ``expr``. It is added when the rewrite succeeds."""
-        base, n = name, 0
-        while name in self.draft.taken:
-            n += 1
-            name = f"{base}_{n}"
-        self.draft.taken.add(name)
-        self.new_params.append(Param(name, type, weight=expr))
-        return self.new_params[-1]
-
-    def new_quant(self, q: Quant) -> Quant:
-        """Declare a quantized element in the module header. It is added when the rewrite succeeds."""
-        self.new_quants[q.name] = q
-        return q
-
-    def settle(self) -> None:
-        """Add the new weights and elements to the function and the module."""
-        self.func.params += self.new_params
-        self.module.quants.update(self.new_quants)
-
-    def named(self, name: str, value: Value) -> Value:
-        """Name a value that ``replace`` has just made."""
-        self.draft.taken.discard(value.name)
-        while name in self.draft.taken:
-            head, _, tail = name.rpartition("_")
-            name = f"{head}_{int(tail) + 1}" if head and tail.isdigit() else f"{name}_1"
-        self.draft.rename(value, name)
-        return value
-
-
-@dataclass(frozen=True)
 class _Rule:
-    """A rewrite with its pattern traced."""
+    """A rewrite with its pattern traced, and what its methods ask for."""
 
-    rewrite: Rewrite
-    pattern: Pattern
-
-    @property
-    def name(self) -> str:
-        return type(self.rewrite).__name__
+    def __init__(self, rewrite: Rewrite) -> None:
+        self.rewrite, self.name = rewrite, type(rewrite).__name__
+        self.pattern = Pattern.trace(rewrite.match, self.name)
+        self.wants = {fn: _wanted(fn) for fn in (rewrite.where, rewrite.replace)}
 
     def call(self, fn: Callable[..., Any], m: Match, site: Site) -> Any:
         """Call ``where`` or ``replace`` with what it names."""
-        given = {**m.holes, SITE: site}
-        params = inspect.signature(fn).parameters.values()
-        if any(p.kind is p.VAR_KEYWORD for p in params):
+        names = self.wants[fn]
+        if names is None:
             return fn(**m.holes)
-        return fn(**{p.name: given[p.name] for p in params})
+        return fn(**{name: site if name == SITE else m.holes[name] for name in names})
+
+
+def _wanted(fn: Callable[..., Any]) -> tuple[str, ...] | None:
+    """The parameters of a method of a rule; None where it takes every hole."""
+    params = inspect.signature(fn).parameters
+    return None if any(p.kind is p.VAR_KEYWORD for p in params.values()) else tuple(params)
 
 
 def apply(m: Module, rules: Sequence[Rewrite]) -> Changes:
     """Apply ``rules`` to every function until none matches. The first rule that matches at a node wins."""
-    traced = [_Rule(r, Pattern.trace(r.match, type(r).__name__)) for r in rules]
+    traced = [_Rule(r) for r in rules]
     changes = Changes()
     for f in m.funcs.values():
         changes += _Driver(m, f, traced).run()
@@ -139,14 +81,17 @@ def apply(m: Module, rules: Sequence[Rewrite]) -> Changes:
 
 
 class _Driver:
+    """Applies rules to one function. ``rules`` are by the op of the node that a match is looked for from."""
+
     def __init__(self, m: Module, f: Func, rules: Iterable[_Rule]) -> None:
         self.module, self.draft = m, Draft(f)
-        self.rules: dict[str, list[_Rule]] = {}
+        self.rules: dict[Op, list[_Rule]] = {}
         for r in rules:
-            self.rules.setdefault(r.pattern.anchor.node.op.name, []).append(r)
+            self.rules.setdefault(r.pattern.anchor.node.op, []).append(r)
         self.places: list[str] = []
         self.near: dict[NearMiss, None] = {}
         self.limit = 20 * len(f.body) + 1000
+        self.tells_all = tells_all()
 
     def run(self) -> Changes:
         done = -1
@@ -163,11 +108,14 @@ class _Driver:
         todo = list(slot)
         while todo:
             s = todo.pop(0)
-            if s in self.draft.slot and isinstance(s, Node) and self._node(s):
+            if isinstance(s, Node) and s.op in self.rules and s in self.draft.slot and self._node(s):
                 todo = list(slot)
 
     def _node(self, root: Node) -> bool:
-        for rule in self.rules.get(root.op.name, []):
+        """Rewrite at ``root`` by the first rule that matches there."""
+        for rule in self.rules[root.op]:
+            if not self.tells_all and not may_match(rule.pattern, root, self.draft):
+                continue
             try:
                 if self._try(rule, root):
                     return True
@@ -179,20 +127,19 @@ class _Driver:
         return False
 
     def _try(self, rule: _Rule, root: Node) -> bool:
-        """Rewrite at ``root`` if the rule matches and does not decline."""
-        place, site, taken = self._place(root), Site(self.module, self.draft, root), list[Stmt]()
         try:
             found = find(rule.pattern, root, self.draft)
         except Mismatch as e:
-            if e.depth > 1 or tells_all():
+            if e.depth > 1 or self.tells_all:
                 self._miss(rule, root, e.reason, e.match)
             return False
+        place, site, made = self._place(root), Site(self.module, self.draft, root), list[Stmt]()
         try:
-            if self._rewrite(rule, found, site, taken):
+            if self._rewrite(rule, found, site, made):
                 self._count(f"{place}: {rule.name}", rule)
                 return True
         except (NoMatch, IRError) as e:  # an IRError: the ops of the replacement do not fit here
-            self._undo(site, taken)
+            self._undo(site, made)
             self._miss(rule, root, e.message if isinstance(e, IRError) else str(e), found)
         return False
 
@@ -200,7 +147,7 @@ class _Driver:
         return f"{self.draft.func.name}.{root.results[0].name}"
 
     def _miss(self, rule: _Rule, root: Node, reason: str, found: Match) -> None:
-        if reason and (tells_all() or not rule.rewrite.quiet):
+        if reason and (self.tells_all or not rule.rewrite.quiet):
             matched = tuple(a.op.name for a in found.nodes)
             near = NearMiss(self._place(root), reason, rule.name, matched, len(rule.pattern.ops), root.loc)
             self.near[near] = None

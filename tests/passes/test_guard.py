@@ -88,6 +88,21 @@ def test_a_change_that_is_not_told_is_shown(refused):
     )
 
 
+def test_what_is_no_program_at_all_is_refused(refused):
+    assert refused("def run(self, m):\n    m.main.nodes[0].attrs = None\n    return Changes(['main.a'])") == (
+        "pass mine left what is no program: AttributeError: 'NoneType' object has no attribute 'items'\n"
+        "hint: operands are values, numbers and None; results are values; attributes are plain\n"
+        "  --> mine.py:9"
+    )
+
+
+def test_a_node_makes_as_many_values_as_its_op(refused):
+    more = "n = m.main.nodes[3]\n    n.results.append(type(n.result)('e', n.result.type))"
+    assert refused(f"def run(self, m):\n    {more}\n    return Changes(['main.d'])") == (
+        "mul makes 1 values, the node d, e\n  --> rule types-follow, function main\n  --> after pass mine"
+    )
+
+
 def test_a_malformed_program_names_the_pass_and_the_change_that_broke_it(refused):
     body = """def run(self, m):
     changes = Changes()
