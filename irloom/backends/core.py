@@ -11,6 +11,7 @@ from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.errors import PipelineError
 from irloom.ir.graph import Module
+from irloom.ir.plugins import Group, fulfils
 from irloom.runtime.core import Engine
 
 Report = Callable[[str, int, int], None]
@@ -49,6 +50,10 @@ class Backend(Protocol):
     pipeline: tuple[str, ...]
     dtype: str
 
+    def lacks(self) -> str | None:
+        """What this machine lacks to build for the target; None when it is ready."""
+        ...
+
     def lowered(self, m: Module) -> str:
         """The program that the target runs, as text."""
         ...
@@ -70,11 +75,29 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS = {"cpu": "irloom.backends.cpu.backend", "reference": "irloom.backends.reference.backend"}
+BUILT_IN = {"cpu": "irloom.backends.cpu.backend", "reference": "irloom.backends.reference.backend"}
+"""Targets by name; the module of each is loaded when it is used."""
+
+PLUGINS = Group[Backend](
+    "irloom.backends", "target", PipelineError, fulfils(Backend), lambda name: name in BUILT_IN
+)
+"""Targets of installed packages: an entry point of ``irloom.backends`` names a class or what it makes."""
 
 
 def backend(name: str) -> Backend:
     """The backend called ``name``; ``PipelineError`` lists what there is."""
-    if name not in BACKENDS:
-        raise PipelineError(f"no target {name!r}", hint=f"there are {', '.join(BACKENDS)}")
-    return import_module(BACKENDS[name]).BACKEND
+    if name in PLUGINS:
+        return PLUGINS.load(name)
+    if name not in BUILT_IN:
+        raise PipelineError(f"no target {name!r}", hint=f"there are {', '.join(backends())}")
+    return import_module(BUILT_IN[name]).BACKEND
+
+
+def backends() -> list[str]:
+    """The names of all targets, irloom's own first; none is loaded."""
+    return list(dict.fromkeys([*BUILT_IN, *PLUGINS]))
+
+
+def loadable() -> list[str]:
+    """The names of the targets that load; what does not is warned of."""
+    return [*BUILT_IN, *PLUGINS.every()]

@@ -10,7 +10,9 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from functools import wraps
 from pathlib import Path
@@ -50,9 +52,37 @@ class InOrder(click.Group):
             raise
 
 
+def _load_plugin(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> None:
+    """Load each once, wherever on the line it is given; of two of one name, neither is lost in silence."""
+    loaded: dict[str, Path] = ctx.find_root().meta.setdefault("irloom.plugins", {})
+    for path in paths:
+        if path.resolve() in loaded.values():
+            continue
+        from ..passes import load_plugin
+
+        if path.stem in loaded:
+            both = f"{loaded[path.stem]} and {path.resolve()}"
+            raise click.UsageError(f"--plugin: {both} have one name, and it is that of the pass")
+        loaded[path.stem] = path.resolve()
+        load_plugin(path)
+
+
+_plugin = click.option(
+    "--plugin",
+    type=click.Path(exists=True, path_type=Path),
+    multiple=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_load_plugin,
+    metavar="FILE.py",
+    help="Load a file of one pass, ops and stand-ins for blocks, or a folder of such files; may repeat.",
+)
+
+
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="irloom %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback behind an error.")
+@_plugin
 def irloom(debug: bool) -> None:
     """Trace a language model into readable IR, rewrite it with passes, compile it, run it.
 
@@ -68,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(argv: Sequence[str] | None) -> Exit:
     try:
-        ended: Any = irloom.main(argv, prog_name="irloom", standalone_mode=False)
+        with _warnings_in_a_line():
+            ended: Any = irloom.main(argv, prog_name="irloom", standalone_mode=False)
         sys.stdout.flush()
         return Exit(ended or Exit.OK)  # what a command gave to `ctx.exit`, else None
     except click.ClickException as e:
@@ -85,6 +116,23 @@ def _run(argv: Sequence[str] | None) -> Exit:
         if isinstance(e, IrloomError):
             return _report(str(e))
         return _report_internal(e)
+
+
+@contextmanager
+def _warnings_in_a_line() -> Generator[None]:
+    """Show what irloom itself warns of, such as a plugin left out, as it shows errors."""
+    with warnings.catch_warnings():
+        former = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if category.__module__.startswith("irloom."):
+                click.echo(f"warning: {message}", err=True)
+            else:
+                former(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        warnings.filterwarnings("always", message="left out: ", category=UserWarning)
+        yield
 
 
 def _report(message: str, hint: str = "") -> Exit:
@@ -105,24 +153,6 @@ def _usage_hint(e: click.ClickException) -> str:
     ctx = e.ctx if isinstance(e, click.UsageError) else None
     return f"`{ctx.command_path} --help` shows what there is" if ctx else ""
 
-
-def _load_plugin(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> None:
-    for file in files:
-        from ..passes import load_plugin
-
-        load_plugin(file)
-
-
-_plugin = click.option(
-    "--plugin",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    multiple=True,
-    expose_value=False,
-    is_eager=True,
-    callback=_load_plugin,
-    metavar="FILE.py",
-    help="Load a file of passes, ops and stand-ins for blocks; may be given again.",
-)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 _pipeline = (
@@ -178,19 +208,28 @@ def pipeline_options(fn: Callable[..., None]) -> Callable[..., None]:
 
 def pipelines_options(fn: Callable[..., None]) -> Callable[..., None]:
     """As ``pipeline_options``, where ``--target`` may be given again: ``passes: tuple[Choice, ...]``."""
+    return several_targets("cpu")(fn)
 
-    @wraps(fn)
-    def chosen(
-        *args: Any, targets: Texts, pipeline: str | None, with_: Texts, without: Texts, **options: Any
-    ) -> None:
-        from ..driver import Choice
 
-        fn(*args, passes=tuple(Choice(t, pipeline, with_, without) for t in targets), **options)
+def several_targets(*default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """``pipelines_options`` with other targets by default; without any, with every target there is."""
 
-    target = click.option(
-        "--target", "targets", multiple=True, default=("cpu",), show_default=True, help="May be given again."
-    )
-    return _with_options(chosen, target, *_pipeline)
+    def wrap(fn: Callable[..., None]) -> Callable[..., None]:
+        @wraps(fn)
+        def chosen(
+            *args: Any, targets: Texts, pipeline: str | None, with_: Texts, without: Texts, **options: Any
+        ) -> None:
+            from ..driver import Choice, loadable
+
+            names = dict.fromkeys(targets or default or loadable())
+            fn(*args, passes=tuple(Choice(t, pipeline, with_, without) for t in names), **options)
+
+        said = f"May be given again.  [default: {', '.join(default) or 'every target'}]"
+        return _with_options(
+            chosen, click.option("--target", "targets", multiple=True, help=said), *_pipeline
+        )
+
+    return wrap
 
 
 def _with_options(fn: Callable[..., None], *options: Callable[..., Any]) -> Callable[..., None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import asdict
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ def op(name: str | None, as_json: bool) -> None:
     from ..ir.op import OPS
 
     import_module("irloom.ir.ops")  # defines irloom's own
+    if name is None:
+        OPS.packages.every()
 
     if name is not None:
         page = _page(OPS[name])
@@ -31,10 +34,12 @@ def op(name: str | None, as_json: bool) -> None:
     if as_json:
         print_json(pages)
     else:
-        print_table([(p["name"], p["signature"], p["doc"].partition("\n")[0]) for p in pages])
+        print_table([(p["name"], p["signature"], p["doc"].partition("\n")[0] + _by(p)) for p in pages])
 
 
 def _page(o: Op) -> dict[str, Any]:
+    from ..ir.plugins import origin
+
     *ins, _ = o.signature.text.replace("->", ",").split(",")
     return {
         "name": o.name,
@@ -43,7 +48,14 @@ def _page(o: Op) -> dict[str, Any]:
         "attributes": {name: _attribute(o, name) for name in o.attrs},
         "doc": o.doc,
         "defined": o.place,
+        "from": asdict(origin(o.reference)),
     }
+
+
+def _by(page: dict[str, Any]) -> str:
+    """Who brings the op, where it is not irloom."""
+    package, version, file = page["from"].values()
+    return "" if package == "irloom" else f" ({file if package is None else f'{package} {version}'})"
 
 
 def _attribute(o: Op, name: str) -> str:
@@ -60,4 +72,4 @@ def _print(page: dict[str, Any]) -> None:
         if page[part]:
             click.echo(f"\n{part}")
             print_table([(f"  {name}", text) for name, text in page[part].items()])
-    click.echo(f"\ndefined in {page['defined']}")
+    click.echo(f"\ndefined in {page['defined']}{_by(page)}")

@@ -1,32 +1,49 @@
-"""``irloom passes`` and ``irloom pass``: the passes there are, and the page of one."""
+"""``irloom passes`` and ``irloom pass``: the passes there are, their order, and the page of one."""
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import MISSING, Field, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .core import command, json_option, print_json, print_table
+from .core import command, json_option, print_json, print_table, several_targets
 
 if TYPE_CHECKING:
     from .. import Pass
+    from ..driver import Choice
 
-ORDER = ("after", "before", "requires", "preserves")
+ORDER = ("after", "before", "requires", "preserves", "targets")
 
 
 @command("passes")
+@several_targets()
 @json_option
-def passes(as_json: bool) -> None:
-    """List the passes: name, what it does, where it comes from."""
+@click.pass_context
+def passes(ctx: click.Context, passes: tuple[Choice, ...], as_json: bool) -> None:
+    """List the passes, and their order for each target.
+
+    Beside a pass that is not of the target's own pipeline stands what holds it in its place. The exit code is
+    1 when a target's pipeline has no order.
+
+    \b
+    irloom passes --target cpu --with "quantize(int4)"
+    irloom passes --plugin quiet.py
+    """
     from ..passes import PASSES
 
     pages = [_page(name, PASSES[name]) for name in sorted(PASSES)]
+    orders = {choice.target: _order(choice) for choice in passes}
     if as_json:
-        print_json(pages)
+        print_json({"passes": pages, "targets": orders, "left_out": _left_out()})
     else:
-        print_table([(p["name"], p["doc"].partition("\n")[0], p["from"]) for p in pages])
+        print_table([(p["name"], p["doc"].partition("\n")[0], _from(p)) for p in pages])
+        for target, order in orders.items():
+            click.echo(f"\n{target}")
+            _print_order(order)
+    if any("error" in order for order in orders.values()):
+        ctx.exit(1)
 
 
 @command("pass")
@@ -41,6 +58,7 @@ def pass_(name: str, as_json: bool) -> None:
 
 
 def _page(name: str, cls: type[Pass]) -> dict[str, Any]:
+    from ..ir.plugins import origin
     from ..passes import page
 
     return {
@@ -48,14 +66,50 @@ def _page(name: str, cls: type[Pass]) -> dict[str, Any]:
         "doc": page(name),
         "options": {f.name: _option(f) for f in fields(cls)},
         **{word: list(getattr(cls, word)) for word in ORDER},
-        "from": _origin(cls),
+        "from": asdict(origin(cls)),
     }
 
 
-def _origin(cls: type[Pass]) -> str:
+def _from(page: dict[str, Any]) -> str:
     """The package that brings a pass, or its file where it was given as one."""
-    package = cls.__module__.partition(".")[0]
-    return inspect.getfile(cls) if package.startswith("irloom_plugin_") else package
+    package, version, file = page["from"].values()
+    return file if package is None else package if package == "irloom" else f"{package} {version}"
+
+
+def _order(choice: Choice) -> dict[str, Any]:
+    """The passes of a target in order, and why each stands there that the target itself does not name."""
+    from ..driver import own_passes, passes_of
+    from ..ir.errors import IrloomError
+    from ..passes import name_of, reasons, spell
+
+    try:
+        order, own = passes_of(choice), {name_of(type(p)) for p in own_passes(choice.target)}
+    except IrloomError as error:
+        return {"error": error.message, "hint": error.hint}
+    names = [name_of(type(p)) for p in order]
+    why = {name: [str(c) for c in reasons(name, order)] for name in names if name not in own}
+    return {
+        "order": [
+            {"pass": name, "text": spell(p), "own": name in own, "because": why.get(name, [])}
+            for name, p in zip(names, order, strict=True)
+        ]
+    }
+
+
+def _print_order(order: dict[str, Any]) -> None:
+    if "error" in order:
+        click.echo(f"  {order['error']}\n  hint: {order['hint']}")
+        return
+    rows: Sequence[dict[str, Any]] = order["order"]
+    said = ["" if r["own"] else ", ".join(r["because"]) or "it says nothing of its order" for r in rows]
+    print_table([(f"{i:4}", r["text"], why) for i, (r, why) in enumerate(zip(rows, said, strict=True), 1)])
+
+
+def _left_out() -> dict[str, str]:
+    """Passes of packages that do not load, and why."""
+    from ..passes import PASSES
+
+    return {name: failure.message for name, failure in PASSES.packages.broken().items()}
 
 
 def _option(f: Field[Any]) -> str:
@@ -75,4 +129,6 @@ def _print(page: dict[str, Any]) -> None:
     if order:
         click.echo("\nin a pipeline")
         print_table(order)
-    click.echo(f"\nfrom {page['from']}")
+    click.echo(f"\nfrom {_from(page)}")
+    if page["from"]["package"] is not None:
+        click.echo(f"defined in {page['from']['file']}")

@@ -1,12 +1,12 @@
 """From a model to an engine: trace, run the pipeline, build, open. What the API and all commands call."""
 
-from irloom.backends.core import backend
+from irloom.backends.core import backend, loadable
 from irloom.passes import run_pipeline
 
 from .core import compile, engine_for, lowered, program, record_of, rewritten, trace
 from .llm import LLM
 from .measure import Figures, measure
-from .pipelines import Choice, available, passes_of, targets, until
+from .pipelines import Choice, available, own_passes, passes_of, targets, until
 
 __all__ = [
     "LLM",
@@ -16,8 +16,10 @@ __all__ = [
     "backend",
     "compile",
     "engine_for",
+    "loadable",
     "lowered",
     "measure",
+    "own_passes",
     "passes_of",
     "program",
     "record_of",

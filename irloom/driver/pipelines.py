@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from irloom.backends.core import BACKENDS, backend
-from irloom.backends.machine import compiler
-from irloom.ir.errors import PipelineError
+from irloom.backends.core import backend, backends
+from irloom.ir.errors import IrloomError, PipelineError
 from irloom.passes import PASSES, Pass, check_order, name_of, parse_pipeline, place
 from irloom.passes.pipeline import Pipeline
 
@@ -39,7 +38,7 @@ CHOICE = Choice()
 def passes_of(choice: Choice) -> list[Pass]:
     """The passes to run, in order; ``PipelineError`` where a name, an option or the order is wrong."""
     text = "default" if choice.pipeline is None else choice.pipeline
-    own = parse_pipeline(backend(choice.target).pipeline)
+    own = own_passes(choice.target)
     named = _names(parse_pipeline(text, default=()))
     joins = [p for p in joining(choice.target) if name_of(type(p)) not in named]
     _check_without(choice, parse_pipeline(text, default=[*own, *joins]))
@@ -47,6 +46,11 @@ def passes_of(choice: Choice) -> list[Pass]:
     passes = _with(_left(parse_pipeline(text, default), choice), choice)
     check_order(passes)
     return passes
+
+
+def own_passes(target: str) -> list[Pass]:
+    """The default pipeline of ``target``, as its backend says it."""
+    return parse_pipeline(backend(target).pipeline)
 
 
 def until(passes: list[Pass], stage: str | None) -> list[Pass]:
@@ -82,13 +86,20 @@ def joining(target: str) -> list[Pass]:
 
 
 def targets() -> dict[str, str | None]:
-    """Each target and what it lacks on this machine; None when it is ready."""
-    return {name: None if name != "cpu" or compiler() else "a C++ compiler" for name in BACKENDS}
+    """Each target and what it lacks on this machine, be it that it loads; None when it is ready."""
+    return {name: _lacks(name) for name in backends()}
+
+
+def _lacks(name: str) -> str | None:
+    try:
+        return backend(name).lacks()
+    except IrloomError as error:
+        return error.message
 
 
 def available(target: str) -> str:
     """``target``; in place of ``cpu`` on a machine without a C++ compiler, ``reference``: torch, and slow."""
-    return "reference" if target == "cpu" and targets()["cpu"] else target
+    return "reference" if target == "cpu" and backend(target).lacks() else target
 
 
 def _names(passes: Sequence[Pass]) -> list[str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from irloom.frontends.facts import Facts
 from irloom.ir.elem import Elem
 from irloom.ir.errors import CheckpointError, TraceError
+from irloom.ir.plugins import Group, fulfils
 
 if TYPE_CHECKING:
     from irloom.ir.checkpoint import Checkpoint
@@ -40,7 +41,7 @@ class TraceOptions:
 
 
 class Frontend(Protocol):
-    """Reads one kind of model. A plugin names its class in the entry-point group ``irloom.frontends``."""
+    """Reads one kind of model. A package offers its class in the entry-point group ``irloom.frontends``."""
 
     name: str
 
@@ -86,26 +87,28 @@ def frontend_of(path: Path) -> Frontend:
     """The frontend that claims ``path``; ``TraceError`` where none does."""
     if not path.exists():
         raise TraceError(f"{path}: no such file or directory", hint="give a path or a hub id")
+    asked: list[str] = []
     for frontend in frontends():
         if frontend.claims(path):
             return frontend
-    names = ", ".join(f.name for f in frontends())
+        asked.append(frontend.name)
+    if path.is_file() and not path.stat().st_size:
+        raise TraceError(f"{path}: the file is empty", hint="copy or download it again")
     raise TraceError(
-        f"{path}: no frontend claims it (asked: {names})",
+        f"{path}: no frontend claims it (asked: {', '.join(asked)})",
         hint="a model is a directory with config.json, a .gguf, a .nemo or a Megatron checkpoint, or IR text",
     )
 
 
-def frontends() -> list[Frontend]:
-    """Every frontend: irloom's own, then those of plugins."""
-    found = {name: _load(place) for name, place in BUILT_IN.items()}
-    for entry in entry_points(group="irloom.frontends"):
-        if entry.name in found:
-            raise TraceError(f"frontend {entry.name!r} is defined twice, once by {entry.value}")
-        found[entry.name] = entry.load()()
-    return list(found.values())
+def frontends() -> Iterator[Frontend]:
+    """Every frontend: irloom's own, then those of installed packages, each loaded when it is its turn."""
+    for place in BUILT_IN.values():
+        module, _, name = place.partition(":")
+        yield getattr(import_module(module), name)()
+    yield from PLUGINS.every().values()
 
 
-def _load(place: str) -> Frontend:
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)()
+PLUGINS = Group[Frontend](
+    "irloom.frontends", "frontend", TraceError, fulfils(Frontend), lambda name: name in BUILT_IN
+)
+"""Frontends of installed packages."""

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 from .dims import Dim, Sym
 from .elem import AnyElem, Elem
 from .errors import IRError
+from .plugins import Group, Unfit
 from .signature import Binding, Operand, Signature, bind, parse_signature
 from .types import Type
 
@@ -185,11 +187,22 @@ def _tupled(x: Any, times: int) -> tuple[Any, ...]:
     return cast("tuple[Any, ...]", x) if isinstance(x, tuple) else (x,) * times
 
 
+def _accepted(found: object) -> object:
+    """What an entry point names: loading it has defined its ops."""
+    if not isinstance(found, Op | ModuleType):
+        raise Unfit(f"a {type(found).__name__}: it has to name an op, or a module of ops")
+    return found
+
+
 class Registry:
-    """Ops by name. There is one, ``OPS``; defining a name twice is an error that gives both places."""
+    """Ops by name. There is one, ``OPS``; defining a name twice is an error that gives both places.
+
+    An installed package offers an op, or a module of ops, as an entry point of the group ``irloom.ops``.
+    """
 
     def __init__(self) -> None:
         self._ops: dict[str, Op] = {}
+        self.packages: Group[object] = Group("irloom.ops", "op", IRError, _accepted)
 
     def add(self, new: Op) -> None:
         """Register ``new``."""
@@ -198,18 +211,27 @@ class Registry:
         self._ops[new.name] = new
 
     def __getitem__(self, name: str) -> Op:
-        if name not in self._ops:
-            near = get_close_matches(name, self._ops, 1)
+        found = self.find(name)
+        if found is None:
+            near = get_close_matches(name, [*self._ops, *self.packages], 1)
             raise IRError(
                 f"unknown op {name!r}",
                 hint=f"did you mean {near[0]!r}?" if near else "`irloom op` lists them",
             )
-        return self._ops[name]
+        return found
+
+    def find(self, name: str) -> Op | None:
+        """The op called ``name``, if any: where none is known, packages that offer ops are loaded."""
+        if name not in self._ops:
+            self.packages.load(name) if name in self.packages else self.packages.every()
+        return self._ops.get(name)
 
     def __contains__(self, name: str) -> bool:
+        """Whether such an op is defined by now, be it in a package or not."""
         return name in self._ops
 
     def __iter__(self) -> Iterator[Op]:
+        """The ops that are defined by now; ``packages.every()`` loads those that packages offer."""
         return iter(self._ops.values())
 
 

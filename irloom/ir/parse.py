@@ -247,14 +247,15 @@ class _FuncReader:
 
     def _node(self, targets: list[ast.expr], call: ast.Call, comment: str, said: ast.expr | None) -> Node:
         name = self._callee(call)
-        if name not in OPS:
+        op = OPS.find(name)
+        if op is None:
             near = get_close_matches(name, [*self.reader.m.funcs, *(o.name for o in OPS)], 1)
             hint = f"did you mean {near[0]!r}?" if near else "a function must stand before its callers"
             raise IRError(f"unknown op {name!r}", hint=hint)
         scratch: list[Stmt] = []
         builder = Builder(self.f, scratch, taken=set())
         args = [self._arg(a) for a in call.args]
-        builder.emit(OPS[name], args, {str(k.arg): literal_attr(k.value) for k in call.keywords})
+        builder.emit(op, args, {str(k.arg): literal_attr(k.value) for k in call.keywords})
         (node,) = scratch
         assert isinstance(node, Node)
         if len(targets) != len(node.results):

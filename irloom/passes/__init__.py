@@ -2,7 +2,7 @@
 
 from .core import Changes, Fuel, NoMatch, Pass, limited, spend
 from .near_miss import NearMiss
-from .order import check_order, place
+from .order import check_order, place, reasons
 from .pipeline import parse_pipeline, run_pipeline, spell
 from .record import Record, Step
 from .registry import PASSES, available, load, load_plugin, name_of, page
@@ -31,6 +31,7 @@ __all__ = [
     "page",
     "parse_pipeline",
     "place",
+    "reasons",
     "run_pipeline",
     "spell",
     "spend",

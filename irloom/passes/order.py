@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
@@ -17,12 +17,13 @@ EVERY = "*"
 
 @dataclass(frozen=True)
 class Constraint:
-    """``first`` runs before ``second``: one of the two ``says`` so, with its ``word`` of a ``Pass``."""
+    """``first`` runs before ``second``: one of the two ``says`` so, with its ``word``, of it or of all."""
 
     first: str
     second: str
     says: str
     word: str
+    of_all: bool = False
 
     @property
     def other(self) -> str:
@@ -30,7 +31,7 @@ class Constraint:
         return self.first if self.says == self.second else self.second
 
     def __str__(self) -> str:
-        return f"{self.says} says {self.word} {self.other}"
+        return f"{self.says} says {self.word} {EVERY if self.of_all else self.other}"
 
 
 def check_order(passes: Sequence[Pass], ran: Sequence[str] = ()) -> None:
@@ -76,37 +77,44 @@ def place(passes: Sequence[Pass], new: Sequence[Pass]) -> list[Pass]:
 
 
 def reasons(name: str, passes: Sequence[Pass]) -> list[Constraint]:
-    """What holds the pass called ``name`` where it stands: the nearest pass it follows, and it precedes."""
+    """What holds the pass called ``name`` where it stands: the nearest pass it follows, and it precedes.
+
+    What is said of all passes is a reason only where nothing else is.
+    """
     names, every = [_name(p) for p in passes], constraints(passes)
-    follows = [c for c in every if c.second == name]
-    precedes = [c for c in every if c.first == name]
-    last = max(follows, key=lambda c: names.index(c.first), default=None)
-    next_ = min(precedes, key=lambda c: names.index(c.second), default=None)
+    about = [c for c in every if name in (c.first, c.second)]
+    about = [c for c in about if not c.of_all] or about
+    about = sorted(about, key=lambda c: c.says != name)  # what it says itself comes first
+    last = max((c for c in about if c.second == name), key=lambda c: names.index(c.first), default=None)
+    next_ = min((c for c in about if c.first == name), key=lambda c: names.index(c.second), default=None)
     return [c for c in (last, next_) if c]
 
 
 def constraints(passes: Sequence[Pass], ran: Sequence[str] = ()) -> list[Constraint]:
     """What the passes say of each other's order, and of passes that ran before them."""
-    out: list[Constraint] = []
     there = {_name(p): p for p in passes}
-    for name, p in there.items():
-        earlier = {"after": _others(name, "after", there), "requires": p.requires}
-        for word, others in earlier.items():
-            out += [Constraint(o, name, name, word) for o in others if o != name and (o in there or o in ran)]
-        later = _others(name, "before", there)
-        out += [Constraint(name, o, name, "before") for o in later if o != name and (o in there or o in ran)]
-    return out
+    known = {*there, *ran}
+    return [c for name in there for c in _said(name, there) if c.other in known and c.first != c.second]
+
+
+def _said(name: str, there: dict[str, Pass]) -> Iterator[Constraint]:
+    p = there[name]
+    for word in ("after", "requires"):
+        said: tuple[str, ...] = getattr(p, word)
+        yield from (Constraint(other, name, name, word) for other in said if other != EVERY)
+    yield from (Constraint(name, other, name, "before") for other in p.before if other != EVERY)
+    if EVERY in p.after:
+        yield from (
+            Constraint(o, name, name, "after", True) for o, q in there.items() if EVERY not in q.after
+        )
+    if EVERY in p.before:
+        yield from (
+            Constraint(name, o, name, "before", True) for o, q in there.items() if EVERY not in q.before
+        )
 
 
 def _name(p: Pass) -> str:
     return name_of(type(p))
-
-
-def _others(name: str, word: str, there: dict[str, Pass]) -> list[str]:
-    """The passes that ``name`` says ``word`` of; ``"*"`` is each that does not say ``"*"`` itself."""
-    said: tuple[str, ...] = getattr(there[name], word)
-    every = [o for o, q in there.items() if EVERY not in getattr(q, word)] if EVERY in said else []
-    return list(dict.fromkeys([*(o for o in said if o != EVERY), *every]))
 
 
 def _sorted(names: Iterable[str], every: Sequence[Constraint]) -> list[str]:

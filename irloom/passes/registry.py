@@ -1,8 +1,8 @@
-"""Which passes there are: the files of this folder, installed packages, and single files.
+"""Which passes there are: the files of this folder, installed packages, and files given one by one.
 
 A pass's name is its file's: ``fuse_mlp.py`` is ``fuse-mlp``, and a Python keyword ends with an underscore
-(``raise_.py`` is ``raise``). A package offers passes as entry points of the group ``irloom.passes``;
-``--plugin FILE.py`` gives a single one.
+(``raise_.py`` is ``raise``). A package offers a pass as an entry point of the group ``irloom.passes``, under
+the name of its choice. ``--plugin`` gives a file, which holds one pass at most, or a folder of such files.
 """
 
 from __future__ import annotations
@@ -12,75 +12,83 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from irloom.ir.errors import PipelineError
+from irloom.ir.plugins import Group, Unfit
 
 from .core import Pass
+from .files import load_path
 
-GROUP = "irloom.passes"
 HERE = Path(__file__).parent
+RESERVED = "default"  # in the text of a pipeline, the pipeline of the target
 
 
 class Registry(Mapping[str, type[Pass]]):
-    """Passes by name. Looking one up imports only its file; listing them imports all."""
+    """Passes by name. Looking one up imports only its file; listing them imports all.
+
+    What an installed package offers and does not load is left out of the list, with a warning.
+    """
 
     def __init__(self) -> None:
-        self._files: dict[str, tuple[type[Pass], Path]] = {}
+        self.packages = Group("irloom.passes", "pass", PipelineError, _accepted, _taken)
         self.names: dict[type[Pass], str] = {}  # of those that are not files of this folder
+        self._files: dict[str, tuple[type[Pass], Path]] = {}
 
     def __getitem__(self, name: str) -> type[Pass]:
         """The pass called ``name``; ``PipelineError`` with the nearest name if there is none."""
-        own, offered, file = _own(name), _offered().get(name), self._files.get(name)
-        if own and offered:
-            raise _clash(name, "irloom", _package(offered))
-        if own or file or offered:
-            return own or (file[0] if file else self._load(offered))
-        near = get_close_matches(name, iter(self), 1)
-        hint = f"did you mean {near[0]!r}?" if near else "`irloom passes` lists them"
-        raise PipelineError(f"no pass {name!r}", hint=hint)
-
-    def _load(self, e: EntryPoint | None) -> type[Pass]:
-        assert e is not None
-        found = _loaded(e)
-        self.names[found] = e.name
+        if name in self.packages:
+            found = self.packages.load(name)
+            self.names[found] = name
+            return found
+        found = self._files[name][0] if name in self._files else _own(name)
+        if found is None:
+            near = get_close_matches(name, [*_own_names(), *self.packages, *self._files], 1)
+            hint = f"did you mean {near[0]!r}?" if near else "`irloom passes` lists them"
+            raise PipelineError(f"no pass {name!r}", hint=hint)
         return found
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (name in self._files or name in _offered() or _own(name) is not None)
+        known = name in self._files or name in self.packages
+        return known or (isinstance(name, str) and _own(name) is not None)
 
     def __iter__(self) -> Iterator[str]:
-        own = [n for n in sorted(map(_name, HERE.glob("[!_]*.py"))) if _own(n)]
-        return iter(dict.fromkeys([*own, *_offered(), *self._files]))
+        return iter(dict.fromkeys([*_own_names(), *self.plugins()]))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def plugins(self) -> dict[str, type[Pass]]:
-        """The passes that are not irloom's own: of installed packages and of single files."""
-        return {name: self[name] for name in dict.fromkeys([*_offered(), *self._files])}
+        """The passes that are not irloom's own: of installed packages and of files."""
+        return {name: self[name] for name in [*self.packages.every(), *self._files]}
 
     def register_file(self, path: Path) -> type[Pass] | None:
-        """Load one file of passes and ops. Its pass, if it defines one, is named after the file.
-
-        ``PipelineError`` when the file is missing, does not load, or defines several.
-        """
-        found = _passes(_import_file(path))
-        if len(found) > 1:
-            hint = "one file is one pass, named after the file"
-            raise PipelineError(f"{path} defines {len(found)} passes", hint=hint)
-        if found:
-            name = _name(path)
-            if name in self and name not in self._files:
-                raise _clash(name, "irloom" if _own(name) else _package(_offered()[name]), str(path))
-            self._files[name], self.names[found[0]] = (found[0], path), name
+        """Load one file of ops and at most one pass: the pass."""
+        found = self.register(path)
         return found[0] if found else None
 
+    def register(self, path: Path) -> list[type[Pass]]:
+        """Load a file of a pass and ops, or a folder of such files; a pass is named after its file.
 
-PASSES = Registry()
+        ``PipelineError`` when there is no such file, it does not load, defines several passes, or one whose
+        name is taken.
+        """
+        return [self._register(file, module) for file, module in load_path(path) if _passes(module)]
+
+    def _register(self, file: Path, module: ModuleType) -> type[Pass]:
+        found, name = _passes(module), _name(file)
+        if len(found) > 1:
+            classes = ", ".join(c.__name__ for c in found)
+            hint = "one file is one pass, named after the file; --plugin also takes a folder of files"
+            raise PipelineError(f"plugin {file} defines {len(found)} passes: {classes}", hint=hint)
+        if name in self.packages or _taken(name):
+            other = self.packages.origin(name) if name in self.packages else "irloom itself"
+            message = f"pass {name!r} is defined by both {other} and {file}"
+            raise PipelineError(message, hint="rename the file")
+        self._files[name], self.names[found[0]] = (found[0], file), name
+        return found[0]
 
 
 def load(name: str) -> type[Pass]:
@@ -93,9 +101,12 @@ def available() -> dict[str, type[Pass]]:
     return dict(PASSES)
 
 
-def load_plugin(path: str | Path) -> None:
-    """Load a file of passes and ops without packaging it."""
-    PASSES.register_file(Path(path))
+def load_plugin(path: str | Path) -> list[type[Pass]]:
+    """Load a file of a pass and ops, or a folder of such files, without packaging them: the passes.
+
+    One whose file has the name of a file loaded before takes its place.
+    """
+    return PASSES.register(Path(path))
 
 
 def name_of(cls: type[Pass]) -> str:
@@ -139,49 +150,26 @@ def _own(name: str) -> type[Pass] | None:
     return None
 
 
-def _offered() -> dict[str, EntryPoint]:
-    """Entry points by name; two packages that offer one name are an error."""
-    out: dict[str, EntryPoint] = {}
-    for e in entry_points(group=GROUP):
-        if e.name in out and out[e.name].value != e.value:
-            raise _clash(e.name, _package(out[e.name]), _package(e))
-        out[e.name] = e
-    return out
+def _own_names() -> list[str]:
+    return [n for n in sorted(map(_name, HERE.glob("[!_]*.py"))) if _own(n)]
 
 
-def _clash(name: str, one: str, other: str) -> PipelineError:
-    return PipelineError(f"pass {name!r} is defined by both {one} and {other}", hint="rename or remove one")
+def _taken(name: str) -> bool:
+    return name == RESERVED or _own(name) is not None
 
 
-def _package(e: EntryPoint) -> str:
-    return e.dist.name if e.dist else e.value
-
-
-def _loaded(e: EntryPoint) -> type[Pass]:
-    try:
-        found = e.load()
-    except Exception as error:
-        raise PipelineError(f"pass {e.name!r} of {_package(e)} does not load: {error}") from error
+def _accepted(found: Any) -> type[Pass]:
+    """The pass that an entry point names: its class, or a module that defines it alone."""
     if isinstance(found, ModuleType):
-        found = next(iter(_passes(found)), None)
+        passes = _passes(found)
+        if len(passes) == 1:
+            return passes[0]
+        many = ", ".join(c.__name__ for c in passes) or "none"
+        raise Unfit(f"a module of {len(passes)} passes ({many}): it has to name one class")
     if not (inspect.isclass(found) and issubclass(found, Pass)):
-        hint = "the entry point names a Pass or its module"
-        raise PipelineError(f"pass {e.name!r} of {_package(e)} is {found!r}", hint=hint)
+        raise Unfit(f"a {type(found).__name__}: it has to name a Pass")
     return found
 
 
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise PipelineError(f"plugin {path}: no such file")
-    name = f"irloom_plugin_{path.stem}"
-    spec = spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise PipelineError(f"plugin {path} is not a Python file")
-    module = module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise PipelineError(f"plugin {path} does not load: {type(error).__name__}: {error}") from error
-    return module
+PASSES = Registry()
+"""The passes there are."""

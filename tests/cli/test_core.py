@@ -9,7 +9,20 @@ import pytest
 from irloom.cli import core
 from irloom.ir.errors import IRError
 
-COMMANDS = ["run", "compile", "dump", "diff", "explain", "passes", "pass", "op", "bench", "zoo", "doctor"]
+COMMANDS = [
+    "run",
+    "compile",
+    "dump",
+    "diff",
+    "explain",
+    "verify",
+    "passes",
+    "pass",
+    "op",
+    "bench",
+    "zoo",
+    "doctor",
+]
 
 
 def test_help_lists_every_command_in_order(irloom):

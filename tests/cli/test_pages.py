@@ -36,7 +36,34 @@ def test_an_unknown_op_is_told_the_nearest_one(irloom):
 def test_passes_are_listed_with_where_they_come_from(irloom):
     rows = irloom("passes").out.splitlines()
     assert any(row.startswith("canonicalize ") and row.endswith(" irloom") for row in rows)
-    assert {p["name"] for p in irloom("passes", "--json").json} >= {"canonicalize", "outline", "kv-cache"}
+    pages = irloom("passes", "--json").json["passes"]
+    assert {p["name"] for p in pages} >= {"canonicalize", "outline", "kv-cache"}
+
+
+def test_the_order_of_each_target_is_numbered(irloom):
+    out = irloom("passes").out
+    assert "\ncpu\n   1  canonicalize\n   2  raise\n" in out
+    assert "\nreference\n   1  canonicalize\n" in out
+    only = irloom("passes", "--target", "reference", "--json").json["targets"]
+    assert list(only) == ["reference"]
+    assert only["reference"]["order"][1] == {"pass": "raise", "text": "raise", "own": True, "because": []}
+
+
+def test_a_pass_that_is_added_says_what_holds_it_in_its_place(irloom):
+    out = irloom("passes", "--target", "reference", "--with", "inline", "--without", "kv-plan").out
+    rows = [line.split(maxsplit=2)[1:] for line in out.partition("\nreference\n")[2].splitlines()]
+    assert rows[-1] == ["inline", "it says nothing of its order"]
+    out = irloom("passes", "--target", "reference", "--with", "fuse-norm").out
+    assert "   7  fuse-norm      fuse-norm says after gather-logits\n" in out
+
+
+def test_an_order_that_cannot_be_is_said_for_its_target(irloom):
+    told = irloom("passes", "--target", "reference", "--pipeline", "raise, canonicalize")
+    assert told.code == core.Exit.USER
+    assert told.out.endswith(
+        "\nreference\n  raise must run after canonicalize\n"
+        "  hint: raise says after = ('canonicalize',): exchange the two\n"
+    )
 
 
 def test_the_page_of_a_pass(irloom):
@@ -45,7 +72,8 @@ def test_the_page_of_a_pass(irloom):
     assert "\noptions\n  page " in page
     assert "int = 16" in page
     assert "\nin a pipeline\n  after   kv-cache\n" in page
-    assert page.endswith("\nfrom irloom\n")
+    assert "\nfrom irloom\n" in page
+    assert page.splitlines()[-1].endswith("irloom/passes/kv_plan.py")
 
 
 def test_an_unknown_pass_is_told_the_nearest_one(irloom):
@@ -85,7 +113,28 @@ def test_a_plugin_file_is_a_pass_with_the_files_name(irloom, quiet_py):
     assert page["doc"] == "Change nothing.\n\n``level`` is how quiet."
     assert page["options"] == {"level": "int = 3"}
     assert page["after"] == ["canonicalize"]
-    assert page["from"] == str(quiet_py)
+    assert page["from"] == {"package": None, "version": None, "file": str(quiet_py)}
+
+
+def test_a_plugin_may_stand_before_the_command_and_joins_its_targets(irloom, quiet_py):
+    quiet_py.write_text(quiet_py.read_text().replace("after =", "targets = ('cpu',)\n    after ="))
+    told = irloom("--plugin", quiet_py, "passes", "--plugin", quiet_py)
+    cpu, reference = told.out.partition("\ncpu\n")[2].split("\nreference\n")
+    assert "   4  quiet             quiet says after canonicalize\n   5  outline\n" in cpu
+    assert "quiet" not in reference
+    told = irloom("--plugin", quiet_py, "passes", "--without", "quiet", "--target", "cpu")
+    assert "quiet" not in told.out.partition("\ncpu\n")[2]
+
+
+def test_two_plugins_of_one_name_are_both_named(irloom, quiet_py, tmp_path):
+    other = tmp_path / "other" / "quiet.py"
+    other.parent.mkdir()
+    other.write_text(quiet_py.read_text())
+    told = irloom("--plugin", quiet_py, "passes", "--plugin", other)
+    assert (told.code, told.err.splitlines()[0]) == (
+        core.Exit.USER,
+        f"error: --plugin: {quiet_py} and {other} have one name, and it is that of the pass",
+    )
 
 
 def test_a_plugin_that_does_not_load_is_named(irloom, tmp_path):

@@ -6,7 +6,7 @@ from irloom.ir.errors import IRError, PipelineError
 from irloom.ir.graph import Node
 from irloom.ir.ops import neg
 from irloom.ir.parse import parse
-from irloom.passes import PASSES, Changes, Pass, limited, name_of, page, parse_pipeline, run_pipeline, spell
+from irloom.passes import Changes, Pass, limited, name_of, parse_pipeline, run_pipeline, spell
 from irloom.passes.canonicalize import Canonicalize
 from irloom.passes.quantize import Quantize
 from irloom.passes.registry import Registry
@@ -164,76 +164,6 @@ def plugin(folder, name, facts, run="pass"):
     found = Registry().register_file(path)
     assert found is not None
     return found
-
-
-class TestRegistry:
-    def test_every_pass_has_a_page_and_is_named_after_its_file(self):
-        for name, cls in PASSES.items():
-            assert name_of(cls) == name
-            assert page(name).strip(), f"{name} has no docstring"
-
-    def test_a_keyword_ends_with_an_underscore(self, tmp_path):
-        found = plugin(tmp_path, "import_", "")
-        assert name_of(found) == "import"
-
-    def test_a_file_brings_passes_and_ops(self, tmp_path):
-        path = tmp_path / "quiet.py"
-        path.write_text(
-            "from dataclasses import dataclass\n"
-            "from irloom.ir.op import op\n"
-            "from irloom.ir.ops import neg\n"
-            "from irloom.passes import Pass, Rewrite, apply\n\n"
-            "@op('~b -> ~b')\ndef plugin_silence(x):\n    'No sound.'\n    return -x\n\n"
-            "class Rule(Rewrite):\n"
-            "    def match(self, x):\n        return neg(x)\n"
-            "    def replace(self, x):\n        return plugin_silence(x)\n\n"
-            "@dataclass(frozen=True)\n"
-            "class Quiet(Pass):\n    'Make less noise.'\n"
-            "    def run(self, m):\n        return apply(m, [Rule()])\n"
-        )
-        registry = Registry()
-        registry.register_file(path)
-        assert "quiet" in registry
-        m, _ = run_pipeline(
-            parse("def main(x: f32[T]):\n    y = neg(x)\n    return y"), [registry["quiet"]()]
-        )
-        assert [n.op.name for n in m.main.nodes] == ["plugin_silence"]
-
-    def test_a_name_that_is_taken_is_refused(self, tmp_path):
-        with pytest.raises(PipelineError, match="pass 'fuse-mlp' is defined by both irloom and"):
-            plugin(tmp_path, "fuse_mlp", "")
-
-    def test_a_file_that_is_missing_or_does_not_load_is_refused(self, tmp_path):
-        with pytest.raises(PipelineError, match="no such file"):
-            Registry().register_file(tmp_path / "none.py")
-        (tmp_path / "bad.py").write_text("import nothing_of_that_name")
-        with pytest.raises(PipelineError, match="does not load: ModuleNotFoundError"):
-            Registry().register_file(tmp_path / "bad.py")
-
-    def test_installed_packages_offer_passes_and_a_clash_names_both(self, tmp_path, monkeypatch):
-        monkeypatch.syspath_prepend(str(tmp_path))
-        package(tmp_path, "loom_a", "shout")
-        assert name_of(PASSES["shout"]) == "shout"
-        package(tmp_path, "loom_b", "shout")
-        with pytest.raises(PipelineError, match=r"pass 'shout' is defined by both loom-[ab] and loom-[ab]"):
-            Registry()["shout"]
-        package(tmp_path, "loom_c", "fuse-mlp")
-        with pytest.raises(PipelineError, match="is defined by both"):
-            Registry()["fuse-mlp"]
-
-
-def package(folder, name, offers):
-    """An installed package that offers a pass."""
-    (folder / f"{name}_shout.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from irloom.passes import Changes, Pass\n\n"
-        "@dataclass(frozen=True)\nclass Shout(Pass):\n    'Loud.'\n"
-        "    def run(self, m):\n        return Changes()\n"
-    )
-    info = folder / f"{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[irloom.passes]\n{offers} = {name}_shout:Shout\n")
 
 
 class Negate(Pass):

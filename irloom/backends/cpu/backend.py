@@ -27,7 +27,7 @@ from irloom.backends.cpu.program import Program
 from irloom.backends.cpu.runner import Runner
 from irloom.backends.cpu.step import Step, zeros
 from irloom.backends.cpu.weights import read_weights, size, write_weights
-from irloom.backends.machine import cores, cpu_features
+from irloom.backends.machine import compiler, cores, cpu_features
 from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.elem import CACHES, Cached, Paged
@@ -62,6 +62,10 @@ class CpuBackend:
         "kv-plan",
         "plan-memory",
     )
+
+    def lacks(self) -> str | None:
+        """Kernels are compiled on the machine that runs them."""
+        return None if compiler() else "a C++ compiler"
 
     def lowered(self, m: Module) -> str:
         """The program as text."""

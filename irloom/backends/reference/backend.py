@@ -47,6 +47,9 @@ class ReferenceBackend:
         "kv-plan",
     )
 
+    def lacks(self) -> None:
+        """Nothing: it is torch."""
+
     def lowered(self, m: Module) -> str:
         """The module itself: it is what runs."""
         return show(m)

@@ -1,0 +1,6 @@
+"""``python -m irloom`` is ``irloom``."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()
