@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from report import cell, machine, print_table, say, write_json
@@ -181,8 +181,9 @@ def draw(args: argparse.Namespace, count: int, what: str) -> list[int]:
 def serve(made: Watched, prompt: list[int], new: int) -> None:
     """One request alone; its steps are in ``made``."""
     made.steps.clear()
-    engine: Engine = made
-    Loop(engine).generate([prompt], SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True))
+    Loop(cast("Engine", made)).generate(
+        [prompt], SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True)
+    )
 
 
 def nodes(m: Module) -> int:

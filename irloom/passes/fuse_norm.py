@@ -1,6 +1,7 @@
 """Run the step from one block of a residual stream to the next as one kernel: add, then normalize the sum.
 
-The sum stays a value of its own (the next add reads it), so a fused op has two results.
+The sum stays a value of its own (the next add reads it), so a fused op has two results. Where a block's own
+result is normed before it is added (Gemma 2 and 3, OLMo 2), that norm goes along.
 """
 
 from __future__ import annotations
@@ -8,32 +9,61 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from irloom.ir.graph import Module, Value
-from irloom.ir.ops import add, add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from irloom.ir.ops import add, add_layer_norm, add_rms_norm, layer_norm, rms_norm, rms_norm_add
 
 from .core import Changes, Pass
 from .rewrite import Rewrite, apply
 
 
+class NormAddRmsNorm(Rewrite):
+    """``rms_norm(x + rms_norm(y))``."""
+
+    def match(
+        self, x: Value, y: Value, w: Value | None, inner: Value | None, *, eps: float, inner_eps: float
+    ) -> tuple[Value, Value]:
+        s = add(x, rms_norm(y, inner, eps=inner_eps))
+        return s, rms_norm(s, w, eps=eps)
+
+    def replace(
+        self, x: Value, y: Value, w: Value | None, inner: Value | None, eps: float, inner_eps: float
+    ) -> tuple[Value, Value]:
+        return add_rms_norm(x, y, w, inner, eps=eps, inner_eps=inner_eps)
+
+
 class AddRmsNorm(Rewrite):
     """``rms_norm(x + y)``."""
 
-    def match(self, x: Value, y: Value, w: Value, *, eps: float) -> tuple[Value, Value]:
+    def match(self, x: Value, y: Value, w: Value | None, *, eps: float) -> tuple[Value, Value]:
         s = add(x, y)
         return s, rms_norm(s, w, eps=eps)
 
-    def replace(self, x: Value, y: Value, w: Value, eps: float) -> tuple[Value, Value]:
+    def replace(self, x: Value, y: Value, w: Value | None, eps: float) -> tuple[Value, Value]:
         return add_rms_norm(x, y, w, eps=eps)
 
 
 class AddLayerNorm(Rewrite):
     """``layer_norm(x + y)``."""
 
-    def match(self, x: Value, y: Value, w: Value, b: Value | None, *, eps: float) -> tuple[Value, Value]:
+    def match(
+        self, x: Value, y: Value, w: Value | None, b: Value | None, *, eps: float
+    ) -> tuple[Value, Value]:
         s = add(x, y)
         return s, layer_norm(s, w, b, eps=eps)
 
-    def replace(self, x: Value, y: Value, w: Value, b: Value | None, eps: float) -> tuple[Value, Value]:
+    def replace(
+        self, x: Value, y: Value, w: Value | None, b: Value | None, eps: float
+    ) -> tuple[Value, Value]:
         return add_layer_norm(x, y, w, b, eps=eps)
+
+
+class NormAdd(Rewrite):
+    """``x + rms_norm(y)`` that no norm follows."""
+
+    def match(self, x: Value, y: Value, w: Value | None, *, eps: float) -> Value:
+        return add(x, rms_norm(y, w, eps=eps))
+
+    def replace(self, x: Value, y: Value, w: Value | None, eps: float) -> Value:
+        return rms_norm_add(x, y, w, eps=eps)
 
 
 @dataclass(frozen=True)
@@ -43,4 +73,6 @@ class FuseNorm(Pass):
     after = ("canonicalize", "raise", "gather-logits")
 
     def run(self, m: Module) -> Changes:
-        return apply(m, [AddRmsNorm(), AddLayerNorm()])
+        changes = apply(m, [NormAddRmsNorm(), AddRmsNorm(), AddLayerNorm()])
+        changes += apply(m, [NormAdd()])
+        return changes

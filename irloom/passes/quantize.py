@@ -22,7 +22,7 @@ from irloom.ir.elem import ELEMS, Elem, Quant
 from irloom.ir.errors import IRError, PipelineError
 from irloom.ir.graph import Func, Module, Node, Param, Stmt
 from irloom.ir.op import Op
-from irloom.ir.ops import embedding, expert_linear, head_linear, linear, moe
+from irloom.ir.ops import embedding, expert_linear, head_linear, linear, linear_act, moe
 from irloom.ir.weight_expr import Quantize as QuantizeExpr
 from irloom.ir.weight_expr import tensor_names
 
@@ -33,6 +33,7 @@ from .sample import layer_of
 
 WEIGHTS: dict[Op, tuple[int, ...]] = {
     linear: (1,),
+    linear_act: (1,),
     head_linear: (1,),
     embedding: (1,),
     expert_linear: (2,),

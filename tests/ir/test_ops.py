@@ -87,7 +87,11 @@ CASES: dict[str, list[Case]] = {
     "all_reduce": each("partial[tp, f32][T, 8]"),
     "silu_mul": each(["bf16[T, 8]", "bf16[T, 8]"]),
     "gelu_mul": each(["f32[T, 8]", "f32[T, 8]"], tanh=True),
-    "add_rms_norm": each(["bf16[T, 8]", "bf16[T, 8]", "f32[8]"]),
+    "add_rms_norm": each(["bf16[T, 8]", "bf16[T, 8]", "f32[8]"], ["f32[T, 8]"] * 2)
+    + each(["bf16[T, 8]", "bf16[T, 8]", None, "f32[8]"], ["f32[T, 8]"] * 2, inner_eps=1e-6),
+    "linear_act": each(["bf16[T, 8]", "bf16[6, 8]"], ["f32[T, 2, 8]", "f32[6, 8]", "f32[6]", "f32[T, 2, 6]"])
+    + each(["f32[T, 8]", "f32[6, 8]", None, "f32[T, 6]"], act="gelu_tanh", scale=0.5, softcap=3.0),
+    "rms_norm_add": each(["bf16[T, 8]", "bf16[T, 8]", "f32[8]"], ["f32[T, 8]"] * 2),
     "add_layer_norm": each(["bf16[T, 8]", "bf16[T, 8]", "f32[8]"], ["f32[8]"] * 4),
     "embedding": each(["i32[T]", "bf16[9, 8]"], ["i64[2, T]", "f32[9, 8]"])
     + each(["i32[T]", "f32[9, 8]"], elem=ELEMS["bf16"]),
@@ -358,6 +362,9 @@ def test_norms_are_their_formulas():
     torch.testing.assert_close(ops.layer_norm(x, w, b, eps=1e-3), layer)
     s, n = ops.add_rms_norm(x, y, w, eps=1e-3)
     assert s.equal(x + y) and n.equal(ops.rms_norm(x + y, w, eps=1e-3))
+    s, n = ops.add_rms_norm(x, y, w, b, eps=1e-3, inner_eps=0.1)
+    assert s.equal(x + ops.rms_norm(y, b, eps=0.1)) and n.equal(ops.rms_norm(s, w, eps=1e-3))
+    assert ops.rms_norm_add(x, y, b, eps=0.1).equal(s)
     s, n = ops.add_layer_norm(x, y, w, b, eps=1e-3)
     assert s.equal(x + y) and n.equal(ops.layer_norm(x + y, w, b, eps=1e-3))
 

@@ -57,6 +57,7 @@ class CpuBackend:
         "fuse-mlp",
         "fuse-moe",
         "fuse-norm",
+        "fuse-epilogue",
         "kv-cache",
         "fuse-rope-append",
         "kv-plan",

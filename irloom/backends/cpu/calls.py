@@ -41,6 +41,17 @@ class Calls:
                 w.address, x.ptr + a, x.stride, y.ptr + b, y.stride, r and r + b, ldr, x.count.now
             )
 
+    def linear_act(
+        self, x: Rows, w: Packed, y: Rows, *,
+        residual: Rows | None, act: str, scale: float, softcap: float | None,
+    ) -> None:  # fmt: skip
+        """``y = residual + softcap(scale * act(x @ w.T + bias))``, of each head of a row as ``linear``."""
+        r, ldr = (0, 0) if residual is None else (residual.ptr, residual.stride)
+        how = (x.count.now, ACTIVATIONS.index(act), scale, softcap or 0.0)
+        for head in range(x.width // x.last):
+            a, b = 4 * head * x.last, 4 * head * y.last
+            self._raw.linear_act(w.address, x.ptr + a, x.stride, y.ptr + b, y.stride, r and r + b, ldr, *how)
+
     def expert_linear(self, x: Rows, index: Rows, w: Packed, y: Rows) -> None:
         """``y[t, j] = x[t] @ w[index[t, j]].T + bias``; ``x`` may have a row for each choice."""
         at = w.layout
@@ -141,7 +152,10 @@ class Calls:
         inner: Vector,
         inner_eps: float,
     ) -> None:
-        """``r = x + a``, or ``x + rms_norm(a, inner)``; then ``y = rms_norm(r, w)`` unless ``y`` is None."""
+        """``r = x + a``, or ``x + rms_norm(a, inner)``; then ``y = rms_norm(r, w)`` unless ``y`` is None.
+
+        Without ``inner`` the inner norm has no weight, and with ``inner_eps`` 0 there is none.
+        """
         out, rows = 0 if y is None else y.ptr, x.count.now * (x.width // x.last)  # heads lie as rows do
         self._raw.add_rms_norm(x.ptr, a.ptr, _at(inner), r.ptr, _at(w), out, rows, x.last, eps, inner_eps)
 

@@ -40,6 +40,7 @@ RESERVED = frozenset(
         "reference",
         "embedding",
         "linear",
+        "linear_act",
         "expert_linear",
         "head_linear",
         "moe",

@@ -46,33 +46,44 @@ def embedding(f: Lowering, n: Node) -> bool:
 
 @lowers("linear")
 def linear(f: Lowering, n: Node) -> bool:
-    """A product with a packed weight; a residual that is added to it and to nothing else goes along."""
+    """A product with a packed weight."""
+    return _product(f, n, None, "linear")
+
+
+@lowers("linear_act")
+def linear_act(f: Lowering, n: Node) -> bool:
+    """A product that finishes its result before it is in memory."""
+    act, scale, softcap = (n.attrs[k] for k in ("act", "scale", "softcap"))
+    if (act, scale, softcap) == (None, 1.0, None):
+        return _product(f, n, _arg(n, 3), "linear")
+    kind = {None: "identity", "gelu": "gelu_erf"}.get(act, act)
+    return _product(f, n, _arg(n, 3), "linear_act", act=f'"{kind}"', scale=scale, softcap=softcap)
+
+
+def _product(f: Lowering, n: Node, residual: object, kernel: str, **how: object) -> bool:
     x, w, bias = _value(n, 0), n.args[1], _arg(n, 2)
     if not f.is_weight(w) or not (bias is None or isinstance(bias, Param)) or not f.f32(x, n.result):
         return False
-    out, residual = n.result, "None"
-    total = f.only_reader(out, "add")
-    if total is not None:
-        other = _residual(f, total, out)
-        if other is not None:
-            f.done.add(id(total))
-            out, residual = total.result, f.ref(other)
-            f.place_early(out, n)
+    if residual is not None and not (isinstance(residual, Value) and f.f32(residual)):
+        return False
     packed = f.weight(w, "packed", bias if isinstance(bias, Param) else None)
-    f.call("linear", x, packed, _made(f, out), residual=residual, loc=n.loc)
+    f.call(kernel, x, packed, _made(f, n.result), residual=residual, **how, loc=n.loc)
     return True
 
 
 @lowers("rms_norm")
 def rms_norm(f: Lowering, n: Node) -> bool:
-    """Alone; into the rotation of heads that follows it; or into the residual sum that follows it."""
+    """Alone, or with a weight into the rotation of heads that alone reads it."""
     x, w = _value(n, 0), _arg(n, 1)
     if not f.f32(x) or not (w is None or isinstance(w, Param)):
         return False
     weight = f.weight(w, "vector") if isinstance(w, Param) else "None"
-    alone = w is None or n.attrs["groups"] != 1
-    if alone or not _norm_and_more(f, n, x, weight):
-        f.call("rms_norm", x, weight, _made(f, n.result), **n.attrs, loc=n.loc)
+    turned = f.only_reader(n.result, "rope")
+    if turned is not None and w is not None and n.attrs["groups"] == 1 and x.type.rank == 3:
+        f.place_early(turned.result, n)
+        if _rope(f, turned, x, weight, n.attrs["eps"]):
+            return True
+    f.call("rms_norm", x, weight, _made(f, n.result), **n.attrs, loc=n.loc)
     return True
 
 
@@ -86,74 +97,32 @@ def l2_norm(f: Lowering, n: Node) -> bool:
     return True
 
 
-def _norm_and_more(f: Lowering, n: Node, x: Value, weight: str) -> bool:
-    """A norm with a weight together with what alone reads it; those kernels take no weight for no norm."""
-    turned = f.only_reader(n.result, "rope")
-    if turned is not None and x.type.rank == 3:
-        f.place_early(turned.result, n)
-        if _rope(f, turned, x, weight, n.attrs["eps"]):
-            return True
-    total = f.only_reader(n.result, "add_rms_norm")
-    if total is not None and total.args[1] is n.result and _sums(f, total) and f.places[x].whole:
-        f.done.add(id(total))
-        for made in total.results:
-            f.place_early(made, n)
-        _add_rms_norm(f, total, x, weight, n.attrs["eps"])
-        return True
-    summed = f.only_reader(n.result, "add")
-    if summed is not None and f.places[x].whole and _residual(f, summed, n.result) is not None:
-        f.done.add(id(summed))
-        f.place_early(summed.result, n)
-        given = (_residual(f, summed, n.result), x, summed.result, "None", "None")
-        f.call("add_rms_norm", *given, eps=0.0, inner=weight, inner_eps=n.attrs["eps"], loc=n.loc)
-        return True
-    return False
-
-
-def _residual(f: Lowering, total: Node, added: Value) -> Value | None:
-    """The other operand of a sum, where it is there already and lies without gaps."""
-    other = next((a for a in total.args if a is not added), None)
-    there = (
-        isinstance(other, Value) and other.type == added.type and other in f.places and f.places[other].whole
-    )
-    return other if there and isinstance(other, Value) else None
-
-
 @lowers("add_rms_norm")
 def add_rms_norm(f: Lowering, n: Node) -> bool:
-    """The residual sum and its norm in one pass."""
-    if (
-        not f.f32(*n.args[:2])
-        or not f.is_weight(n.args[2])
-        or not all(f.places[_value(n, k)].whole for k in (0, 1))
-    ):
+    """The residual sum and its norm in one pass, a norm before the sum too."""
+    return _sum(f, n, inner=_arg(n, 3), inner_eps=n.attrs["inner_eps"])
+
+
+@lowers("rms_norm_add")
+def rms_norm_add(f: Lowering, n: Node) -> bool:
+    """A norm into the residual sum."""
+    return _sum(f, n, inner=_arg(n, 2), inner_eps=n.attrs["eps"])
+
+
+def _sum(f: Lowering, n: Node, inner: object, inner_eps: object) -> bool:
+    """The sum of the first two operands, the second normed with ``inner_eps``; then its norm, if a result."""
+    x, y, normed = _value(n, 0), _value(n, 1), len(n.results) > 1
+    weights = [_arg(n, 2) if normed else None, inner]
+    if not f.f32(x, y) or not all(f.places[v].whole for v in (x, y)):
         return False
-    _add_rms_norm(f, n, _value(n, 1), "None", 0.0)
+    if not all(w is None or f.is_weight(w) for w in weights) or inner_eps == 0:
+        return False
+    w, inner = (f.weight(a, "vector") if isinstance(a, Param) else "None" for a in weights)
+    out = [*(_made(f, r) for r in n.results), "None"][:2]
+    eps = n.attrs["eps"] if normed else 0.0
+    named = {"eps": eps, "inner": inner, "inner_eps": inner_eps or 0.0}
+    f.call("add_rms_norm", x, y, out[0], w, out[1], **named, loc=n.loc)
     return True
-
-
-def _sums(f: Lowering, n: Node) -> bool:
-    x = n.args[0]
-    return (
-        f.is_weight(n.args[2]) and isinstance(x, Value) and x in f.places and f.f32(x) and f.places[x].whole
-    )
-
-
-def _add_rms_norm(f: Lowering, n: Node, added: Value, inner: str, inner_eps: object) -> None:
-    total, normed = (_made(f, r) for r in n.results)
-    weight = f.weight(n.args[2], "vector")
-    f.call(
-        "add_rms_norm",
-        n.args[0],
-        added,
-        total,
-        weight,
-        normed,
-        eps=n.attrs["eps"],
-        inner=inner,
-        inner_eps=inner_eps,
-        loc=n.loc,
-    )
 
 
 @lowers("layer_norm")
@@ -170,14 +139,14 @@ def layer_norm(f: Lowering, n: Node) -> bool:
 @lowers("add_layer_norm")
 def add_layer_norm(f: Lowering, n: Node) -> bool:
     """The residual sum, then its norm."""
-    x, y, shift = _value(n, 0), _value(n, 1), _arg(n, 3)
-    if not f.f32(x, y) or not f.is_weight(n.args[2]) or not (shift is None or f.is_weight(shift)):
+    x, y, weights = _value(n, 0), _value(n, 1), (_arg(n, 2), _arg(n, 3))
+    if not f.f32(x, y) or not all(w is None or f.is_weight(w) for w in weights):
         return False
     if not all(f.places[v].whole for v in (x, y)):
         return False
     total, normed = (_made(f, r) for r in n.results)
     f.call("add_rms_norm", x, y, total, "None", "None", eps=0.0, inner="None", inner_eps=0.0, loc=n.loc)
-    given = [f.weight(a, "vector") if isinstance(a, Param) else "None" for a in (n.args[2], shift)]
+    given = [f.weight(a, "vector") if isinstance(a, Param) else "None" for a in weights]
     f.call("layer_norm", total, *given, normed, eps=n.attrs["eps"], loc=n.loc)
     return True
 

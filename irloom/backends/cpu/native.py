@@ -10,6 +10,8 @@ Every kernel writes the same bits for a row whatever else is in the batch, on an
 raw function     arguments, and what it computes
 ===============  ==========================================================================================
 linear           weight, x, ldx, y, ldy, residual, ldr, T: y = x @ W.T + bias + residual; residual may be y
+linear_act       as linear, act, scale, cap: y = residual + cap * tanh(z / cap), z = scale * act(x @ W.T +
+                 bias); cap 0 is none
 expert_linear    weight, E, stride, x, ldx, wide, index i32[T, k], ldi, k, y, ldy, T: y[t, j] = x[t] @
                  W[index[t, j]].T + bias; x[t, j] with wide; experts are stride bytes apart
 head_linear      weight, H, stride, x, ldx, y, ldy, T: y[t, h] = x[t, h] @ W[h].T; W are stride bytes apart
@@ -17,8 +19,8 @@ moe              act, up, up_stride, down, down_stride, E, x, ldx, index, ldi, w
 embedding        weight, ids i32[T], y, ldy, T, scale: rows of a packed weight, times scale
 rms_norm         x, ldx, w, y, ldy, T, N, eps: w may be 0
 l2_norm          x, ldx, y, ldy, T, N, eps: x / sqrt(sum(x ** 2) + eps)
-add_rms_norm     x, a, wa, r, w, y, T, N, eps, eps_a: r = x + a, or x + rms_norm(a, wa) with wa;
-                 then y = rms_norm(r, w) unless y is 0; r may be x
+add_rms_norm     x, a, wa, r, w, y, T, N, eps, eps_a: r = x + a, or x + rms_norm(a, wa) where one of wa and
+                 eps_a is not 0; then y = rms_norm(r, w) unless y is 0; r may be x
 layer_norm       x, ldx, w, b, y, ldy, T, N, eps: w and b may be 0
 rope_table       positions i32[T], inv_freq[half], cos, sin, T, half, scale: [T, half], once per step
 rope             x, ldx, w, cos, sin, y, ldy, T, heads, D, rotary, interleaved, eps: a norm per head first
@@ -79,12 +81,16 @@ ELEMS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SCORES = ("softmax", "sigmoid", "sqrt_softplus")
 """Of routers, as the kernel numbers them."""
 
-ACTIVATIONS = ("identity", "silu", "gelu_tanh", "gelu_erf", "relu", "relu2", "sigmoid", "tanh")
+ACTIVATIONS = (
+    "identity", "silu", "gelu_tanh", "gelu_erf", "relu", "relu2", "sigmoid", "tanh", "quick_gelu", "mish",
+    "softplus",
+)  # fmt: skip
 
 _STATES = "ppppiii"
 # p pointer, i int64, d double; after the colon what is returned.
 SIGNATURES = {
     "linear": "ppipipii",
+    "linear_act": "ppipipiiidd",
     "expert_linear": "piipiipiipii",
     "head_linear": "piipipii",
     "moe": "ipipiipipipiipii",
@@ -194,8 +200,9 @@ class Kernels:
         wa: Tensor | None = None,
     ) -> None:
         """``r = x + a``, or ``x + rms_norm(a, wa)``; ``y = rms_norm(r, w)``. Rows contiguous."""
+        inner = (_at(wa), 0.0 if wa is None else eps)
         self.raw.add_rms_norm(
-            x.data_ptr(), a.data_ptr(), _at(wa), r.data_ptr(), _at(w), _at(y), *x.shape, eps, eps
+            x.data_ptr(), a.data_ptr(), inner[0], r.data_ptr(), _at(w), _at(y), *x.shape, eps, inner[1]
         )
 
     def layer_norm(self, x: Tensor, w: Tensor | None, b: Tensor | None, y: Tensor, eps: float) -> None:

@@ -54,7 +54,7 @@ from .elementwise import (
     where,
 )
 from .experts import expert_linear, moe
-from .fused import add_layer_norm, add_rms_norm, gelu_mul, rope_append, silu_mul
+from .fused import add_layer_norm, add_rms_norm, gelu_mul, linear_act, rms_norm_add, rope_append, silu_mul
 from .heads import head_linear
 from .index import embedding, gather, last_rows, scatter
 from .matmul import linear, matmul
@@ -124,6 +124,7 @@ __all__ = [
     "layer_norm",
     "le",
     "linear",
+    "linear_act",
     "linear_scan",
     "log",
     "log1p",
@@ -157,6 +158,7 @@ __all__ = [
     "relu2",
     "reshape",
     "rms_norm",
+    "rms_norm_add",
     "rope",
     "rope_append",
     "route",

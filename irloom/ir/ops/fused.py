@@ -15,8 +15,11 @@ from ..op import Attrs, op
 from ..seqs import PagedCache, Seqs
 from ..signature import Operand
 from ..types import Type
+from .activation import ACTIVATIONS, known
 from .attention import check_entry, check_rotary, entry_bytes, rope
-from .norm import rms_norm
+from .elementwise import softcap as softcap_op
+from .matmul import linear
+from .norm import layer_norm, rms_norm
 
 
 @op("*b d, *b d -> *b d")
@@ -31,23 +34,77 @@ def gelu_mul(gate: Tensor, up: Tensor, *, tanh: bool = False) -> Tensor:
     return F.gelu(gate, approximate="tanh" if tanh else "none") * up
 
 
-@op("*b !d, *b !d, !d -> *b !d, *b !d")
-def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, *, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """``s = x + y`` and ``rms_norm(s, weight)``: the step from one block of a residual stream to the next."""
-    s = x + y
-    h = s.float()
-    h = h * (h.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
-    return s, (h * weight.float()).to(x.dtype)
+@op("*b !k, n !k, n?, *b n? -> *b n")
+def linear_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    act: str | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """``residual + softcap(scale * act(x @ weight.T + bias))``, each part only where it is given.
+
+    A product with its epilogue: what it makes is in memory once, finished. ``act`` is one of those of
+    ``act_mul``. Splitting ``n`` is column-parallel; ``k`` stays whole, for a partial sum has no activation.
+    """
+    y = linear.reference(x, weight, bias)
+    if act is not None:
+        y = ACTIVATIONS[act](y)
+    if scale != 1.0:
+        y = y * scale
+    if softcap is not None:
+        y = softcap_op.reference(y, cap=softcap)
+    return y if residual is None else residual + y
 
 
-@op("*b !d, *b !d, !d, !d? -> *b !d, *b !d")
+@linear_act.verify
+def _(operands: Sequence[Operand], attrs: Attrs) -> None:
+    if attrs["act"] is not None:
+        known("linear_act", attrs["act"])
+
+
+@op("*b !d, *b !d, !d?, !d? -> *b !d, *b !d")
+def add_rms_norm(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None = None,
+    inner: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    inner_eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``s = x + y`` and ``rms_norm(s, weight)``: the step from one block of a residual stream to the next.
+
+    With ``inner_eps`` a norm comes before the sum, too (post-norm blocks): ``s = x + rms_norm(y, inner)``.
+    """
+    s = x + (y if inner_eps is None else rms_norm.reference(y, inner, eps=inner_eps))
+    return s, rms_norm.reference(s, weight, eps=eps)
+
+
+@add_rms_norm.verify
+def _(operands: Sequence[Operand], attrs: Attrs) -> None:
+    if len(operands) > 3 and operands[3] is not None and attrs["inner_eps"] is None:
+        raise IRError(
+            "add_rms_norm: operand `inner` is given, but no inner_eps", hint="inner_eps=1e-6, or no weight"
+        )
+
+
+@op("*b !d, *b !d, !d? -> *b !d")
+def rms_norm_add(x: Tensor, y: Tensor, weight: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
+    """``x + rms_norm(y, weight)``: what a post-norm block adds to its residual stream."""
+    return x + rms_norm.reference(y, weight, eps=eps)
+
+
+@op("*b !d, *b !d, !d?, !d? -> *b !d, *b !d")
 def add_layer_norm(
-    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float = 1e-5
+    x: Tensor, y: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
     """``s = x + y`` and ``layer_norm(s, weight, bias)``."""
     s = x + y
-    f = [None if w is None else w.float() for w in (weight, bias)]
-    return s, F.layer_norm(s.float(), s.shape[-1:], f[0], f[1], eps).to(x.dtype)
+    return s, layer_norm.reference(s, weight, bias, eps=eps)
 
 
 @op("t (kv g) !d, t kv !d, t kv !e?, p kv !d, t, t %s, !d?, !d?, !f? -> t (kv g) !d, p kv !d")

@@ -130,8 +130,20 @@ def test_dims_that_no_cut_separates_are_left_to_the_body():
     compare(parse(MAIN + more), fallbacks={"amax", "sub"})
 
 
-def test_a_residual_goes_along_with_its_linear():
-    text = compare(parse(MAIN + "    a = linear(x, w)\n    y = add(a, x)\n    return y"), fallbacks=set())
+@pytest.mark.parametrize(
+    "act", [None, "gelu", "gelu_tanh", "silu", "relu2", "quick_gelu", "mish", "softplus"]
+)
+def test_a_linear_finishes_its_result(act):
+    more = f"""
+    a = linear_act(x, w, None, x)
+    b = linear_act(a, w, None, a, act={act!r}, scale=0.5, softcap=3.0)
+    h = reshape(b, dims=(T, 2, 8))
+    g = reshape(x, dims=(T, 2, 8))
+    c = linear_act(h, square, k, g, act={act!r})
+    y = reshape(c, dims=(T, 16))
+    return y"""
+    main = MAIN.replace("w: f32", 'k: f32[8] = weight("k"), square: f32[8, 8] = weight("square"), w: f32')
+    text = compare(parse(main + more), fallbacks=set())
     assert "residual=x" in text
 
 
@@ -356,6 +368,23 @@ def test_a_norm_without_a_weight_is_not_lost_in_what_follows_it():
     y = add(f, s)
     return y"""
     compare(parse(main + more), fallbacks=set())
+
+
+def test_norms_on_both_sides_of_a_residual_sum_are_one_kernel_with_it():
+    """With weights and without; and a norm before the last sum of a layer."""
+    main = MAIN.replace(
+        'w: f32[16, 16] = weight("w")', 'ln: f32[16] = weight("ln"), post: f32[16] = weight("bias")'
+    )
+    more = """
+    a = exp(x)
+    s, n = add_rms_norm(x, a, ln, post, eps=0.001, inner_eps=0.1)
+    t, m = add_rms_norm(s, n, inner_eps=0.1)
+    u, l = add_layer_norm(t, m)
+    v = rms_norm_add(u, l, post)
+    y = rms_norm_add(v, s)
+    return y"""
+    text = compare(parse(main + more), fallbacks=set())
+    assert text.count("rms_norm(") == 5
 
 
 def test_a_weight_may_have_several_biases_and_none():

@@ -131,6 +131,9 @@ REFERENCES = {
     "relu2": lambda x: F.relu(x) ** 2,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "mish": F.mish,
+    "softplus": F.softplus,
 }
 
 

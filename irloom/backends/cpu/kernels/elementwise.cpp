@@ -31,7 +31,8 @@ template <class F> void map(const float* g, int64_t ldg, const float* u, int64_t
 
 using namespace irl;
 
-// kind: 0 identity, 1 silu, 2 gelu (tanh), 3 gelu (erf), 4 relu, 5 relu squared, 6 sigmoid, 7 tanh. y may be an operand.
+// kind: 0 identity, 1 silu, 2 gelu (tanh), 3 gelu (erf), 4 relu, 5 relu squared, 6 sigmoid, 7 tanh, 8 quick gelu, 9 mish,
+// 10 softplus. y may be an operand.
 extern "C" void irl_act_mul(int64_t kind, const float* g, int64_t ldg, const float* u, int64_t ldu, float* y, int64_t ldy, int64_t T, int64_t N) {
   switch (kind) {
     case 0: return map(g, ldg, u, ldu, y, ldy, T, N, [](vf x) { return x; });
@@ -42,5 +43,8 @@ extern "C" void irl_act_mul(int64_t kind, const float* g, int64_t ldg, const flo
     case 5: return map(g, ldg, u, ldu, y, ldy, T, N, [](vf x) { return relu2(x); });
     case 6: return map(g, ldg, u, ldu, y, ldy, T, N, [](vf x) { return sigmoid(x); });
     case 7: return map(g, ldg, u, ldu, y, ldy, T, N, [](vf x) { return tanh(x); });
+    case 8: return map(g, ldg, u, ldu, y, ldy, T, N, [](vf x) { return quick_gelu(x); });
+    case 9: return map(g, ldg, u, ldu, y, ldy, T, N, [](vf x) { return mish(x); });
+    case 10: return map(g, ldg, u, ldu, y, ldy, T, N, [](vf x) { return softplus(x); });
   }
 }

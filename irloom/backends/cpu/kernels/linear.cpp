@@ -1,4 +1,5 @@
-// y[T, N] = x[T, K] @ W[N, K]^T (+ bias) (+ residual), for every kind of packed weight.
+// y[T, N] = x[T, K] @ W[N, K]^T (+ bias) (+ residual), for every kind of packed weight; or with an activation, a number
+// and a softcap in between.
 //
 // Work is a grid of (slab of panels) x (run of row tiles); a row's sum runs over k in order, one accumulator per
 // output, whatever the tile it is in: that is what makes rows independent of the batch.
@@ -15,6 +16,26 @@ struct Call {
   int64_t ldy;
   const float* residual;
   int64_t ldr;
+  int64_t act = 0;  // as in elementwise.cpp
+  float scale = 1, cap = 0;  // no cap: 0
+  const bool shaped = act != 0 || scale != 1 || cap != 0;
+
+  vf shape(vf v) const {
+    switch (act) {
+      case 1: v = silu(v); break;
+      case 2: v = gelu_tanh(v); break;
+      case 3: v = gelu_erf(v); break;
+      case 4: v = relu(v); break;
+      case 5: v = relu2(v); break;
+      case 6: v = sigmoid(v); break;
+      case 7: v = tanh(v); break;
+      case 8: v = quick_gelu(v); break;
+      case 9: v = mish(v); break;
+      case 10: v = softplus(v); break;
+    }
+    v = v * scale;
+    return cap != 0 ? cap * tanh(v / cap) : v;
+  }
 };
 
 // Rows in tiles of nearly equal height, at most `most` rows each.
@@ -25,7 +46,7 @@ struct Tiles {
   int64_t height(int64_t tile) const { return row(tile + 1) - row(tile); }
 };
 
-// Adds bias and residual to a finished tile [mr][np * 16] and writes the columns that exist.
+// Adds bias, epilogue and residual to a finished tile [mr][np * 16] and writes the columns that exist.
 void finish(const Call& c, const float* tile, int64_t row, int64_t mr, int64_t panel, int64_t np) {
   const int64_t n0 = panel * 16, n1 = n0 + np * 16 < c.w.N ? n0 + np * 16 : c.w.N;
   for (int64_t r = 0; r < mr; r++, tile += np * 16) {
@@ -36,10 +57,12 @@ void finish(const Call& c, const float* tile, int64_t row, int64_t mr, int64_t p
       vf v = load(tile + (n - n0));
       if (left >= W) {
         if (c.w.bias) v = v + load(c.w.bias + n);
+        if (c.shaped) v = c.shape(v);
         if (add) v = v + load(add + n);
         store(y + n, v);
       } else {
         if (c.w.bias) v = v + load_part(c.w.bias + n, left);
+        if (c.shaped) v = c.shape(v);
         if (add) v = v + load_part(add + n, left);
         store_part(y + n, v, left);
       }
@@ -197,10 +220,20 @@ void linear(const Call& c) {
 }  // namespace
 }  // namespace irl
 
-extern "C" void irl_linear(const irl::Weight* w, const float* x, int64_t ldx, float* y, int64_t ldy, const float* residual,
-                           int64_t ldr, int64_t T) {
+extern "C" {
+
+// y = residual + cap * tanh(z / cap), z = scale * act(x @ W^T + bias); no cap: 0.
+void irl_linear_act(const irl::Weight* w, const float* x, int64_t ldx, float* y, int64_t ldy, const float* residual, int64_t ldr,
+                    int64_t T, int64_t act, double scale, double cap) {
   // Many rows go in runs whose packed activations stay in the outer cache.
   const int64_t run = w->K > 0 && (4 << 20) / w->K > 64 ? (4 << 20) / w->K / 48 * 48 : 48;
   for (int64_t t = 0; t < T; t += run)
-    irl::linear({*w, x + t * ldx, ldx, T - t < run ? T - t : run, y + t * ldy, ldy, residual ? residual + t * ldr : nullptr, ldr});
+    irl::linear({*w, x + t * ldx, ldx, T - t < run ? T - t : run, y + t * ldy, ldy, residual ? residual + t * ldr : nullptr, ldr,
+                 act, (float)scale, (float)cap});
+}
+
+void irl_linear(const irl::Weight* w, const float* x, int64_t ldx, float* y, int64_t ldy, const float* residual, int64_t ldr, int64_t T) {
+  irl_linear_act(w, x, ldx, y, ldy, residual, ldr, T, 0, 1, 0);
+}
+
 }

@@ -80,7 +80,7 @@ void irl_l2_norm(const float* x, int64_t ldx, float* y, int64_t ldy, int64_t T, 
   });
 }
 
-// r = x + a, or x + rms_norm(a, wa) when wa is given; then y = rms_norm(r, w) when y is given. r may be x.
+// r = x + a, or x + rms_norm(a, wa) when wa or eps_a is given; then y = rms_norm(r, w) when y is given. r may be x.
 void irl_add_rms_norm(const float* x, const float* a, const float* wa, float* r, const float* w, float* y, int64_t T, int64_t N,
                       double eps, double eps_a) {
   parallel_range(T, 1 + 8192 / (N + 1), [&](int64_t t0, int64_t t1) {
@@ -88,7 +88,7 @@ void irl_add_rms_norm(const float* x, const float* a, const float* wa, float* r,
     for (int64_t t = t0; t < t1; t++) {
       const float *xt = x + t * N, *at_ = a + t * N;
       float* rt = r + t * N;
-      if (wa) {
+      if (wa || eps_a > 0) {
         float* normed = scratch.get<float>((size_t)N);
         rms_norm_row(at_, wa, normed, N, (float)eps_a);
         at_ = normed;

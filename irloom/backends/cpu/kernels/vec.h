@@ -136,6 +136,8 @@ IRL_INLINE vf log1p(vf x) { for (int i = 0; i < W; i++) x[i] = log1pf(x[i]); ret
 IRL_INLINE vf expm1(vf x) { for (int i = 0; i < W; i++) x[i] = expm1f(x[i]); return x; }
 IRL_INLINE vf floor(vf x) { for (int i = 0; i < W; i++) x[i] = floorf(x[i]); return x; }
 IRL_INLINE vf softplus(vf x) { for (int i = 0; i < W; i++) x[i] = (x[i] > 0 ? x[i] : 0) + log1pf(expf(-fabsf(x[i]))); return x; }
+IRL_INLINE vf quick_gelu(vf x) { return x * sigmoid(1.702f * x); }
+IRL_INLINE vf mish(vf x) { return x * tanh(softplus(x)); }
 IRL_INLINE vf pow(vf x, vf y) { for (int i = 0; i < W; i++) x[i] = powf(x[i], y[i]); return x; }
 
 // ---- sixteen lanes, in 16 / W native vectors
