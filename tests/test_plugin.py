@@ -80,7 +80,8 @@ tokens = []
 for name, without in (("with", ()), ("without", ("fuse-gated-norm",))):
     out = irloom.compile(model, "cpu", passes_of(Choice(without=without)), out=f"{home}/{name}")
     llm = irloom.LLM(out)
-    told = llm.generate([[5, 9, 7, 200], [3]], irloom.SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+    greedy = irloom.SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    told = llm.generate([[5, 9, 7, 200], [3]], greedy)
     tokens.append([t.token_ids for t in told])
 print(json.dumps(tokens))
 """
