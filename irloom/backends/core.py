@@ -62,6 +62,10 @@ class Backend(Protocol):
         """Ops that run their reference body here, and how many nodes of ``m`` do."""
         ...
 
+    def declined(self, m: Module) -> dict[str, str]:
+        """Why ops that have a kernel run their body all the same: ``layer.y: `x` is bf16[T, 8]: ...``."""
+        ...
+
     def prepare(self) -> None:
         """Start what a build needs beside the trace, such as compiling kernels, in the background."""
         ...

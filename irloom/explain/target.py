@@ -22,17 +22,20 @@ FLOATS = ("bf16", "f16", "f32")
 @dataclass(frozen=True)
 class Target:
     """A target and this model: what it ``lacks`` on this machine, why it ``refuses`` the program, and the ops
-    that run their reference body: how many nodes, and the share of FLOPs of all nodes of these ops.
+    that run their reference body: how many nodes, and the share of FLOPs of all nodes of these ops. Where
+    such an op has a kernel, ``declined`` says why that does not fit.
     """
 
     lacks: str | None
     refuses: str | None = None
     reference: Mapping[str, tuple[int, float]] = field(default_factory=dict[str, tuple[int, float]])
+    declined: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""
         ops = {op: {"nodes": n, "flops_share": round(x, 6)} for op, (n, x) in self.reference.items()}
-        return {"lacks": self.lacks, "refuses": self.refuses, "reference_bodies": ops}
+        why = {"declined": dict(self.declined)} if self.declined else {}
+        return {"lacks": self.lacks, "refuses": self.refuses, "reference_bodies": ops, **why}
 
     def __str__(self) -> str:
         if self.refuses is not None:
@@ -40,6 +43,7 @@ class Target:
         ops = counted({op: n for op, (n, _) in self.reference.items()})
         share = sum(x for _, x in self.reference.values())
         runs = f"reference bodies for {ops}: {share:.2%} of the FLOPs" if ops else "a kernel for every op"
+        runs += "".join(f"; no kernel of {op} for {why}" for op, why in self.declined.items())
         return f"{runs}; this machine lacks {self.lacks}" if self.lacks else runs
 
 
@@ -56,7 +60,8 @@ def on(choice: Choice, traced: Module) -> Target:
     except IrloomError as error:
         return Target(lacks, str(error))
     share = count(m, record).shares
-    return Target(lacks, None, {op: (n, share[op]) for op, n in bodies.items()})
+    bodies_of = {op: (n, share[op]) for op, n in bodies.items()}
+    return Target(lacks, None, bodies_of, made.declined(m))
 
 
 def counted(ops: Mapping[str, int]) -> str:

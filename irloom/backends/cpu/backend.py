@@ -76,6 +76,10 @@ class CpuBackend:
         """What has no kernel."""
         return lower(m).fallbacks
 
+    def declined(self, m: Module) -> dict[str, str]:
+        """See ``extern``."""
+        return lower(m).declined
+
     def prepare(self) -> None:
         """Let the compiler work on the kernels while the model is traced."""
         _kernels()

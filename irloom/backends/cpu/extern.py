@@ -79,8 +79,7 @@ class Kernel:
     def lower(self, f: Lowering, n: Node) -> bool:
         """Emit a call; False, with the reason in the program, where the node does not fit."""
         if why := self._misfit(f, n):
-            f.program.declined.setdefault(self.op.name, f"{n.result.name}: {why}")
-            return False
+            return f.decline(n, why)
         for r in n.results:
             f.place(r)
         numbers = {**self._sizes(n), **{a.name: n.attrs[a.name] for a in self.head.attributes}}
@@ -173,7 +172,8 @@ def kernel(source: str | Path, **elems: str) -> Callable[[Op], Op]:
 def lowers(op: Op | str) -> Callable[[Handler], Handler]:
     """Say how an op becomes calls in a program of the CPU target, with all that irloom's own ops can do.
 
-    The handler gets the ``Lowering`` of a function and a ``Node``, and gives False to leave it to its body:
+    The handler gets the ``Lowering`` of a function and a ``Node``. To leave a node to its body it gives False,
+    best by ``return f.decline(n, "why")``:
 
         @lowers(half)
         def lower_half(f: Lowering, n: Node) -> bool:

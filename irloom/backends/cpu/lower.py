@@ -100,6 +100,7 @@ class Lowering:
         self.lines: list[str] = []
         self.done: set[int] = set()
         self.holds: dict[str, Value] = {}
+        self.why: dict[int, str] = {}
         self.layers = shared.layers(func.name)
 
     # the shape of the text
@@ -258,6 +259,12 @@ class Lowering:
         """Whether all operands are rows of f32."""
         return all(isinstance(a, Value) and a.type.elem == F32 and by_rows(a.type.dims) for a in args)
 
+    def decline(self, n: Node, why: str) -> bool:
+        """Leave a node to its body, and say why; gives False, as a handler does."""
+        self.program.declined.setdefault(n.op.name, f"{self.func.name}.{n.results[0].name}: {why}")
+        self.why[id(n)] = why
+        return False
+
     # statements
 
     def _statement(self, s: Stmt, indent: str) -> None:
@@ -288,7 +295,8 @@ class Lowering:
         outs = [self.name_of(r) for r in n.results]
         attrs = [f"{k}={show_attr(v)}" for k, v in n.attrs.items()]
         given = ", ".join([f'"{n.op.name}"', f"[{', '.join(outs)}]", *args, *attrs])
-        self.lines.append(f"{INDENT}reference({given})" + (f"  # {n.loc}" if n.loc else ""))
+        said = "; ".join(filter(None, [str(n.loc or ""), self.why.get(id(n), "")]))
+        self.lines.append(f"{INDENT}reference({given})" + (f"  # {said}" if said else ""))
 
 
 def _per_layer(p: Param | None) -> bool:

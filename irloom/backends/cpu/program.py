@@ -37,7 +37,8 @@ class Bound:
 class Program:
     """A lowered module: text, weights, buffers, C++ of generated kernels, and what fell back how often.
 
-    ``extern`` are ops whose own kernels it calls (see ``extern``), ``declined`` why one did not fit.
+    ``extern`` are ops whose own kernels it calls (see ``extern``), ``declined`` why one did not fit,
+    the first time for each op.
     """
 
     text: str = ""

@@ -58,6 +58,10 @@ class ReferenceBackend:
         """All that there is."""
         return dict(Counter(n.op.name for f in m.funcs.values() for n in f.nodes))
 
+    def declined(self, m: Module) -> dict[str, str]:
+        """There are no kernels."""
+        return {}
+
     def prepare(self) -> None:
         """Nothing is needed."""
 
