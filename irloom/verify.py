@@ -7,6 +7,7 @@ the programs have.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.elem import ELEMS
 from irloom.ir.errors import CheckpointError, EngineMismatch
 from irloom.ir.graph import Module
-from irloom.passes.session import MOST, plan_session
-from irloom.passes.shared_weights import RandomWeights, SharedWeights
+from irloom.passes.random_weights import RandomWeights
+from irloom.passes.session import MOST, Session, plan_session
+from irloom.passes.shared_weights import SharedWeights
 from irloom.passes.trial import Trial
 from irloom.passes.verified import Progress, Ran, Verified, run_as_far, verify_passes
 
@@ -66,11 +68,13 @@ def prepared(model: str | Path, choice: Choice, how: How) -> tuple[Ran, Trial]:
     return ran, trial_of(ran.modules, weights, how)
 
 
-def trial_of(modules: list[Module], checkpoint: Checkpoint | None, how: How) -> Trial:
-    """A session that fits the programs, with weights of ``checkpoint`` or random ones."""
+def trial_of(
+    modules: Sequence[Module], checkpoint: Checkpoint | None, how: How, session: Session | None = None
+) -> Trial:
+    """Programs on a session, by default one that fits them, with weights of ``checkpoint`` or random ones."""
     device = placed(how.device)
     weights = checkpoint or RandomWeights(modules[:1], how.seed, device)
-    session = plan_session(modules, how.seed, how.tokens)
+    session = session or plan_session(modules, how.seed, how.tokens)
     return Trial(session, SharedWeights(weights, device, how.memory), how.by_layer)
 
 

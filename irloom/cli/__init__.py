@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .bench import bench
+from .bisect import bisect
 from .compile import compile_
 from .core import irloom, main
 from .diff import diff
@@ -15,7 +16,7 @@ from .run import run
 from .verify import verify
 from .zoo import zoo
 
-for command in (run, compile_, dump, diff, explain, verify, passes, pass_, op, bench, zoo, doctor):
+for command in (run, compile_, dump, diff, explain, verify, bisect, passes, pass_, op, bench, zoo, doctor):
     irloom.add_command(command)
 
 __all__ = ["main"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,6 +43,7 @@ def how_options(fn: Callable[..., None]) -> Callable[..., None]:
 @click.argument("model")
 @how_options
 @click.option("--by-layer", is_flag=True, help="Also compare the hidden state behind each layer.")
+@click.option("--any-version", is_flag=True, help="Run a reproducer of another irloom, too.")
 @pipeline_options
 @trust_option
 @json_option
@@ -58,10 +60,16 @@ def verify(ctx: click.Context, model: str, passes: Choice, as_json: bool, **opti
     irloom verify llama-3.1-8b/ --random --layers 2 --dtype bf16 --device cuda
     irloom verify MODEL --with "quantize(int8)" --by-layer
     """
+    from ..bisect import rerun
+    from ..passes.reproducer import is_reproducer
     from ..verify import verify as verified
 
-    with progress_bars() as report:
-        found = verified(model, passes, how(options), report)
+    any_version, file = options.pop("any_version"), Path(model)
+    if is_reproducer(file):
+        found = rerun(file, how(options), any_version)
+    else:
+        with progress_bars() as report:
+            found = verified(model, passes, how(options), report)
     if as_json:
         print_json({"model": model, "ok": found.ok, "session": found.session, "passes": _json(found)})
     else:

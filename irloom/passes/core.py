@@ -102,12 +102,16 @@ def limited(changes: int | None) -> Generator[Fuel]:
         _FUEL.reset(token)
 
 
+def has_fuel() -> bool:
+    """Whether ``spend`` would say yes: asked before code that may raise for a change that it prepares."""
+    fuel = _FUEL.get()
+    return fuel is None or fuel.left is None or fuel.spent < fuel.left
+
+
 def spend() -> bool:
     """Whether one more change may be made; asked before each, so that ``bisect`` can find a bad one."""
-    fuel = _FUEL.get()
-    if fuel is None:
-        return True
-    if fuel.left is not None and fuel.spent >= fuel.left:
+    if not has_fuel():
         return False
-    fuel.spent += 1
+    if (fuel := _FUEL.get()) is not None:
+        fuel.spent += 1
     return True

@@ -78,8 +78,8 @@ class Feed:
         g, elem = generator(self.session.seed, p.name), p.type.plain
         if elem.kind == "float":
             x = torch.randn(dims, generator=g)
-            if rows is not None and len(dims) > 1:
-                x = x * torch.tensor(ROWS).repeat(rows)[:rows].reshape(-1, *[1] * (len(dims) - 1))
+            if len(dims) > 1:
+                x = x * torch.tensor(ROWS).repeat(dims[0])[: dims[0]].reshape(-1, *[1] * (len(dims) - 1))
         else:
             x = torch.randint(2 if elem.kind == "bool" else bound(entry(m), p), dims, generator=g)
         self._drawn[p.name] = x.to(self.device, elem.torch)

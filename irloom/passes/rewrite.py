@@ -10,7 +10,7 @@ from irloom.ir.errors import IRError, IrloomError
 from irloom.ir.graph import Func, Loop, Module, Node, Stmt, Value
 from irloom.ir.op import Op
 
-from .core import Changes, NoMatch, spend
+from .core import Changes, NoMatch, has_fuel, spend
 from .draft import Draft
 from .near_miss import NearMiss, ranked, tells_all
 from .pattern import SITE, Match, Mismatch, Pattern, find, may_match
@@ -171,6 +171,8 @@ class _Driver:
             self._private(old, matched)
         rule.call(rule.rewrite.where, found, site)
         at = self._position(old, matched, found)
+        if not has_fuel():
+            return False
         with self.draft.builder(made, site.root.loc):
             new = rule.call(rule.rewrite.replace, found, site)
         values: list[Any] = [*new] if isinstance(new, tuple) else [new]

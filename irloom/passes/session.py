@@ -20,7 +20,10 @@ REACH = ("window", "chunk", "block", "stride", "local")
 """Attributes that say how far tokens see, in tokens."""
 MOST = 1024
 """Boundaries behind this many tokens are not crossed unless one asks for it: it takes time and memory."""
-LATE, NEAR = 3, 64
+NEAR = 64
+"""Boundaries up to this many tokens are crossed by a sequence each, larger ones by the longest."""
+SHORT = ((0, 1, 1, 1), (2,), (0, 3, 1), (0, 0, 1), (1, 0, 2))
+"""Sequences that come late, end early or pause: of programs that give last rows only, more last rows."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,21 @@ class Session:
             yield [(s, done[s], n) for s, n in enumerate(step) if n]
             done = [a + b for a, b in zip(done, step, strict=True)]
 
+    def text(self) -> str:
+        """For a file: tokens of each sequence by step, ``17 2 0; 16 0 1; 1 0 1``."""
+        return "; ".join(" ".join(map(str, step)) for step in self.steps)
+
+    @staticmethod
+    def read(text: str, seed: int = 0) -> Session:
+        """Back from ``text``; ``ValueError`` where it is none."""
+        steps = tuple(tuple(map(int, step.split())) for step in text.split(";"))
+        if len({len(step) for step in steps}) > 1 or min(map(min, steps)) < 0:
+            raise ValueError(f"{text!r} is no session")
+        session = Session(steps, seed)
+        if not all(map(any, steps)) or not all(session.lengths):
+            raise ValueError(f"{text!r} has an empty step or sequence")
+        return session
+
     def __str__(self) -> str:
         return f"{len(self.lengths)} sequences of {list(self.lengths)} tokens in {len(self.steps)} steps"
 
@@ -54,7 +72,7 @@ def plan_session(modules: Sequence[Module], seed: int = 0, most: int = MOST) -> 
     """A session for programs that are compared with each other: it fits the boundaries of all of them."""
     found = sorted({n for m in modules for n in boundaries(m)}) or [4]
     kept = [n for n in found if n <= most] or [min(most, 4)]
-    chunks = [_chunks(max(kept)), *(_chunks(n) for n in kept[:-1] if n <= NEAR), [0, *[1] * LATE]]
+    chunks = [_chunks(max(kept)), *(_chunks(n) for n in kept[:-1] if n <= NEAR), *SHORT]
     steps = tuple(zip_longest(*chunks, fillvalue=0))
     return Session(steps, seed, tuple(n for n in found if n > most))
 

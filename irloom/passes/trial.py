@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from irloom.ir.errors import IRError
-from irloom.ir.graph import Module, Node
+from irloom.ir.errors import IRError, IrloomError
+from irloom.ir.graph import Func, Module, Node
 from irloom.ir.interp import Interpreter
 
 from .by_layer import hidden_states
@@ -63,11 +63,20 @@ class Trial:
         self._last, self._known = self.run(m), []
 
     def compare(self, after: Module, p: Pass) -> Compared:
-        """Run ``after``, which ``p`` made of the program that was run last, and compare."""
-        return self.compared(self.run(after), p)
+        """Run ``after``, which ``p`` made of the program that was run last; it is then the last."""
+        new = self.run(after)
+        out = self.compared(new, p)
+        self.accept(new, p)
+        return out
 
-    def compared(self, new: Outcome, p: Pass, keep: bool = True) -> Compared:
-        """What a program gave against the one that was run last; with ``keep`` it takes that one's place."""
+    def accept(self, new: Outcome, p: Pass) -> None:
+        """Let later programs be compared with this one; exact rows of earlier ones stay known."""
+        assert self._last is not None, "start() runs the first program"
+        old = collect(entry(self._last.module), self._last.steps, self.session.lengths)
+        self._last, self._known = new, [] if p.budget() else [old, *self._known]
+
+    def compared(self, new: Outcome, p: Pass) -> Compared:
+        """What a program gave against the one that was run last."""
         assert self._last is not None, "start() runs the first program"
         old, lengths = self._last, self.session.lengths
         f, budget = entry(new.module), p.budget()
@@ -86,8 +95,6 @@ class Trial:
             for name, rows in new.layers.items()
             if (r := self._rows(name, rows, [old.layers], budget)) is not None
         }
-        if keep:
-            self._last, self._known = new, [] if budget else known[1:]
         return Compared(max(found, key=lambda r: r.excess), layers)
 
     def _rows(self, name: str, got: Rows, known: Sequence[Table], budget: float) -> Report | None:
@@ -166,8 +173,19 @@ class Trial:
         with torch.inference_mode():
             for who in self.session.parts(whole=not has_caches(m)):
                 given = [self.feed.given(m, p, who, held) for p in f.data]
-                made = program(*given, func=f.name, layer=layer_of(f))
+                made = _ran(program, f, given)
                 inputs = [None if p.name in held else x for p, x in zip(f.data, given, strict=True)]
                 out.steps.append(Taken(who, inputs, made))
                 renew(held, f.data, made)
         return out
+
+
+def _ran(program: Interpreter, f: Func, given: Sequence[Any]) -> tuple[Any, ...]:
+    """A step of a program; ``IRError`` where an op's body does not take what it is given."""
+    try:
+        return program(*given, func=f.name, layer=layer_of(f))
+    except IrloomError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError) as e:
+        why = str(e).splitlines()[0] if str(e) else "no message"
+        raise IRError(f"{f.name}: the program does not run: {type(e).__name__}: {why}") from e

@@ -124,7 +124,7 @@ def verify_passes(ran: Ran, trial: Trial, stop: bool = False, progress: Progress
         row = Row(step.name, step.text, len(step.changes), 0.0)
         done.rows.append(row)
         try:
-            row.compared = compare_step(step, trial)
+            row.compared = compare_step(step, trial, stop)
             step.numerics = row.compared.report if row.compared else None
         except IrloomError as e:
             row.error = e
@@ -137,11 +137,18 @@ def verify_passes(ran: Ran, trial: Trial, stop: bool = False, progress: Progress
     return done
 
 
-def compare_step(step: Step, trial: Trial) -> Compared | None:
-    """What a pass did to the numbers; None where the computation is the one that it was."""
+def compare_step(step: Step, trial: Trial, stop: bool = False) -> Compared | None:
+    """What a pass did to the numbers; None where the computation is the one that it was.
+
+    With ``stop`` a program that is wrong is not what later ones are compared with.
+    """
     if not step.changes.places or computation(step.before) == computation(step.after):
         return None
-    return trial.compare(step.after, step.ran)
+    new = trial.run(step.after)
+    found = trial.compared(new, step.ran)
+    if found.report.ok or not stop:
+        trial.accept(new, step.ran)
+    return found
 
 
 def computation(m: Module) -> str:
