@@ -7,15 +7,16 @@ that. Rounding happens tensor by tensor when an engine is built; where the file 
 its values are taken as they are.
 
 An embedding table that is also the head (tied) is quantized with it; one of its own only with
-``embeddings``. A pattern matches a parameter's name, the names of its tensors, or the module paths of the
-linears that read it, anywhere in the name: ``lm_head``, ``mlp.*down_proj``.
+``embeddings``. Which weights an option is for is said as ``selection`` reads it: by a parameter's name, the
+names of its tensors, or the module paths of the linears that read it (``lm_head``, ``mlp.*down_proj``), by
+layer (``0-3``), or by both (``0-3,-1:down_proj``). Layers that were outlined into one function and are to
+differ get functions of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 from irloom.ir.elem import ELEMS, Elem, Quant
@@ -24,12 +25,11 @@ from irloom.ir.graph import Func, Module, Node, Param, Stmt
 from irloom.ir.op import Op
 from irloom.ir.ops import embedding, expert_linear, head_linear, linear, linear_act, moe
 from irloom.ir.weight_expr import Quantize as QuantizeExpr
-from irloom.ir.weight_expr import tensor_names
 
 from .core import Changes, NoMatch, Pass, spend
-from .layers import split_loc
 from .near_miss import NearMiss
-from .sample import layer_of
+from .selection import Choices, Layers, names_of
+from .split_layers import split_layers
 
 WEIGHTS: dict[Op, tuple[int, ...]] = {
     linear: (1,),
@@ -50,8 +50,8 @@ class Quantize(Pass):
     """Options.
 
     ``dtype``: int8 or int4. ``group``: entries of a row that share a scale; 0 for the whole row. ``scale``:
-    the element of the scales. ``skip``: patterns of weights that stay. ``override``: ``"pattern=dtype"``,
-    the first that matches counts (``override="lm_head=int8"``). ``embeddings``: embedding tables, too.
+    the element of the scales. ``skip``: weights that stay. ``override``: ``"which=dtype"``, the first that
+    matches counts (``override=("lm_head=int8", "0-1=int8")``). ``embeddings``: embedding tables, too.
     """
 
     dtype: Literal["int8", "int4"] = "int8"
@@ -69,21 +69,31 @@ class Quantize(Pass):
                 f"quantize: option `group` is {self.group}", hint="entries that share a scale, or 0 for a row"
             )
         for text in self.override:
-            pattern, _, dtype = text.rpartition("=")
-            if not pattern or dtype not in _BASES:
+            which, _, dtype = text.rpartition("=")
+            if not which or dtype not in _BASES:
                 raise PipelineError(
                     f"quantize: option `override` holds {text!r}", hint='"pattern=dtype": "lm_head=int8"'
                 )
 
     def run(self, m: Module) -> Changes:
-        changes = Changes()
-        for f in m.funcs.values():
-            readers = f.readers()
-            for p in f.weights:
-                try:
-                    changes.places += self._weight(m, f, p, readers.get(p, []))
-                except NoMatch as e:
-                    changes.near_misses.append(NearMiss(f"{f.name}.{p.name}", str(e)))
+        changes, layers = Changes(), Layers.of(m)
+        overrides = [(which, dtype) for which, _, dtype in (text.rpartition("=") for text in self.override)]
+        choices = Choices[str | None](layers, [*((text, None) for text in self.skip), *overrides], self.dtype)
+        wanted = {f.name: self._wanted(f, choices, changes) for f in m.funcs.values()}
+        kinds = {
+            name: {
+                i: tuple((p.name, each[i]) for p, each in of.items()) for i in layers.indices(m.funcs[name])
+            }
+            for name, of in wanted.items()
+        }
+        if not any(len(set(of.values())) > 1 for of in kinds.values()) or spend():
+            for name, made in split_layers(m, kinds).items():
+                for kind, f in made.items():
+                    if f.name != name:
+                        changes.places.append(f"{f.name}: layers of {name} that differ")
+                    for p, dtype in kind:
+                        self._quantize(m, f, f.param(p), dtype, changes)
+        changes.near_misses += choices.unused("weight")
         return changes
 
     def holds(self, m: Module) -> str | None:
@@ -94,62 +104,46 @@ class Quantize(Pass):
         """Of one linear on random weights. A whole model is measured, not tested."""
         return max(_BUDGET[d] for d in (self.dtype, *(o.rpartition("=")[2] for o in self.override)))
 
-    def _weight(self, m: Module, f: Func, p: Param, readers: list[Stmt]) -> list[str]:
-        nodes = _nodes(p, readers)
-        if not isinstance(p.type.elem, Elem) or p.type.elem.kind != "float" or not nodes:
-            return []
-        if not self.embeddings and all(n.op is embedding for n in nodes):
-            return []
-        dtype = self._dtype(p, nodes, layers(m, f))
+    def _wanted(
+        self, f: Func, choices: Choices[str | None], changes: Changes
+    ) -> dict[Param, dict[int | None, str | None]]:
+        """What each weight becomes in each layer that ``f`` is called for, None where it stays."""
+        readers = f.readers()
+        wanted: dict[Param, dict[int | None, str | None]] = {}
+        for p in f.weights:
+            try:
+                nodes = _nodes(p, readers.get(p, []))
+            except NoMatch as e:
+                changes.near_misses.append(NearMiss(f"{f.name}.{p.name}", str(e)))
+                continue
+            plain = isinstance(p.type.elem, Elem) and p.type.elem.kind == "float" and bool(nodes)
+            if plain and (self.embeddings or any(n.op is not embedding for n in nodes)):
+                wanted[p] = {i: choices.of(names_of(p, nodes, i), i) for i in choices.layers.indices(f)}
+        return wanted
+
+    def _quantize(self, m: Module, f: Func, p: Param, dtype: str | None, changes: Changes) -> None:
         if dtype is None:
-            return []
+            return
         quant = _declare(m, self._scheme(dtype))
         try:
             quant.scale_dims(p.type.dims)
         except IRError as e:
-            raise NoMatch(e.message) from None
-        assert p.weight is not None
-        if not spend():
-            return []
-        for n in nodes:
-            if n.op is embedding and n.attrs["elem"] is None:
-                n.attrs["elem"] = p.type.elem
+            changes.near_misses.append(NearMiss(f"{f.name}.{p.name}", e.message))
+            return
+        if p.weight is None or not spend():
+            return
+        for n in f.nodes:
+            if n.op is embedding and p in n.values and n.attrs["elem"] is None:
+                n.attrs["elem"] = p.type.plain
         m.quants[quant.name] = quant
         p.type, p.weight = p.type.with_elem(quant), QuantizeExpr(p.weight, quant)
-        return [f"{f.name}.{p.name}: {quant}"]
+        changes.places.append(f"{f.name}.{p.name}: {quant}")
 
     def _scheme(self, dtype: str) -> Quant:
         base = _BASES[dtype]
         return Quant(
             f"{base}{f'g{self.group}' if self.group else 'row'}", base, self.group, ELEMS[self.scale]
         )
-
-    def _dtype(self, p: Param, nodes: list[Node], indices: list[int | None]) -> str | None:
-        """What this weight becomes, None to leave it; ``NoMatch`` if the layers of its function differ."""
-        assert p.weight is not None
-        paths = [split_loc(n.loc)[0] for n in nodes]
-        said = {i: self._choice([p.name, *paths, *tensor_names(p.weight, i)]) for i in indices}
-        if len(set(said.values())) > 1:
-            split = ", ".join(f"{i}: {dtype or 'stays'}" for i, dtype in said.items())
-            raise NoMatch(f"its layers differ ({split}): run quantize before outline")
-        return next(iter(said.values()))
-
-    def _choice(self, names: Iterable[str]) -> str | None:
-        every = list(names)
-        if any(_matches(pattern, every) for pattern in self.skip):
-            return None
-        rules = (text.rpartition("=") for text in self.override)
-        return next((dtype for pattern, _, dtype in rules if _matches(pattern, every)), self.dtype)
-
-
-def _matches(pattern: str, names: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, f"*{pattern}*") for name in names)
-
-
-def layers(m: Module, f: Func) -> list[int | None]:
-    """The layer indices that a function is called with."""
-    called = [i for c, i, _ in m.calls() if c.callee == f.name] if "main" in m.funcs else []
-    return list(dict.fromkeys(called)) or [layer_of(f)]
 
 
 def _nodes(p: Param, readers: Iterable[Stmt]) -> list[Node]:
