@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields, replace
 from difflib import get_close_matches
 from types import NoneType, UnionType
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from irloom.ir.errors import PipelineError
 from irloom.ir.graph import Module, making
@@ -197,7 +197,7 @@ def _fit(value: Any, kind: Any) -> Any:
     args = get_args(kind)
     if get_origin(kind) is Literal:
         return value if value in args else _NO
-    if isinstance(kind, UnionType):
+    if _either(kind):
         return next((v for k in args if (v := _fit(value, k)) is not _NO), _NO)
     if get_origin(kind) is tuple:
         items = cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
@@ -208,11 +208,16 @@ def _fit(value: Any, kind: Any) -> Any:
     return value if type(value) is (NoneType if kind is None else kind) else _NO
 
 
+def _either(kind: Any) -> bool:
+    """Whether a type is one of several; ``Literal["a"] | None`` is of another class than ``int | None``."""
+    return isinstance(kind, UnionType) or get_origin(kind) is Union
+
+
 def _spell(kind: Any) -> str:
     args = get_args(kind)
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, args))}"
-    if isinstance(kind, UnionType):
+    if _either(kind):
         return " or ".join(map(_spell, args))
     if get_origin(kind) is tuple:
         return f"a tuple of {_spell(args[0]).removeprefix('a ').removeprefix('an ')}s"

@@ -118,12 +118,17 @@ class Choices(Generic[Chosen]):
 
     def of(self, names: Sequence[str], index: int | None) -> Chosen:
         """The choice for something of these names in a function that is called for layer ``index``."""
+        rule = self.rule(names, index)
+        return rule[1] if rule else self.default
+
+    def rule(self, names: Sequence[str], index: int | None) -> tuple[str, Chosen] | None:
+        """The rule that chooses; None where none does and the default holds."""
         layer = self.layers.number(index, names)
         for text, chosen in self.rules:
             if Selection.of(text).takes(names, layer, self.layers.count):
                 self.used.add(text)
-                return chosen
-        return self.default
+                return text, chosen
+        return None
 
     def unused(self, what: str) -> list[NearMiss]:
         """Rules that were the first for nothing: most likely a name is misspelled."""

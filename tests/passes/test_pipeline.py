@@ -180,3 +180,10 @@ def test_a_pass_need_not_be_registered_to_run():
     m, record = run_pipeline(parse("def main(x: f32[T]):\n    y = sin(x)\n    return y"), [Negate()])
     assert [n.op.name for n in m.main.nodes] == ["neg"]
     assert len(record.steps[0].changes) == 1
+
+
+def test_an_option_of_one_of_several_words_or_none_is_read():
+    (p,) = parse_pipeline("kv-cache(elem='bf16')")
+    assert spell(p) == "kv-cache('bf16')"
+    with pytest.raises(PipelineError, match="'bf17', not one of f32, f16, bf16 or none"):
+        parse_pipeline("kv-cache(elem='bf17')")

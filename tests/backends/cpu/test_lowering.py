@@ -239,6 +239,20 @@ def test_a_curve_with_learned_parameters_is_part_of_a_chain():
     compare(parse(main + more), fallbacks=set())
 
 
+@pytest.mark.parametrize("options", ["bf16", "f16, override='linear=f32'", "bf16, skip='rms_norm'"])
+def test_what_is_not_in_four_bytes_runs_its_bodies(options):
+    """Kernels compute in f32; a program in two bytes rounds where it says it does."""
+    more = """
+    a = linear(x, w)
+    b = silu(a)
+    c = add(b, x)
+    d = rms_norm(c)
+    y = linear(d, w)
+    return y"""
+    module, _ = run_pipeline(parse(MAIN + more), f"precision({options})")
+    assert 'reference("add"' in compare(module)
+
+
 def test_functions_near_zero_keep_their_digits_in_a_chain():
     more = """
     a = mul(x, 1e-06)
