@@ -172,7 +172,7 @@ def kernel(source: str | Path, **elems: str) -> Callable[[Op], Op]:
 def lowers(op: Op | str) -> Callable[[Handler], Handler]:
     """Say how an op becomes calls in a program of the CPU target, with all that irloom's own ops can do.
 
-    The handler gets the ``Lowering`` of a function and a ``Node``. To leave a node to its body it gives False,
+    The handler gets the ``Lowering`` of a function and a ``Node``. To leave a node to its body give False,
     best by ``return f.decline(n, "why")``:
 
         @lowers(half)
