@@ -83,7 +83,7 @@ def bisect_module(
             break
     module = reduced.module if reduced else culprit.good
     failure = reduced.found.failure if reduced and reduced.found.failure else culprit.failure
-    made = Reproducer(module, spell(culprit.ran), culprit.place, str(failure), trial.session, weights)
+    made = Reproducer(module, spell(culprit.ran), culprit.place, failure.message, trial.session, weights)
     file = out or Path(f"bisect-{culprit.name}.irloom")
     made.write(file)
     return Found(culprit, reduced, file)

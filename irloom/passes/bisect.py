@@ -31,6 +31,11 @@ class Failure:
             return self.error is other.error
         return type(self.error) is type(other.error) and _opening(self.error) == _opening(other.error)
 
+    @property
+    def message(self) -> str:
+        """What it says, without places on this machine."""
+        return self.error.message if self.error else str(self.report)
+
     def __str__(self) -> str:
         return str(self.error or self.report)
 
@@ -66,16 +71,12 @@ class Culprit:
         """``function.value: rule`` of the change; of an error without one, where it was raised."""
         if self.places:
             return "; ".join(self.places)
-        if not self.change:
-            return f"{self.name}: wrong without fuel; the pass changes the program and does not ask `spend()`"
-        return next((p.removeprefix("  --> ") for p in _places(self.failure)), "")
+        if self.failure.error:
+            return next((p.removeprefix("  --> ") for p in self.failure.error.places), self.name)
+        return f"{self.name}: wrong without fuel; the pass changes the program and does not ask `spend()`"
 
     def __str__(self) -> str:
         return f"{spell(self.ran)}, change {self.change} of {self.changes}: {self.place}"
-
-
-def _places(failure: Failure) -> list[str]:
-    return failure.error.places if failure.error else []
 
 
 def find_culprit(
@@ -135,8 +136,17 @@ def attempt(before: Module, p: Pass, trial: Trial, fuel: int | None = None) -> A
             return Attempt(m, places, None)
         report = trial.compared(trial.run(m), p).report
     except IrloomError as e:
-        return Attempt(None, [], Failure(error=e))
+        return Attempt(None, _said(before, p, fuel), Failure(error=e))
     return Attempt(m, places, None if report.ok else Failure(report))
+
+
+def _said(before: Module, p: Pass, fuel: int | None) -> list[str]:
+    """The changes of a pass that left a malformed program; of one that raised nothing is known."""
+    try:
+        with limited(fuel):
+            return p.run(before.copy()).places
+    except Exception:
+        return []
 
 
 def _spent(before: Module, p: Pass) -> int:

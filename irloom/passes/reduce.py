@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -86,7 +87,7 @@ def _around(culprit: Culprit) -> Iterator[tuple[str, list[int]]]:
     """Statements to try, nearest first: those that the change took away, then their neighbours."""
     for name, f in culprit.good.funcs.items():
         after = culprit.bad.funcs.get(name) if culprit.bad else None
-        core = _touched(f, after, culprit.places)
+        core = _touched(f, after, culprit.places or [culprit.place])
         last: set[int] = set()
         while core and core != last:
             yield name, sorted(core)
@@ -95,8 +96,8 @@ def _around(culprit: Culprit) -> Iterator[tuple[str, list[int]]]:
 
 def _touched(f: Func, after: Func | None, places: Sequence[str]) -> set[int]:
     """The statements that are not in the function any more, or that a place names."""
-    named = {p.partition(":")[0].partition(".")[2] for p in places if p.startswith(f"{f.name}.")}
-    wanted = {name.strip() for names in named for name in names.split(",")}
+    named = (m[1] for p in places for m in re.finditer(rf"\b{re.escape(f.name)}\.(\w+(?:, \w+)*)", p))
+    wanted = {name for names in named for name in names.split(", ")}
     here = {i for i, s in enumerate(f.body) if any(r.name in wanted for r in s.results)}
     if after is None:
         return here
