@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .core import command, json_option, pipeline_options, print_json, trust_option
+from .why import print_why, why_option
 
 if TYPE_CHECKING:
     from .. import Module
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 )
 @click.option("--layer", type=int, metavar="N", help="Print only the function that layer N calls.")
 @click.option("--lowered", is_flag=True, help="Print the program that the target runs.")
+@why_option
 @pipeline_options
 @trust_option
 @json_option
@@ -28,6 +30,7 @@ def dump(
     after: str | None,
     layer: int | None,
     lowered: bool,
+    why: str | None,
     passes: Choice,
     trust: bool,
     as_json: bool,
@@ -42,6 +45,9 @@ def dump(
     """
     from .. import driver
 
+    if why is not None:
+        print_why(driver.record_of(model, passes, after, trust_remote_code=trust)[2], why, as_json)
+        return
     m = driver.rewritten(model, passes, after, trust_remote_code=trust)
     text = driver.lowered(m, passes.target) if lowered else str(m) if layer is None else _layer(m, layer)
     if as_json:

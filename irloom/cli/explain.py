@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .core import command, json_option, pipelines_options, print_json, trust_option
+from .why import print_why, why_option
 
 if TYPE_CHECKING:
     from ..driver import Choice
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     "--memory", metavar="SIZE", help="Say how many sequences fit beside the weights, such as 80GiB."
 )
 @click.option("--dtype", help="Of weights and caches, such as bf16; default: as stored.")
+@why_option
 @pipelines_options
 @trust_option
 @json_option
@@ -41,6 +43,7 @@ def explain(
     devices: tuple[str, ...],
     memory: str | None,
     dtype: str | None,
+    why: str | None,
     passes: tuple[Choice, ...],
     trust: bool,
     as_json: bool,
@@ -57,6 +60,11 @@ def explain(
     irloom explain Qwen/Qwen3-0.6B --device l4 --with 'quantize(int4)'
     irloom explain deepseek-v3/ --memory 1.5TiB --context 32768 --json
     """
+    if why is not None:
+        from .. import driver
+
+        print_why(driver.record_of(model, passes[0], trust_remote_code=trust)[2], why, as_json)
+        return
     from ..explain import explain as explained
     from ..ir.plan import read_bytes
 

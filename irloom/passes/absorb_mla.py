@@ -24,7 +24,7 @@ from irloom.ir.weight_expr import Reshape, Slice, Transpose, WeightExpr
 from .core import Changes, NoMatch, Pass, spend
 from .dedupe import drop_inputs
 from .draft import Draft
-from .near_miss import NearMiss
+from .near_miss import NearMiss, tells_all
 from .origins import Origins
 from .rewrite import Site
 
@@ -115,6 +115,8 @@ def _absorb(m: Module, d: Draft, n: Node) -> list[str]:
     """Rewrite one attention; nothing where its values come from no latent."""
     origins = Origins.of(d)
     found = _find(origins, n)
+    if found is None and tells_all():
+        raise NoMatch("its keys and values are no linears of a latent")
     if found is None:
         return []
     smaller, more = found.expanded / found.kept, found.work / found.expanded

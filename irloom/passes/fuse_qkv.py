@@ -14,7 +14,7 @@ from irloom.ir.ops import attention, kv_append, linear, matmul, paged_attention,
 
 from .core import Changes, NoMatch, Pass, spend
 from .draft import Draft
-from .near_miss import NearMiss
+from .near_miss import NearMiss, if_asked
 from .rewrite import Site
 from .siblings import common_loc, join, join_biases
 
@@ -32,8 +32,12 @@ class FuseQkv(Pass):
     def run(self, m: Module) -> Changes:
         changes = Changes()
         for f in m.funcs.values():
-            d = Draft(f)
-            for group in _groups(f):
+            d, groups = Draft(f), _groups(f)
+            if not groups:
+                attends = any(n.op in _READS for n in f.nodes)
+                reason = "no two linears of one value lead to attention" if attends else "it has no attention"
+                changes.near_misses += if_asked(f.name, reason)
+            for group in groups:
                 try:
                     changes.places += _fuse(m, d, group)
                 except NoMatch as e:

@@ -19,7 +19,7 @@ from irloom.ir.ops import last_rows
 from irloom.ir.seqs import Seqs
 
 from .core import Changes, NoMatch, Pass, spend
-from .near_miss import NearMiss
+from .near_miss import NearMiss, if_asked
 
 _RESHAPES = ("reshape", "expand")
 
@@ -58,7 +58,8 @@ def _gather(f: Func) -> Changes:
         raise NoMatch("main has no operand of type seqs, which says where sequences end")
     tokens = seqs.type.dims[0]
     if not logits.type.dims or logits.type.dims[0] != tokens:
-        return Changes()
+        there = if_asked(f"{f.name}.{logits.name}", f"{logits} has no row for every token")
+        return Changes(near_misses=there)
     start, tail = _tail(f, logits, tokens)
     if not spend():
         return Changes()

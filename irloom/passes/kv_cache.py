@@ -29,7 +29,7 @@ from irloom.ir.types import Type
 
 from .core import Changes, NoMatch, Pass, spend
 from .lent import Calls, Kept, drop_unused, lend, own
-from .near_miss import NearMiss
+from .near_miss import NearMiss, if_asked
 from .roll import count_rounds, rename_carried
 
 PAGES = (1, 65536)
@@ -75,6 +75,8 @@ class KvCache(Pass):
         _thread(m, caches)
         for f in m.funcs.values():
             changes.places += _rewrite(m, f, caches[f.name])
+        if not any(caches.values()):
+            changes.near_misses += if_asked("", "no op of the program looks back at earlier tokens")
         if any(kept.lent for each in caches.values() for kept in each):
             drop_unused(m)
         return changes

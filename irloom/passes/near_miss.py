@@ -13,12 +13,13 @@ class NearMiss:
     """A place where a pass changed nothing, and why.
 
     ``place`` is ``function.value``, ``loc`` that place in the source model. A rewrite says how far its
-    pattern got: the ops that ``matched``, in the order in which they did, of how many. A pass without a
-    pattern leaves both empty: it had found all it looks for when it declined.
+    pattern got: the ops that ``matched``, in the order in which they did, of how many. Where it ``declined``,
+    all of the pattern was there, and something else spoke against it. A pass without a pattern leaves
+    ``matched`` empty: it had found all it looks for.
 
-    >>> miss = NearMiss("main.y", "s has another reader: z", "FuseSiluMul", ("mul", "silu"), 2)
+    >>> miss = NearMiss("main.y", "x is add, not silu", "FuseSiluMul", ("mul",), 2)
     >>> str(miss), miss.depth, miss.share
-    ('main.y: FuseSiluMul: s has another reader: z', 2, 1.0)
+    ('main.y: FuseSiluMul: x is add, not silu', 1, 0.5)
     """
 
     place: str
@@ -27,6 +28,7 @@ class NearMiss:
     matched: tuple[str, ...] = ()
     of: int = 0
     loc: str = ""
+    declined: bool = False
 
     @property
     def depth(self) -> int:
@@ -35,7 +37,7 @@ class NearMiss:
 
     @property
     def share(self) -> float:
-        """How far that is: 1 for what matched as a whole and was declined for another reason."""
+        """How far that is, between 0 and 1."""
         return self.depth / self.of if self.of else 1.0
 
     def __str__(self) -> str:
@@ -43,8 +45,8 @@ class NearMiss:
 
 
 def ranked(misses: Iterable[NearMiss]) -> list[NearMiss]:
-    """The closest first; those that are equally close as they come."""
-    return sorted(misses, key=lambda miss: (-miss.share, -miss.depth))
+    """The closest first, before all what was declined; those that are equally close as they come."""
+    return sorted(misses, key=lambda x: (not x.declined and x.of > 0, -x.share * x.depth))
 
 
 _EVERY: ContextVar[bool] = ContextVar("irloom_every_miss", default=False)
@@ -63,3 +65,8 @@ def every_miss() -> Generator[None]:
 def tells_all() -> bool:
     """Whether someone asked for every miss, not for the near ones alone."""
     return _EVERY.get()
+
+
+def if_asked(place: str, reason: str) -> list[NearMiss]:
+    """A miss that is news only to someone who asked why nothing happened."""
+    return [NearMiss(place, reason)] if tells_all() else []

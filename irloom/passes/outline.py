@@ -16,6 +16,7 @@ from irloom.ir.weight_expr import Const, WeightExpr
 
 from .core import Changes, Pass, spend
 from .layers import Cut, Layer, cut, split_loc
+from .near_miss import if_asked
 from .roll import roll
 
 SHORT = ("causal_conv", "token_shift")
@@ -41,9 +42,12 @@ class Outline(Pass):
         """Rewrite ``main``; nothing happens when it calls functions already or has no repeated layers."""
         changes = Changes()
         if any(not isinstance(s, Node) for s in m.main.body):
-            return changes
+            return Changes(near_misses=if_asked("main", "it calls functions already"))
         found = cut(m.main)
-        if not found.layers or not spend():
+        if not found.layers:
+            reason = "no nodes are of layers that differ by a number in their paths and weights"
+            return Changes(near_misses=if_asked("main", reason))
+        if not spend():
             return changes
         kinds = _kinds(m, found)
         _replace(m.main, found, kinds)

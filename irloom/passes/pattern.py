@@ -20,6 +20,7 @@ from irloom.ir.errors import IRError
 from irloom.ir.graph import Arg, Node, Param, Value
 from irloom.ir.op import Attr, Op, emitting
 from irloom.ir.show import show_arg, show_attr
+from irloom.ir.signature import Literal
 
 from .draft import Draft
 
@@ -104,8 +105,8 @@ class Pattern:
     @cached_property
     def ops(self) -> tuple[Op, ...]:
         """The ops that must be there, one entry for each place of the pattern."""
-        seen: set[Applied] = set()
-        for o in self.outputs:
+        seen: dict[Applied, None] = {}
+        for o in (self.anchor, *self.outputs):
             _reach(o, seen)
         return tuple(a.op for a in seen)
 
@@ -123,7 +124,7 @@ class Pattern:
         outputs = cast("tuple[Any, ...]", made) if isinstance(made, tuple) else (made,)
         if not outputs or not all(isinstance(o, Output) for o in outputs):
             raise IRError(f"rule {name}: match returns {made!r}", hint="return op calls on the holes")
-        return Pattern(holes, outputs, max(outputs, key=lambda o: len(_reach(o, set()))))
+        return Pattern(holes, outputs, max(outputs, key=lambda o: len(_reach(o, {}))))
 
 
 def _hole(p: inspect.Parameter, hint: Any) -> Hole:
@@ -131,9 +132,9 @@ def _hole(p: inspect.Parameter, hint: Any) -> Hole:
     return Hole(p.name, None if attribute or hint is Any else hint, attribute, p.kind is p.VAR_POSITIONAL)
 
 
-def _reach(x: Any, seen: set[Applied]) -> set[Applied]:
+def _reach(x: Any, seen: dict[Applied, None]) -> dict[Applied, None]:
     if isinstance(x, Output) and x.node not in seen:
-        seen.add(x.node)
+        seen[x.node] = None
         for a in x.node.args:
             _reach(a, seen)
     return seen
@@ -302,10 +303,18 @@ def _attribute(m: Match, node: Node, key: str, want: Any, value: Any) -> None:
 
 def _fill(m: Match, hole: Hole, a: Any) -> None:
     if not hole.takes(a):
-        raise Mismatch(f"`{hole.name}` would be {_show(a)}", m)
+        raise Mismatch(f"`{hole.name}` {_instead(hole, a)}", m)
     old = m.holes.setdefault(hole.name, a)
     if old is not a and not (not isinstance(a, Value) and _equal(old, a)):
         raise Mismatch(f"`{hole.name}` would be both {_show(old)} and {_show(a)}", m)
+
+
+KINDS = {Value: "a value", Value | None: "a value", Param: "a parameter", Literal: "a number"}
+
+
+def _instead(hole: Hole, a: Any) -> str:
+    """What a hole takes, and what is there."""
+    return "is absent" if a is None else f"takes {KINDS.get(hole.accepts, 'another kind')}, not {_show(a)}"
 
 
 def _equal(want: Any, a: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, ClassVar
 
 from irloom.ir.errors import IRError, IrloomError
@@ -64,6 +64,16 @@ class _Rule:
             return fn(**m.holes)
         return fn(**{name: site if name == SITE else m.holes[name] for name in names})
 
+    def lacks(self, m: Module) -> list[str]:
+        """The ops of the pattern that occur nowhere in the program: no place is close to it then."""
+        there = {n.op for f in m.funcs.values() for n in f.nodes}
+        return [op.name for op in dict.fromkeys(self.pattern.ops) if op not in there]
+
+    def absent(self, m: Module) -> NearMiss:
+        """That it lacks ops, which is no place's fault."""
+        reason = f"no {' and no '.join(f'`{name}`' for name in self.lacks(m))} in the program"
+        return NearMiss("", reason, self.name, (), len(self.pattern.ops))
+
 
 def _wanted(fn: Callable[..., Any]) -> tuple[str, ...] | None:
     """The parameters of a method of a rule; None where it takes every hole."""
@@ -73,18 +83,22 @@ def _wanted(fn: Callable[..., Any]) -> tuple[str, ...] | None:
 
 def apply(m: Module, rules: Sequence[Rewrite]) -> Changes:
     """Apply ``rules`` to every function until none matches. The first rule that matches at a node wins."""
-    traced = [_Rule(r) for r in rules]
-    changes = Changes()
+    traced, changes = [_Rule(r) for r in rules], Changes()
+    absent = {r for r in traced if r.lacks(m)} if tells_all() else set[_Rule]()
     for f in m.funcs.values():
-        changes += _Driver(m, f, traced).run()
+        changes += _Driver(m, f, traced, absent).run()
+    changes.near_misses += [r.absent(m) for r in traced if r in absent and r.lacks(m)]
     return changes
 
 
 class _Driver:
-    """Applies rules to one function. ``rules`` are by the op of the node that a match is looked for from."""
+    """Applies rules to one function. ``rules`` are by the op of the node that a match is looked for from.
 
-    def __init__(self, m: Module, f: Func, rules: Iterable[_Rule]) -> None:
-        self.module, self.draft = m, Draft(f)
+    Of ``silent`` ones no miss is told.
+    """
+
+    def __init__(self, m: Module, f: Func, rules: Iterable[_Rule], silent: Set[_Rule]) -> None:
+        self.module, self.draft, self.silent = m, Draft(f), silent
         self.rules: dict[Op, list[_Rule]] = {}
         for r in rules:
             self.rules.setdefault(r.pattern.anchor.node.op, []).append(r)
@@ -140,17 +154,19 @@ class _Driver:
                 return True
         except (NoMatch, IRError) as e:  # an IRError: the ops of the replacement do not fit here
             self._undo(site, made)
-            self._miss(rule, root, e.message if isinstance(e, IRError) else str(e), found)
+            self._miss(rule, root, e.message if isinstance(e, IRError) else str(e), found, declined=True)
         return False
 
     def _place(self, root: Node) -> str:
         return f"{self.draft.func.name}.{root.results[0].name}"
 
-    def _miss(self, rule: _Rule, root: Node, reason: str, found: Match) -> None:
-        if reason and (self.tells_all or not rule.rewrite.quiet):
-            matched = tuple(a.op.name for a in found.nodes)
-            near = NearMiss(self._place(root), reason, rule.name, matched, len(rule.pattern.ops), root.loc)
-            self.near[near] = None
+    def _miss(self, rule: _Rule, root: Node, reason: str, found: Match, declined: bool = False) -> None:
+        if not reason or rule in self.silent or (rule.rewrite.quiet and not self.tells_all):
+            return
+        matched = tuple(a.op.name for a in found.nodes)
+        of = len(rule.pattern.ops)
+        near = NearMiss(self._place(root), reason, rule.name, matched, of, root.loc, declined)
+        self.near[near] = None
 
     def _count(self, place: str, rule: _Rule) -> None:
         self.places.append(place)

@@ -38,6 +38,18 @@ class TestDump:
             in irloom("dump", model, "--layer", 0, "--after", "trace").err
         )
 
+    @pytest.mark.parametrize("command", ["dump", "explain"])
+    def test_why_a_pass_did_not_fire(self, irloom, model, command):
+        told = irloom(command, model, "--why", "fuse-norm")
+        assert told.code == 0
+        first, place, reason = told.out.splitlines()[:3]
+        assert first.startswith("fuse-norm: ")
+        assert place.startswith("  layer.")
+        assert "AddRmsNorm: 1 of 2 ops (rms_norm): x is a parameter, not add" in told.out
+        assert reason.startswith("    AddRmsNorm: ")
+        (found,) = irloom(command, model, "--why", "fuse-norm", "--json").json
+        assert [miss["reason"] for miss in found["absent"]] == ["no `layer_norm` in the program"]
+
     def test_the_lowered_program_is_python(self, irloom, model):
         compile(irloom("dump", model, "--lowered").out, "lowered.py", "exec")
 

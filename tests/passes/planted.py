@@ -45,9 +45,18 @@ def program(name: str) -> Any:
     import transformers
 
     heads: dict[str, Any] = {k: v for k, v in SMALL.items() if k != "head_dim"}
-    caps: dict[str, Any] = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 4}
+    caps: dict[str, Any] = {
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0,
+        "query_pre_attn_scalar": 4,
+    }
     experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    widths: dict[str, Any] = {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "kv_lora_rank": 20}
+    widths: dict[str, Any] = {
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+        "kv_lora_rank": 20,
+    }
     made: dict[str, Callable[[], Any]] = {
         "llama": lambda: transformers.LlamaConfig(**SMALL),
         "qwen2": lambda: transformers.Qwen2Config(**SMALL),
