@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from irloom import EngineMismatch
+from irloom.backends.artifact import EngineReader
 from irloom.backends.machine import compiler
 from tests.tiny import save_model
 
@@ -63,7 +65,11 @@ def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_is_listed_with_its_package(run: Run):
-    assert "fuse-gated-norm" in run("irloom", "passes")
+    pages = json.loads(run("irloom", "passes", "--json"))["passes"]
+    (page,) = (p for p in pages if p["name"] == "fuse-gated-norm")
+    assert page["from"]["package"] == "irloom-gated-norm"
+    told = run("irloom", "op", "gated_rms_norm")
+    assert "(irloom-gated-norm 0.1.0)" in told and "int64_t rows, int64_t d, float eps" in told
 
 
 def test_its_own_tests_pass_where_it_is_installed(run: Run):
@@ -96,3 +102,8 @@ def test_a_model_runs_with_its_kernel(run: Run, mamba: Path, tmp_path: Path):
     assert fused == plain
     with_, without = ((tmp_path / name / "lowered.py").read_text() for name in ("with", "without"))
     assert "kernels.gated_rms_norm" in with_ and "kernels.gated_rms_norm" not in without
+    assert "gated_rms_norm(" in run("irloom", "dump", tmp_path / "with"), "loaded by itself"
+    needed = r"needs irloom-gated-norm 0\.1\.0, which is not installed, for op gated_rms_norm\nhint: pip"
+    with pytest.raises(EngineMismatch, match=needed):
+        EngineReader(tmp_path / "with").module()
+    EngineReader(tmp_path / "without").module()

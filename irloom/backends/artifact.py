@@ -19,7 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from irloom.backends.needs import Need
 from irloom.ir.errors import EngineMismatch
+from irloom.ir.graph import Module
+from irloom.ir.parse import parse
 
 FORMAT = 1
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
@@ -45,7 +48,9 @@ class Link:
 
 @dataclass
 class Manifest:
-    """What an engine is made of and for. ``machine`` and ``versions`` are facts of where it was built."""
+    """What an engine is made of and for. ``machine`` and ``versions`` are facts of where it was built, and
+    ``needs`` is what defines ops of its program that are not irloom's own.
+    """
 
     target: str
     model: str
@@ -54,6 +59,7 @@ class Manifest:
     machine: dict[str, Any]
     rebuild: list[str] = field(default_factory=list[str])
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    needs: list[Need] = field(default_factory=list[Need])
     parts: dict[str, Part] = field(default_factory=dict[str, Part])
     links: dict[str, Link] = field(default_factory=dict[str, Link])
     format: int = FORMAT
@@ -154,6 +160,17 @@ class EngineReader:
         """A part as JSON."""
         return json.loads(self.read_text(name))
 
+    def module(self) -> Module:
+        """The program; ``EngineMismatch`` where what defines ops of it is not here as it was at the build."""
+        for need in self.manifest.needs:
+            if lack := need.lacking():
+                what, bring = lack
+                raise EngineMismatch(
+                    f"{self.folder}: the engine needs {what}, for {need.said}",
+                    hint="; or ".join(filter(None, [bring, self._hint()])),
+                )
+        return parse(self.read_text("module.irloom"))
+
     def require(self, built: Mapping[str, str], here: Mapping[str, str]) -> None:
         """Refuse with the exact difference where what the engine was built with is not what is here."""
         differing = [k for k in built if built[k] != here.get(k)]
@@ -225,6 +242,7 @@ def _read_manifest(folder: Path) -> Manifest:
                 hint="build it again",
             )
         raw["parts"] = {k: Part(**v) for k, v in raw["parts"].items()}
+        raw["needs"] = [Need(**{**n, "ops": tuple(n["ops"])}) for n in raw.get("needs", [])]
         raw["links"] = {k: Link(**v) for k, v in raw["links"].items()}
         return Manifest(**raw)
     except (ValueError, TypeError, KeyError, AttributeError) as e:

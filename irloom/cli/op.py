@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import asdict
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def op(name: str | None, as_json: bool) -> None:
 
 
 def _page(o: Op) -> dict[str, Any]:
-    from ..ir.plugins import origin
+    from ..ir.plugins import origin_of
 
     *ins, _ = o.signature.text.replace("->", ",").split(",")
     return {
@@ -48,8 +49,15 @@ def _page(o: Op) -> dict[str, Any]:
         "attributes": {name: _attribute(o, name) for name in o.attrs},
         "doc": o.doc,
         "defined": o.place,
-        "from": asdict(origin(o.reference)),
+        **_kernel(o),
+        "from": asdict(origin_of(o.place.rpartition(":")[0])),
     }
+
+
+def _kernel(o: Op) -> dict[str, str]:
+    """The head of the op's own C++ kernel; only where that was imported are there any."""
+    extern = sys.modules.get("irloom.backends.cpu.extern")
+    return {"kernel": extern.KERNELS[o.name].head.cpp} if extern and o.name in extern.KERNELS else {}
 
 
 def _by(page: dict[str, Any]) -> str:
@@ -72,4 +80,6 @@ def _print(page: dict[str, Any]) -> None:
         if page[part]:
             click.echo(f"\n{part}")
             print_table([(f"  {name}", text) for name, text in page[part].items()])
+    if "kernel" in page:
+        click.echo(f"\nkernel for cpu\n  {page['kernel']}")
     click.echo(f"\ndefined in {page['defined']}{_by(page)}")

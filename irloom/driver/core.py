@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from irloom import __version__
 from irloom.backends.artifact import EngineReader, EngineWriter, Manifest, is_engine
 from irloom.backends.core import Report, backend, quiet
 from irloom.backends.machine import cpu_features
+from irloom.backends.needs import Need, code, file_of, needs
 from irloom.frontends.core import Frontend, TraceOptions, frontend_of, source
 from irloom.frontends.hf.hub import find
 from irloom.frontends.hf.remote import remote_code
@@ -23,8 +26,9 @@ from irloom.frontends.text import Text
 from irloom.ir.elem import ELEMS
 from irloom.ir.errors import CheckpointError, EngineMismatch
 from irloom.ir.graph import Module
-from irloom.ir.parse import parse
-from irloom.passes import Record, run_pipeline, spell
+from irloom.ir.op import OPS
+from irloom.ir.plugins import HERE, origin
+from irloom.passes import Pass, Record, run_pipeline, spell
 from irloom.passes.pipeline import Pipeline
 
 from .pipelines import CHOICE, Choice, available, passes_of, until
@@ -68,7 +72,7 @@ def rewritten(
                 f"{path}: an engine holds its final program and no other",
                 hint=f"name the model: after={after!r} is a stage of its pipeline",
             )
-        return parse(EngineReader(path).read_text("module.irloom"))
+        return EngineReader(path).module()
     return record_of(path, choice, after, layers, trust_remote_code)[1]
 
 
@@ -132,7 +136,7 @@ def compile(
     report("trace", 1, 1)
     m, record = run_pipeline(m, passes, progress=report)
     report("passes", len(passes), len(passes))
-    facts = front.facts(path)
+    facts, needed = front.facts(path), needs(m)
     manifest = Manifest(
         target=target,
         model=m.model,
@@ -144,9 +148,11 @@ def compile(
             *("--pipeline", ", ".join(steps)),
             *(["--adapter", str(adapter)] if adapter else []),
             *(["--trust-remote-code"] if trust_remote_code else []),
+            *_loaded(passes, needed),
         ]
         if isinstance(model, (str, Path))
         else [],
+        needs=needed,
         settings={"max_context": facts.max_context, "eos": list(facts.eos), "int8_activations": True},
     )
     report("tokenizer", 0, 1)
@@ -203,6 +209,7 @@ def engine_for(
     frontend_of(path)
     which = identity(path, Path(adapter) if adapter else None)
     facts = [which, target, steps, list(cpu_features()), __version__, version("torch"), _code(), extensions()]
+    facts += [_plugins(passes)]
     facts += [trust_remote_code] if remote_code(path) else []
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     out = cache_dir() / "engines" / key
@@ -217,6 +224,22 @@ def engine_for(
             trust_remote_code=trust_remote_code,
         )
     return out
+
+
+def _loaded(passes: Sequence[Pass], needed: Sequence[Need]) -> list[str]:
+    """``--plugin FILE`` for each file of passes or ops that is in no package."""
+    made = [origin(type(p)) for p in passes]
+    files = [o.file for o in made if o.package is None] + [n.file for n in needed if n.package is None]
+    return [word for file in dict.fromkeys(files) for word in ("--plugin", file)]
+
+
+def _plugins(passes: Sequence[Pass]) -> str:
+    """A digest of code from outside of irloom: of these passes, and of all ops that there are by now."""
+    from irloom.backends.cpu.extern import KERNELS
+
+    files = [Path(inspect.getsourcefile(type(p)) or "") for p in passes] + [file_of(op) for op in OPS]
+    theirs = code(f for f in files if not f.is_relative_to(HERE))
+    return theirs + "".join(k.source for _, k in sorted(KERNELS.items()))
 
 
 def _code() -> str:

@@ -96,7 +96,17 @@ class Origin:
 
 def origin(thing: Any) -> Origin:
     """Where a class or a function is defined, for a person who looks for it."""
-    top, file = thing.__module__.partition(".")[0], inspect.getsourcefile(thing) or ""
+    return _origin(thing.__module__, inspect.getsourcefile(thing) or "")
+
+
+def origin_of(file: str) -> Origin:
+    """Where the code in a file that was imported comes from."""
+    named = (name for name, m in list(sys.modules.items()) if vars(m).get("__file__") == file)
+    return _origin(next(named, ""), file)
+
+
+def _origin(module: str, file: str) -> Origin:
+    top = module.partition(".")[0]
     if top == "irloom":
         return Origin("irloom", irloom.__version__, file)
     for e in (e for group in GROUPS for e in entry_points(group=group)):

@@ -34,7 +34,6 @@ from irloom.ir.elem import CACHES, Cached, Paged
 from irloom.ir.errors import EngineMismatch
 from irloom.ir.graph import Module
 from irloom.ir.interp import cache_types
-from irloom.ir.parse import parse
 from irloom.ir.seqs import PagedCache, StateCache
 from irloom.ir.show import show
 from irloom.ir.types import Type
@@ -103,7 +102,7 @@ class CpuBackend:
             raise engine.refuse(
                 f"the engine does not fit: built for a CPU with {', '.join(lacking)}, which this one lacks"
             )
-        m = parse(engine.read_text("module.irloom"))
+        m = engine.module()
         program = lower(m)
         if program.text != engine.read_text("lowered.py"):
             raise engine.refuse("the program was lowered by another irloom than this one")

@@ -19,7 +19,6 @@ from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.elem import CACHES, Cached
 from irloom.ir.graph import Func, Module, Param
 from irloom.ir.interp import Interpreter, cache_types, empty_cache
-from irloom.ir.parse import parse
 from irloom.ir.plan import Pool
 from irloom.ir.quantized import QuantizedTensor
 from irloom.ir.seqs import PagedCache, Seqs, StateCache
@@ -85,7 +84,7 @@ class ReferenceBackend:
 
     def open(self, engine: EngineReader, limits: Limits) -> Engine:
         """An engine over the interpreter."""
-        m = parse(engine.read_text("module.irloom"))
+        m = engine.module()
         max_context = limits.context(int(engine.manifest.settings["max_context"]))
         return ReferenceEngine(m, engine, limits, max_context)
 
