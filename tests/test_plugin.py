@@ -13,8 +13,11 @@ import pytest
 
 from irloom import EngineMismatch
 from irloom.backends.artifact import EngineReader
+from irloom.backends.core import quiet
 from irloom.backends.machine import compiler
-from tests.tiny import save_model
+from irloom.driver import engine_for
+from irloom.passes import PASSES, load_plugin
+from tests.tiny import llama_config, save_model
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = ROOT / "examples" / "plugin"
@@ -107,3 +110,51 @@ def test_a_model_runs_with_its_kernel(run: Run, mamba: Path, tmp_path: Path):
     with pytest.raises(EngineMismatch, match=needed):
         EngineReader(tmp_path / "with").module()
     EngineReader(tmp_path / "without").module()
+
+
+HALVED = '''
+from dataclasses import dataclass
+from irloom import Pass, Rewrite, apply, op
+from irloom.backends.cpu import kernel
+from irloom.ir.ops import silu_mul
+
+@kernel("""
+  for (int64_t t = 0; t < rows; t++)
+    for (int64_t i = 0; i < n; i++) out[t][i] = gate[t][i] / (1 + std::exp(-gate[t][i])) * up[t][i];
+""")
+@op("*b n, *b n -> *b n")
+def gated_in_a_file(gate, up):
+    """``silu(gate) * up``."""
+    return silu_mul(gate, up)
+
+class Rule(Rewrite):
+    def match(self, gate, up):
+        return silu_mul(gate, up)
+    def replace(self, gate, up):
+        return gated_in_a_file(gate, up)
+
+@dataclass(frozen=True)
+class GateInAFile(Pass):
+    """Somebody's own gate."""
+    targets = ("cpu", "reference")
+    after = ("fuse-mlp",)
+    def run(self, m):
+        return apply(m, [Rule()])
+'''
+
+
+def test_a_file_of_passes_and_ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An engine says which file it needs and how to build it again; another file, another engine."""
+    monkeypatch.setattr("irloom.driver.core.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(PASSES, "_files", dict(PASSES._files))
+    save_model(llama_config(num_hidden_layers=2), tmp_path / "model")
+    file = tmp_path / "gate_in_a_file.py"
+    file.write_text(HALVED)
+    load_plugin(file)
+    one = engine_for(tmp_path / "model", "cpu", None, quiet)
+    manifest = EngineReader(one).manifest
+    assert [(n.ops, n.file) for n in manifest.needs] == [(("gated_in_a_file",), str(file))]
+    assert manifest.rebuild[-2:] == ["--plugin", str(file)]
+    assert engine_for(tmp_path / "model", "cpu", None, quiet) == one
+    file.write_text(HALVED + "# no more\n")
+    assert engine_for(tmp_path / "model", "cpu", None, quiet) != one

@@ -76,7 +76,7 @@ def needs(m: Module) -> list[Need]:
 
 
 def code(files: Iterable[Path]) -> str:
-    """One hash of what is in these files, and in the packages that they are part of."""
+    """One hash of these files, of the kernels beside them, and of the packages that they are part of."""
     every = {f for file in files for f in _with_package(file)}
     return hashlib.sha256("".join(_sha256(f) for f in sorted(every)).encode()).hexdigest()
 
@@ -84,7 +84,7 @@ def code(files: Iterable[Path]) -> str:
 def _with_package(file: Path) -> list[Path]:
     folder = file.parent
     if not (folder / "__init__.py").is_file():
-        return [file]
+        return [file, *folder.glob("*.cpp")]
     while (folder.parent / "__init__.py").is_file():
         folder = folder.parent
     return [f for kind in ("*.py", "*.cpp", "*.h") for f in folder.rglob(kind)]

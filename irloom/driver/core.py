@@ -235,11 +235,8 @@ def _loaded(passes: Sequence[Pass], needed: Sequence[Need]) -> list[str]:
 
 def _plugins(passes: Sequence[Pass]) -> str:
     """A digest of code from outside of irloom: of these passes, and of all ops that there are by now."""
-    from irloom.backends.cpu.extern import KERNELS
-
     files = [Path(inspect.getsourcefile(type(p)) or "") for p in passes] + [file_of(op) for op in OPS]
-    theirs = code(f for f in files if not f.is_relative_to(HERE))
-    return theirs + "".join(k.source for _, k in sorted(KERNELS.items()))
+    return code(f for f in files if not f.is_relative_to(HERE))
 
 
 def _code() -> str:
