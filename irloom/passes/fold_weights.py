@@ -77,22 +77,22 @@ def _folded(n: Node, swap: dict[Value, Value]) -> tuple[list[WeightExpr], Param]
     return None if expr is None else ([expr], first)
 
 
-def _rounded(w: Param, to: Elem) -> WeightExpr | None:
+def rounded(w: Param, to: Elem) -> WeightExpr | None:
     """A weight as it is declared, in the element ``to``; None where that is wider than f32."""
     assert w.weight is not None
-    own = w.weight if _element(w.weight) == w.type.plain else Cast(w.weight, w.type.plain)
+    own = w.weight if element(w.weight) == w.type.plain else Cast(w.weight, w.type.plain)
     if to.kind != "float" or to.bits > 32:
         return None
     return own if to == w.type.plain else Cast(own, to)
 
 
-def _element(e: WeightExpr) -> Elem | None:
+def element(e: WeightExpr) -> Elem | None:
     """The element of an expression, where that does not depend on what a file stores."""
     match e:
         case Cast(_, elem):
             return elem
         case Slice(x) | Transpose(x) | Reshape(x) | Affine(x) | Scale(x) | Exp(x):
-            return _element(x)
+            return element(x)
         case _:
             return None
 
@@ -108,9 +108,9 @@ def _computed(n: Node, w: Param) -> WeightExpr | None:
     """What arithmetic on one weight is as an expression."""
     if n.op is ops.cast and n.result.type.plain.kind == "float":
         wide = w.type.plain.kind == "float" and w.type.plain.bits >= 32
-        x = w.weight if wide else _rounded(w, w.type.plain)
+        x = w.weight if wide else rounded(w, w.type.plain)
         return None if x is None else Cast(x, n.result.type.plain)
-    x = _rounded(w, n.result.type.plain)
+    x = rounded(w, n.result.type.plain)
     if x is None or n.op not in (ops.neg, ops.exp):
         return None
     return Affine(x, -1.0, 0.0) if n.op is ops.neg else Exp(x)
@@ -150,7 +150,7 @@ def _rotated(n: Node, w: Param, x: WeightExpr) -> WeightExpr | None:
 def _scaled(n: Node, args: list[Any], w: Param) -> WeightExpr | None:
     """What arithmetic with one number is as an expression."""
     number = next((a for a in args if isinstance(a, int | float) and not isinstance(a, bool)), None)
-    x = _rounded(w, n.result.type.plain)
+    x = rounded(w, n.result.type.plain)
     if number is None or x is None or len(args) != 2:
         return None
     if n.op is ops.mul:
@@ -169,12 +169,12 @@ def _times(x: Param, by: Param, elem: Elem) -> WeightExpr | None:
     sizes = [d for d in x.type.dims if isinstance(d, int)]
     beside = [1] * (x.type.rank - by.type.rank) + [d for d in by.type.dims if isinstance(d, int)]
     along = [at for at, d in enumerate(beside) if d != 1]
-    whole, scales = _rounded(x, elem), by.weight
+    whole, scales = rounded(x, elem), by.weight
     if len(along) != 1 or beside[along[0]] != sizes[along[0]] or whole is None or scales is None:
         return None
     if by.type.rank > 1:
         scales = Reshape(scales.x if isinstance(scales, Reshape) else scales, (sizes[along[0]],))
-    narrow = by.type.plain.bits < 32 and _element(scales) != by.type.plain
+    narrow = by.type.plain.bits < 32 and element(scales) != by.type.plain
     return Scale(whole, Cast(scales, by.type.plain) if narrow else scales, along[0])
 
 
