@@ -1,0 +1,96 @@
+"""A run's record, or a program alone, as the data of a page."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from irloom import __version__
+from irloom.ir.device import Device
+from irloom.ir.graph import Module
+from irloom.passes import Record, Step
+
+from .costs import Costs, workloads
+from .document import FORMAT, Document, StepRow
+from .figures import figures
+from .marks import marks
+from .program import Programs
+
+Errors = dict[tuple[str, str], float]
+"""The relative error of a value, by function and name."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What costs are for: ``seqs`` sequences of ``context`` tokens, on ``device`` where one is given."""
+
+    context: int = 1024
+    seqs: int = 1
+    device: Device | None = None
+
+
+def document(
+    what: Module | Record, settings: Settings | None = None, errors: dict[int, Errors] | None = None
+) -> Document:
+    """The data of a page. ``errors`` are those of steps by their number in the record.
+
+    ``ValueError`` for a record without a step: it holds no program.
+    """
+    settings = settings or Settings()
+    steps, states = _states(what)
+    costs = workloads(settings.context, settings.seqs)
+    programs = Programs(Costs(costs, settings.device))
+    rows = [programs.add(m) for m in states]
+    return {
+        "format": FORMAT,
+        "irloom": __version__,
+        "model": states[-1].model or "program",
+        "figures": figures(states[-1], costs, settings.device),
+        "workloads": costs,
+        "device": asdict(settings.device) if settings.device else None,
+        "tables": programs.tables(),
+        "states": rows,
+        "steps": [_step(s, (errors or {}).get(i)) for i, s in enumerate(steps)],
+    }
+
+
+def _states(what: Module | Record) -> tuple[list[Step], list[Module]]:
+    if isinstance(what, Module):
+        return [], [what]
+    if not what.steps:
+        raise ValueError("the record has no steps: give the program itself")
+    return what.steps, [what.steps[0].before, *(s.after for s in what.steps)]
+
+
+def _step(step: Step, errors: Errors | None) -> StepRow:
+    before, after = marks(step)
+    return {
+        "name": step.name,
+        "text": step.text,
+        "seconds": round(step.seconds, 6),
+        "changes": [str(place) for place in step.changes.places],
+        "near": [_near(str(miss)) for miss in step.changes.near_misses],
+        "before": before,
+        "after": after,
+        "numerics": _numerics(step),
+        "errors": None if errors is None else _by_function(errors),
+    }
+
+
+def _near(miss: str) -> tuple[str, str]:
+    """Place and reason."""
+    where, _, reason = miss.partition(": ")
+    return where, reason
+
+
+def _numerics(step: Step) -> dict[str, Any] | None:
+    """A step's report once it was verified."""
+    report = getattr(step, "numerics", None)
+    return None if report is None else asdict(report)
+
+
+def _by_function(errors: Errors) -> dict[str, list[tuple[str, float]]]:
+    out: dict[str, list[tuple[str, float]]] = {}
+    for (f, value), error in errors.items():
+        out.setdefault(f, []).append((value, float(f"{error:.3g}")))
+    return out
