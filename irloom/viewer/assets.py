@@ -1,7 +1,7 @@
 """The files a page is made of: irloom's own under ``static/``, libraries under ``vendor/`` with their hashes.
 
 ``vendor/lock.json`` says for each library file which package and version it comes from, under which licence,
-and its sha256. ``python -m irloom.viewer.vendor.refresh`` renews them from npm.
+and its sha256. ``make vendor`` renews them from npm.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ LIBRARIES = ("cytoscape.min.js", "elk-api.js")
 WORKER = "elk-worker.min.js"
 SCRIPTS = (
     "program", "scene", "fold", "shown", "layout", "measures", "colours", "labels", "sheet", "pane", "search",
-    "address", "details", "outline", "timeline", "export", "app", "keys",
+    "address", "elements", "details", "overview", "outline", "timeline", "export", "store", "draw", "actions",
+    "app", "keys",
 )  # fmt: skip
 STYLES = ("page", "graph", "outline", "details")
 
 
 class Locked(TypedDict):
-    """Where a vendored file comes from."""
+    """Where a vendored file comes from; paths are those inside of the npm package."""
 
     package: str
     version: str
+    path: str
     source: str
     licence: str
+    licence_path: str
     licence_file: str
     sha256: str
 
@@ -50,12 +53,12 @@ def vendored(name: str) -> str:
 
 
 def scripts() -> list[str]:
-    """irloom's own scripts, each after those it needs."""
+    """The page's own scripts, each after those it needs."""
     return [(ROOT / "static" / "js" / f"{name}.js").read_text("utf-8") for name in SCRIPTS]
 
 
 def styles() -> list[str]:
-    """irloom's own style sheets."""
+    """The page's own style sheets."""
     return [(ROOT / "static" / "css" / f"{name}.css").read_text("utf-8") for name in STYLES]
 
 

@@ -9,6 +9,7 @@ from irloom import __version__
 from irloom.ir.device import Device
 from irloom.ir.graph import Module
 from irloom.passes import Record, Step
+from irloom.passes.near_miss import NearMiss
 
 from .costs import Costs, workloads
 from .document import FORMAT, Document, StepRow
@@ -39,13 +40,14 @@ def document(
     settings = settings or Settings()
     steps, states = _states(what)
     costs = workloads(settings.context, settings.seqs)
-    programs = Programs(Costs(costs, settings.device))
+    prices = Costs(costs, settings.device)
+    programs = Programs(prices)
     rows = [programs.add(m) for m in states]
     return {
         "format": FORMAT,
         "irloom": __version__,
         "model": states[-1].model or "program",
-        "figures": figures(states[-1], costs, settings.device),
+        "figures": figures(states[-1], prices),
         "workloads": costs,
         "device": asdict(settings.device) if settings.device else None,
         "tables": programs.tables(),
@@ -69,7 +71,7 @@ def _step(step: Step, errors: Errors | None) -> StepRow:
         "text": step.text,
         "seconds": round(step.seconds, 6),
         "changes": [str(place) for place in step.changes.places],
-        "near": [_near(str(miss)) for miss in step.changes.near_misses],
+        "near": [(miss.place, _reason(miss), round(miss.share, 3)) for miss in step.changes.near_misses],
         "before": before,
         "after": after,
         "numerics": _numerics(step),
@@ -77,10 +79,10 @@ def _step(step: Step, errors: Errors | None) -> StepRow:
     }
 
 
-def _near(miss: str) -> tuple[str, str]:
-    """Place and reason."""
-    where, _, reason = miss.partition(": ")
-    return where, reason
+def _reason(miss: NearMiss) -> str:
+    """Which rule stopped, for what, and how far it had got."""
+    said = ": ".join(part for part in (miss.rule, miss.reason) if part)
+    return f"{said} (after {', '.join(miss.matched)}: {miss.depth} of {miss.of})" if miss.of else said
 
 
 def _numerics(step: Step) -> dict[str, Any] | None:

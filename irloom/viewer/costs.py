@@ -15,7 +15,7 @@ from .document import Workload
 
 
 def workloads(context: int, seqs: int) -> list[Workload]:
-    """A decode of ``seqs`` sequences, and the prefill of a prompt; both with ``context`` tokens in the end."""
+    """A decode of ``seqs`` sequences and the prefill of a prompt, both with ``context`` tokens in the end."""
     return [
         {"name": "decode", "tokens": seqs, "seqs": seqs, "context": context},
         {"name": "prefill", "tokens": context, "seqs": 1, "context": context},

@@ -53,17 +53,15 @@ class StateRow(TypedDict):
     nodes: int
 
 
-class MarksRow(TypedDict):
-    """What a pass did to one function, by the names of values; ``replaced`` pairs old and new ones."""
-
-    added: list[str]
-    removed: list[str]
-    changed: list[str]
-    moved: list[str]
+Mark = tuple[str, str, str]
+"""A value, what happened to its node (a kind of ``irloom.ir.diff``), and what it is on the other side of the
+pass: ``function.value``, or empty where there is nothing."""
 
 
 class StepRow(TypedDict):
     """A pass of the pipeline, between two states. ``before`` and ``after`` hold marks by function.
+
+    ``near`` has a place, a reason, and which share of the pattern matched.
 
     ``errors`` maps a function to ``[value, relative error]`` of what exists before and after the pass.
     """
@@ -72,9 +70,9 @@ class StepRow(TypedDict):
     text: str
     seconds: float
     changes: list[str]
-    near: list[tuple[str, str]]
-    before: dict[str, MarksRow]
-    after: dict[str, MarksRow]
+    near: list[tuple[str, str, float]]
+    before: dict[str, list[Mark]]
+    after: dict[str, list[Mark]]
     numerics: dict[str, Any] | None
     errors: dict[str, list[tuple[str, float]]] | None
 

@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-from irloom.ir.device import Device
+from irloom.ir.cost import count_weights, step_nodes
 from irloom.ir.errors import IRError
 from irloom.ir.graph import Module
-from irloom.ir.plan import show_bytes
+from irloom.ir.plan import kv_plan, show_bytes
 
-from .document import Workload
+from .costs import Costs
 
 Figures = list[tuple[str, str]]
 
 
-def figures(m: Module, steps: list[Workload], device: Device | None) -> Figures:
+def figures(m: Module, costs: Costs) -> Figures:
     """Label and value; what cannot be counted, such as caches before they are planned, is left out."""
     try:
-        plan = m.plan()
+        weights, caches = count_weights(m), kv_plan(m)
     except IRError as error:
         return [("plan", f"not known: {error.message}")]
-    weights, caches = plan.weights, plan.kv
     rows = [
-        ("parameters", _short(weights.parameters)),
-        ("read per token", _short(weights.active)),
+        ("parameters", _short(weights.parameters).replace("G", "B")),
+        ("read per token", _short(weights.active).replace("G", "B")),
         ("weights", show_bytes(weights.bytes)),
     ]
     if caches.groups:
         rows.append(("cache per token", show_bytes(caches.token_bytes)))
     if caches.state_bytes:
         rows.append(("state per sequence", show_bytes(caches.state_bytes)))
-    return rows + [row for step in steps for row in _step(m, step, device)]
+    return rows + _steps(m, costs)
 
 
-def _step(m: Module, step: Workload, device: Device | None) -> Figures:
-    size = step["tokens"], step["seqs"], step["context"]
-    try:
-        plan = m.plan()
-        cost = plan.step(*size)
-        rows = [(step["name"], f"{_short(cost.flops)}FLOP, {show_bytes(cost.bytes)}")]
-        if device is not None:
-            time = plan.seconds(device, *size)
-            rows.append((f"{step['name']} on {device.name}", f"{_seconds(time.total)}, {time.bound} bound"))
-    except IRError:
-        return []
+def _steps(m: Module, costs: Costs) -> Figures:
+    """What the steps cost, and how long they take on the device if there is one."""
+    total = [0.0] * (4 * len(costs.steps))
+    for node, times in step_nodes(m):
+        row = costs.of(node)
+        if row is None:
+            return []
+        total = [a + (b or 0) * times for a, b in zip(total, row, strict=True)]
+    rows: Figures = []
+    for i, step in enumerate(costs.steps):
+        flops, moved, seconds, _ = total[4 * i : 4 * i + 4]
+        rows.append((step["name"], f"{_short(flops)}FLOP, {show_bytes(moved)}"))
+        if costs.device is not None:
+            rows.append((f"{step['name']} on {costs.device.name}", _seconds(seconds)))
     return rows
 
 

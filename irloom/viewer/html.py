@@ -29,13 +29,14 @@ POLICY = "; ".join(
 
 def render(data: Document) -> str:
     """The page as text."""
+    worker = _inert(assets.vendored(assets.WORKER))
     parts = {
         "title": html.escape(f"{data['model']} · irloom"),
         "policy": html.escape(POLICY),
         "notice": _notice(),
         "styles": "\n".join(f"<style>\n{text}</style>" for text in assets.styles()),
         "data": f'<script type="application/json" id="irloom-data">{to_json(data)}</script>',
-        "worker": f'<script type="text/plain" id="irloom-worker">{_inert(assets.vendored(assets.WORKER))}</script>',
+        "worker": f'<script type="text/plain" id="irloom-worker">{worker}</script>',
         "libraries": "\n".join(_script(assets.vendored(name)) for name in assets.LIBRARIES),
         "scripts": "\n".join(_script(text) for text in assets.scripts()),
     }

@@ -9,7 +9,9 @@
     const rows = [["pass", String(state.pass), String(first.pass)]];
     for (const key of ["color", "at", "theme", "q"]) rows.push([key, state[key], first[key]]);
     rows.push(["split", state.split ? "1" : "", ""], ["side", state.side, "after"], ["sel", state.selected || "", ""]);
-    const shown = rows.filter(([, value, was]) => value !== was).map(([key, value]) => `${key}=${encodeURIComponent(value)}`);
+    const shown = rows
+      .filter(([, value, was]) => value !== was)
+      .map(([key, value]) => `${key}=${encodeURIComponent(value)}`);
     const toggled = [...state.toggled];
     const lists = [
       ["open", toggled.filter(([, open]) => open).map(([key]) => key)],
@@ -22,10 +24,16 @@
 
   /** The state that a fragment stands for; what it does not name is as in `first`. Nonsense is left out. */
   function read(fragment, first, { passes, colors, workloads }) {
-    const given = new Map(fragment.replace(/^#/, "").split("&").filter(Boolean).map((part) => {
-      const cut = part.indexOf("=");
-      return [part.slice(0, cut), part.slice(cut + 1)];
-    }));
+    const given = new Map(
+      fragment
+        .replace(/^#/, "")
+        .split("&")
+        .filter(Boolean)
+        .map((part) => {
+          const cut = part.indexOf("=");
+          return [part.slice(0, cut), part.slice(cut + 1)];
+        }),
+    );
     const word = (key, among, otherwise) => {
       const value = plain(given.get(key));
       return among.includes(value) ? value : otherwise;
@@ -41,7 +49,10 @@
       split: given.get("split") === "1",
       q: plain(given.get("q")) || "",
       selected: plain(given.get("sel")) || null,
-      toggled: new Map([...safeList(given.get("open")).map((k) => [k, true]), ...safeList(given.get("shut")).map((k) => [k, false])]),
+      toggled: new Map([
+        ...safeList(given.get("open")).map((k) => [k, true]),
+        ...safeList(given.get("shut")).map((k) => [k, false]),
+      ]),
       unfolded: new Set(safeList(given.get("unfold"))),
     };
   }

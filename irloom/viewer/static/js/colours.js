@@ -34,7 +34,8 @@
   }
 
   function ramp(value, steps, theme) {
-    const at = steps.filter((limit) => value >= limit).length, fill = RAMP[theme][at];
+    const at = steps.filter((limit) => value >= limit).length,
+      fill = RAMP[theme][at];
     const deep = theme === "light" ? at >= 6 : at >= 5;
     const ink = deep ? (theme === "light" ? "#ffffff" : "#14161a") : PLAIN[theme].ink;
     const border = RAMP[theme][Math.min(at + 2, 7)];
@@ -71,7 +72,10 @@
     }
     if (mode === "pass") {
       const used = [...new Set(shown.scene.leaves.filter((l) => l.row).map(irloom.madeBy))];
-      return { note: "the pass that made a node", rows: used.map((name) => [hue(passHue(name), theme), name]) };
+      return {
+        note: "the pass that made a node",
+        rows: used.map((name) => [hue(passHue(name), theme), name]),
+      };
     }
     if (mode === "error") {
       const known = step >= 0 && data.steps[step].errors;
@@ -82,7 +86,11 @@
     const all = irloom.sum(shown, shown.scene.root, workload)[mode];
     const { name } = data.workloads[workload];
     const on = mode === "time" ? `, predicted on ${data.device.name}` : "";
-    return { ramp: true, note: `share of the ${amount(all, mode)} of a ${name}${on}`, rows: scale(SHARES, theme, percent) };
+    return {
+      ramp: true,
+      note: `share of the ${amount(all, mode)} of a ${name}${on}`,
+      rows: scale(SHARES, theme, percent),
+    };
   }
 
   function scale(steps, theme, show) {

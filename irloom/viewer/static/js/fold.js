@@ -8,7 +8,7 @@
     for (const child of group.children) if (child.kind === "module") fold(child);
     const shapes = group.children.map((c) => (repeats(c) ? shape(c) : null));
     const children = [];
-    for (let i = 0; i < group.children.length; ) {
+    for (let i = 0; i < group.children.length;) {
       const run = longest(shapes, i);
       if (run) {
         children.push(folded(group, group.children.slice(i, i + run.period * run.times), run.period));
@@ -32,7 +32,8 @@
     let best = null;
     for (let period = 1; period <= MOST_PERIOD && i + 2 * period <= shapes.length; period += 1) {
       let n = 0;
-      while (shapes[i + n] !== null && i + period + n < shapes.length && shapes[i + n] === shapes[i + period + n]) n += 1;
+      while (shapes[i + n] !== null && i + period + n < shapes.length && shapes[i + n] === shapes[i + period + n])
+        n += 1;
       const times = Math.floor(n / period) + 1;
       if (times > 1 && (!best || period * times > best.period * best.times)) best = { period, times };
     }
@@ -40,14 +41,21 @@
   }
 
   function folded(parent, items, period) {
-    const made = new irloom.Group("fold", `${items[0].key}..${period}`, label(items[0], items[items.length - 1]), parent);
+    const made = new irloom.Group(
+      "fold",
+      `${items[0].key}..${period}`,
+      label(items[0], items[items.length - 1]),
+      parent,
+    );
     made.members = [];
     for (let i = 0; i < items.length; i += period) made.members.push(items.slice(i, i + period));
     irloom.replaceChildren(made, items);
     made.leavesOf = made.members.map((m) => m.flatMap((g) => g.leaves).sort((a, b) => a.id - b.id));
-    made.leavesOf.forEach((leaves, member) => leaves.forEach((leaf, position) => {
-      (leaf.folds = leaf.folds || new Map()).set(made, { member, position });
-    }));
+    made.leavesOf.forEach((leaves, member) =>
+      leaves.forEach((leaf, position) => {
+        (leaf.folds = leaf.folds || new Map()).set(made, { member, position });
+      }),
+    );
     made.shown = period === 1 ? null : innerFolds(made);
     return made;
   }
@@ -72,14 +80,16 @@
       const numbered = /^\d+$/.test(first.index) && /^\d+$/.test(last.index);
       return numbered ? `${first.label}[${first.index}–${last.index}]` : first.label;
     }
-    const words = first.path.split("."), others = last.path.split(".");
+    const words = first.path.split("."),
+      others = last.path.split(".");
     const at = words.findLastIndex((word, i) => /^\d+$/.test(word) && word !== others[i]);
     return at < 0 ? first.label : words.slice(Math.max(at - 1, 0), at + 1).join(".") + `–${others[at]}`;
   }
 
   /** What two groups have in common when they are alike: ops, attributes, types, and how these are wired. */
   function shape(group) {
-    const inside = new Map(group.leaves.map((leaf, i) => [leaf, i])), outside = new Map();
+    const inside = new Map(group.leaves.map((leaf, i) => [leaf, i])),
+      outside = new Map();
     const wire = ({ literal, leaf, out, weight, name }) => {
       if (literal !== undefined) return `=${literal}`;
       if (weight) return `w${weight[1]}`;

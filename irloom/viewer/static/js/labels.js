@@ -6,7 +6,8 @@
     title: '600 13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif',
     small: '11px ui-monospace, "SF Mono", "Cascadia Mono", "DejaVu Sans Mono", Menlo, monospace',
   };
-  const WIDEST = 300, LINE = 15;
+  const WIDEST = 300,
+    LINE = 15;
   const pen = document.createElement("canvas").getContext("2d");
   const widths = new Map();
 

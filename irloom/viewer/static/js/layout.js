@@ -2,7 +2,8 @@
 // that opening a group lays out that group and those around it, and alike groups are laid out once.
 "use strict";
 {
-  const HEADER = 34, PAD = 14;
+  const HEADER = 34,
+    PAD = 14;
   const OPTIONS = {
     "elk.algorithm": "layered",
     "elk.direction": "DOWN",
@@ -37,7 +38,9 @@
     const graph = describe(box, edges);
     const key = JSON.stringify(graph);
     if (!known.has(key)) known.set(key, engine().layout(graph));
-    const { children: [found] } = await known.get(key);
+    const {
+      children: [found],
+    } = await known.get(key);
     Object.assign(box, { w: found.width, h: found.height, ports: new Map() });
     ports(box).forEach(([name], i) => box.ports.set(name, [found.ports[i].x, found.ports[i].y]));
     found.children.forEach((place, i) => {
@@ -67,23 +70,25 @@
     return {
       id: "root",
       layoutOptions: OPTIONS,
-      children: [{
-        id: "g",
-        layoutOptions: { ...OPTIONS, "elk.portConstraints": "FIXED_SIDE" },
-        ports: portsOf(box, "g", false),
-        children: box.children.map((child, i) => ({
-          id: `c${i}`,
-          width: child.w,
-          height: child.h,
-          layoutOptions: { "elk.portConstraints": child.open ? "FIXED_POS" : "FIXED_SIDE" },
-          ports: portsOf(child, `c${i}`, child.open),
-        })),
-        edges: edges.map((e, i) => ({
-          id: `e${i}`,
-          sources: [end(e.from, e.fromSide, e.value)],
-          targets: [end(e.to, e.toSide, e.value)],
-        })),
-      }],
+      children: [
+        {
+          id: "g",
+          layoutOptions: { ...OPTIONS, "elk.portConstraints": "FIXED_SIDE" },
+          ports: portsOf(box, "g", false),
+          children: box.children.map((child, i) => ({
+            id: `c${i}`,
+            width: child.w,
+            height: child.h,
+            layoutOptions: { "elk.portConstraints": child.open ? "FIXED_POS" : "FIXED_SIDE" },
+            ports: portsOf(child, `c${i}`, child.open),
+          })),
+          edges: edges.map((e, i) => ({
+            id: `e${i}`,
+            sources: [end(e.from, e.fromSide, e.value)],
+            targets: [end(e.to, e.toSide, e.value)],
+          })),
+        },
+      ],
     };
   }
 

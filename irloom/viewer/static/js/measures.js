@@ -3,7 +3,7 @@
 {
   const { data, price, text } = irloom;
   const COSTS = ["time", "bytes", "flops"];
-  const SIGNS = { added: "+", removed: "−", changed: "~", moved: "→" };
+  const SIGNS = { added: "+", removed: "−", replaced: "⇄", changed: "~", retyped: ":", moved: "→" };
 
   /** What an item costs in a step, with all that it stands for: other layers, and as often as loops run it. */
   function sum(shown, item, workload) {
@@ -47,23 +47,32 @@
   }
   const errorsOf = new Map();
 
-  /** What step did to a leaf, seen before or after it: "added", "removed", "changed", "moved" or null. */
+  /** What a step did to a leaf, seen before or after it, such as "added"; null where it did nothing. */
   function mark(leaf, step, side) {
+    const found = marked(leaf, step, side);
+    return found && found.kind;
+  }
+
+  /** The function and name of what a leaf is on the other side of a step; null where it is the same there. */
+  function twin(leaf, step, side) {
+    const found = marked(leaf, step, side);
+    return found && found.twin;
+  }
+
+  function marked(leaf, step, side) {
     if (step < 0 || !leaf.row) return null;
     const key = `${step}.${side}`;
-    if (!marked.has(key)) {
-      const rows = new Map();
-      for (const [fn, kinds] of Object.entries(data.steps[step][side])) {
-        const of = new Map();
-        for (const [kind, names] of Object.entries(kinds)) for (const name of names) of.set(name, kind);
-        rows.set(fn, of);
-      }
-      marked.set(key, rows);
+    if (!sides.has(key)) {
+      const functions = Object.entries(data.steps[step][side]);
+      sides.set(
+        key,
+        new Map(functions.map(([fn, rows]) => [fn, new Map(rows.map(([name, kind, twin]) => [name, { kind, twin }]))])),
+      );
     }
-    const of = marked.get(key).get(leaf.fn);
+    const of = sides.get(key).get(leaf.fn);
     return (of && of.get(leaf.name)) || null;
   }
-  const marked = new Map();
+  const sides = new Map();
 
   /** How many leaves of an item bear each mark; alike ones count once. */
   function marks(shown, item, step, side) {
@@ -76,10 +85,13 @@
   }
 
   function showMarks(counts) {
-    return Object.keys(SIGNS).filter((k) => counts[k]).map((k) => `${SIGNS[k]}${counts[k]}`).join(" ");
+    return Object.keys(SIGNS)
+      .filter((k) => counts[k])
+      .map((k) => `${SIGNS[k]}${counts[k]}`)
+      .join(" ");
   }
 
   const madeBy = (leaf) => (leaf.row ? text(leaf.row[7]) || "frontend" : "");
 
-  Object.assign(irloom, { sum, share, error, mark, marks, showMarks, madeBy, SIGNS, COSTS });
+  Object.assign(irloom, { sum, share, error, mark, twin, marks, showMarks, madeBy, SIGNS, COSTS });
 }

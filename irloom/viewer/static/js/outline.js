@@ -10,10 +10,12 @@
     }
 
     show(pane) {
-      const { shown, how } = pane, focused = this.element.contains(document.activeElement);
+      const { shown, how } = pane,
+        focused = this.element.contains(document.activeElement);
       const rows = [];
       const visit = (box, level, at, of) => {
-        if (level > 0) rows.push(this.row(box, level, at, of, irloom.showMarks(irloom.marks(shown, box.item, how.step, pane.side))));
+        if (level > 0)
+          rows.push(this.row(box, level, at, of, irloom.showMarks(irloom.marks(shown, box.item, how.step, pane.side))));
         box.children.forEach((child, i) => visit(child, level + 1, i + 1, box.children.length));
       };
       visit(shown.root, 0, 1, 1);
@@ -23,12 +25,26 @@
 
     row({ item, open }, level, at, of, counts) {
       const words = item.isGroup ? title(item, open) : `${item.label}`;
-      return h("div", {
-        role: "treeitem", tabindex: "-1", "data-key": item.key, style: `padding-left:${level * 14 - 4}px`, class: item.isGroup ? "group" : item.kind,
-        "aria-level": level, "aria-posinset": at, "aria-setsize": of,
-        "aria-expanded": item.isGroup ? String(open) : null, "aria-selected": "false",
-        onclick: () => this.on.select(item.key), ondblclick: () => item.isGroup && this.on.toggle(item.key),
-      }, h("span", { class: "label" }, words), item.name ? h("span", { class: "name" }, item.name) : null, counts ? h("span", { class: "marks" }, counts) : null);
+      return h(
+        "div",
+        {
+          role: "treeitem",
+          tabindex: "-1",
+          "data-key": item.key,
+          style: `padding-left:${level * 14 - 4}px`,
+          class: item.isGroup ? "group" : item.kind,
+          "aria-level": level,
+          "aria-posinset": at,
+          "aria-setsize": of,
+          "aria-expanded": item.isGroup ? String(open) : null,
+          "aria-selected": "false",
+          onclick: () => this.on.select(item.key),
+          ondblclick: () => item.isGroup && this.on.toggle(item.key),
+        },
+        h("span", { class: "label" }, words),
+        item.name ? h("span", { class: "name" }, item.name) : null,
+        counts ? h("span", { class: "marks" }, counts) : null,
+      );
     }
 
     select(key, focus) {
@@ -46,7 +62,12 @@
     key(event) {
       const row = event.target.closest("[role=treeitem]");
       if (!row || event.ctrlKey || event.metaKey || event.altKey) return;
-      const step = { ArrowDown: row.nextElementSibling, ArrowUp: row.previousElementSibling, Home: this.element.firstElementChild, End: this.element.lastElementChild }[event.key];
+      const step = {
+        ArrowDown: row.nextElementSibling,
+        ArrowUp: row.previousElementSibling,
+        Home: this.element.firstElementChild,
+        End: this.element.lastElementChild,
+      }[event.key];
       const open = row.getAttribute("aria-expanded");
       if (step) this.on.select(step.dataset.key);
       else if (event.key === "ArrowRight" && open === "false") this.on.toggle(row.dataset.key);

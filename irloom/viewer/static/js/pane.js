@@ -9,8 +9,13 @@
       Object.assign(this, { element, side, on, shown: null, turn: 0 });
       this.cy = cytoscape({
         container: element,
-        minZoom: 0.02, maxZoom: 2.5, autoungrabify: true, boxSelectionEnabled: false,
-        selectionType: "single", layout: { name: "preset" }, style: irloom.sheet("light"),
+        minZoom: 0.02,
+        maxZoom: 2.5,
+        autoungrabify: true,
+        boxSelectionEnabled: false,
+        selectionType: "single",
+        layout: { name: "preset" },
+        style: irloom.sheet("light"),
       });
       this.cy.autounselectify(true);
       this.cy.on("tap", (event) => this.tapped(event));
@@ -21,14 +26,14 @@
     /** Show a state; `how` says what is open, how it is coloured, and which step's marks it bears. */
     async show(scene, how) {
       const turn = (this.turn += 1);
-  const shown = new irloom.Shown(scene, how.open, how.unfolded);
+      const shown = new irloom.Shown(scene, how.open, how.unfolded);
       await irloom.layout(shown.root, size);
-if (turn !== this.turn) return;
+      if (turn !== this.turn) return;
       irloom.settle(shown.root);
       const anchor = this.anchor(shown, how.anchor);
       Object.assign(this, { shown, how, scene });
       this.draw();
-this.move(anchor, shown);
+      this.move(anchor, shown);
     }
 
     /** Where a box is now that is also in what comes, so that it can stay there. */
@@ -37,13 +42,16 @@ this.move(anchor, shown);
       const keys = [wanted, this.how.selected, ...[...this.shown.boxes.keys()]];
       const key = keys.find((k) => k && k !== this.shown.root.item.key && this.shown.boxes.has(k) && next.boxes.has(k));
       if (!key) return null;
-      const { left, top } = this.shown.boxes.get(key), zoom = this.cy.zoom(), pan = this.cy.pan();
+      const { left, top } = this.shown.boxes.get(key),
+        zoom = this.cy.zoom(),
+        pan = this.cy.pan();
       return { key, x: left * zoom + pan.x, y: top * zoom + pan.y };
     }
 
     move(anchor, shown) {
       if (!anchor) return this.fit();
-      const { left, top } = shown.boxes.get(anchor.key), zoom = this.cy.zoom();
+      const { left, top } = shown.boxes.get(anchor.key),
+        zoom = this.cy.zoom();
       this.cy.pan({ x: anchor.x - left * zoom, y: anchor.y - top * zoom });
       return undefined;
     }
@@ -65,23 +73,44 @@ this.move(anchor, shown);
     }
 
     drawBox(box, out) {
-      const { item, left, top, w, h, depth, open } = box, z = depth * 10;
+      const { item, left, top, w, h, depth, open } = box,
+        z = depth * 10;
       const counts = irloom.marks(this.shown, item, this.how.step, this.side);
       const kinds = Object.keys(counts);
       const seen = look(item, { ...this.how, shown: this.shown });
       seen.ground = irloom.COLOURS[this.how.theme][depth % 2 ? "frame" : "frameAlt"];
       const middle = { x: left + w / 2, y: top + h / 2 };
-      const label = (kind, words, at, width, height, ink = seen.ink) => out.push({
-        data: { id: `${kind}:${item.key}`, label: words, w: width, h: height, z: z + (open ? 17 : 2), ink, ground: open ? seen.ground : seen.fill },
-        position: at, classes: kind,
-      });
+      const label = (kind, words, at, width, height, ink = seen.ink) =>
+        out.push({
+          data: {
+            id: `${kind}:${item.key}`,
+            label: words,
+            w: width,
+            h: height,
+            z: z + (open ? 17 : 2),
+            ink,
+            ground: open ? seen.ground : seen.fill,
+          },
+          position: at,
+          classes: kind,
+        });
       const classes = [open ? "frame" : "box", item.kind];
       if (!open && irloom.times(item) > 1) classes.push("stack");
       if (!open && kinds.length) classes.push(kinds.length === 1 ? kinds[0] : "changed");
-      const base = { id: `b:${item.key}`, key: item.key, w, h, z, depth, fill: seen.fill, border: seen.border };
+      const base = {
+        id: `b:${item.key}`,
+        key: item.key,
+        w,
+        h,
+        z,
+        depth,
+        fill: seen.fill,
+        border: seen.border,
+      };
       out.push({ data: base, position: middle, classes: classes.join(" ") });
       const noted = kinds.length ? irloom.showMarks(counts) : "";
-      const name = title(item, open), ink = open ? irloom.COLOURS[this.how.theme].ink : seen.ink;
+      const name = title(item, open),
+        ink = open ? irloom.COLOURS[this.how.theme].ink : seen.ink;
       const wide = irloom.width(name, "title");
       const boundary = item.kind === "input" || item.kind === "output";
       const x = boundary ? middle.x : left + 12 + wide / 2;
@@ -89,7 +118,13 @@ this.move(anchor, shown);
       if (!open) {
         const rows = lines(item);
         const words = Math.max(...rows.map((row) => irloom.width(row, "small")));
-        label("small", rows.join("\n"), { x: boundary ? middle.x : left + 12 + words / 2, y: top + 26 + (LINE * rows.length) / 2 }, words, 12);
+        label(
+          "small",
+          rows.join("\n"),
+          { x: boundary ? middle.x : left + 12 + words / 2, y: top + 26 + (LINE * rows.length) / 2 },
+          words,
+          12,
+        );
       }
       const badge = [noted, seen.badge].filter(Boolean).join("  ");
       if (badge) {
@@ -101,18 +136,25 @@ this.move(anchor, shown);
     drawEdge(edge, id) {
       const { from, to, path, kind, last, level } = edge;
       const centre = (b) => [b.left + b.w / 2, b.top + b.h / 2];
-      const [a, b] = [path[0], path[path.length - 1]], [ca, cb] = [centre(from), centre(to)];
-      const [dx, dy] = [b[0] - a[0], b[1] - a[1]], square = dx * dx + dy * dy || 1, long = Math.sqrt(square);
+      const [a, b] = [path[0], path[path.length - 1]],
+        [ca, cb] = [centre(from), centre(to)];
+      const [dx, dy] = [b[0] - a[0], b[1] - a[1]],
+        square = dx * dx + dy * dy || 1,
+        long = Math.sqrt(square);
       const bends = path.slice(1, -1).map(([x, y]) => [x - a[0], y - a[1]]);
       const classes = [kind === "cache" || kind === "opaque" ? kind : "value"];
       if (last) classes.push("last");
       return {
         data: {
-          id: `e:${id}`, source: `b:${from.item.key}`, target: `b:${to.item.key}`, z: level.depth * 10 + 5,
+          id: `e:${id}`,
+          source: `b:${from.item.key}`,
+          target: `b:${to.item.key}`,
+          z: level.depth * 10 + 5,
           curve: bends.length ? "round-segments" : "straight",
           weights: bends.map(([x, y]) => (x * dx + y * dy) / square),
           distances: bends.map(([x, y]) => (y * dx - x * dy) / long),
-          start: `${a[0] - ca[0]}px ${a[1] - ca[1]}px`, end: `${b[0] - cb[0]}px ${b[1] - cb[1]}px`,
+          start: `${a[0] - ca[0]}px ${a[1] - ca[1]}px`,
+          end: `${b[0] - cb[0]}px ${b[1] - cb[1]}px`,
           flows: edge.flows,
         },
         classes: classes.join(" "),
@@ -129,7 +171,9 @@ this.move(anchor, shown);
         if (!box || !box.parent) return;
         this.cy.$id(`b:${key}`).selectify().select().unselectify();
         const within = new Set([key]);
-        if (box.open) for (const other of this.shown.boxes.keys()) if (isWithin(this.shown.boxes.get(other), box)) within.add(other);
+        if (box.open)
+          for (const other of this.shown.boxes.keys())
+            if (isWithin(this.shown.boxes.get(other), box)) within.add(other);
         for (const edge of this.cy.edges()) {
           for (const flow of edge.data("flows")) {
             const [from, to] = flow;
@@ -160,7 +204,24 @@ this.move(anchor, shown);
     readable(bounds) {
       const zoom = Math.max(Math.min((this.cy.width() - 56) / bounds.w, 0.85), 0.45);
       this.cy.zoom(zoom);
-      this.cy.pan({ x: this.cy.width() / 2 - ((bounds.x1 + bounds.x2) / 2) * zoom, y: 28 - bounds.y1 * zoom });
+      this.cy.pan({
+        x: this.cy.width() / 2 - ((bounds.x1 + bounds.x2) / 2) * zoom,
+        y: 28 - bounds.y1 * zoom,
+      });
+    }
+
+    zoom(by) {
+      const middle = { x: this.cy.width() / 2, y: this.cy.height() / 2 };
+      this.cy.zoom({ level: this.cy.zoom() * by, renderedPosition: middle });
+    }
+
+    /** Where the middle of a box's title is in the window, in pixels. */
+    where(key) {
+      const box = this.shown.boxes.get(key);
+      const pan = this.cy.pan();
+      const zoom = this.cy.zoom();
+      const frame = this.element.getBoundingClientRect();
+      return [frame.x + pan.x + (box.left + box.w / 2) * zoom, frame.y + pan.y + (box.top + 16) * zoom];
     }
 
     whole() {

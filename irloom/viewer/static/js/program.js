@@ -4,7 +4,9 @@ var irloom = {};
 {
   const data = JSON.parse(document.getElementById("irloom-data").textContent);
   const { strings, types, ops, attrs, costs, params, stmts, funcs } = data.tables;
-  const NODE = 0, CALL = 1, LOOP = 2;
+  const NODE = 0,
+    CALL = 1,
+    LOOP = 2;
 
   const text = (ref) => strings[ref];
 
@@ -54,14 +56,19 @@ var irloom = {};
     if (kind === "error") return n === 0 ? "0" : n.toExponential(1);
     const [unit, base, steps] = UNITS[kind];
     let i = 0;
-    while (n >= base && i < steps.length - 1) { n /= base; i += 1; }
+    while (n >= base && i < steps.length - 1) {
+      n /= base;
+      i += 1;
+    }
     const digits = i === 0 || n >= 1000 ? String(Math.round(n)) : n.toPrecision(3);
     return `${digits} ${steps[i]}${unit}`;
   }
 
   function percent(share) {
     if (!(share > 0)) return "0 %";
-    return share < 0.0001 ? "<0.01 %" : `${share >= 0.0995 ? (share * 100).toFixed(0) : (share * 100).toPrecision(2)} %`;
+    return share < 0.0001
+      ? "<0.01 %"
+      : `${share >= 0.0995 ? (share * 100).toFixed(0) : (share * 100).toPrecision(2)} %`;
   }
 
   /** Make an element: `h("b", {class: "x", onclick: f}, "text", child)`. Text never becomes markup. */
@@ -72,12 +79,27 @@ var irloom = {};
       if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
       else made.setAttribute(key, value === true ? "" : value);
     }
-    made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+    made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
     return made;
   }
 
   Object.assign(irloom, {
-    data, types, ops, attrs, params, stmts, funcs, NODE, CALL, LOOP,
-    text, price, showArg, irText, amount, percent, h,
+    data,
+    types,
+    ops,
+    attrs,
+    params,
+    stmts,
+    funcs,
+    NODE,
+    CALL,
+    LOOP,
+    text,
+    price,
+    showArg,
+    irText,
+    amount,
+    percent,
+    h,
   });
 }

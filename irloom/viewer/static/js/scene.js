@@ -3,7 +3,8 @@
 "use strict";
 {
   const { data, stmts, funcs, params, types, text, NODE, CALL, LOOP } = irloom;
-  const MOST_CHILDREN = 150, CHUNK = 100;
+  const MOST_CHILDREN = 150,
+    CHUNK = 100;
 
   class Group {
     constructor(kind, key, label, parent) {
@@ -136,7 +137,10 @@
         const group = new Group("loop", key, `for ${facts.variable} in ${range(facts)}`, parent);
         Object.assign(group, { loop: facts, iterations: count });
         const places = this.body(fn, refs, inner, group, key, times * count);
-        this.settle(group, places.map((p) => ({ ...p, path: "" })));
+        this.settle(
+          group,
+          places.map((p) => ({ ...p, path: "" })),
+        );
         place = { item: group, path: common(places.map((p) => p.path)) };
       }
       results.forEach(([ref], i) => env.set(text(ref), inner.get(text(yields[i]))));
@@ -173,8 +177,11 @@
       }
       for (const child of top.children) if (child.kind === "module") join(child);
       replaceChildren(top, top.children.map(single));
-      for (let only; (only = top.children.filter((c) => c.kind === "module")).length === 1 && !groupsBeside(top); ) {
-        replaceChildren(top, top.children.flatMap((c) => (c === only[0] ? c.children : [c])));
+      for (let only; (only = top.children.filter((c) => c.kind === "module")).length === 1 && !groupsBeside(top);) {
+        replaceChildren(
+          top,
+          top.children.flatMap((c) => (c === only[0] ? c.children : [c])),
+        );
       }
       irloom.fold(top);
       chunk(top);
@@ -197,12 +204,16 @@
 
   /** Items without a path take what the paths before and after them share. */
   function fillPaths(places) {
-    const own = places.map((p) => p.path);
-    for (let i = 0; i < places.length; i += 1) {
-      if (own[i]) continue;
-      const before = own.slice(0, i).findLast(Boolean), after = own.slice(i + 1).find(Boolean);
-      places[i].path = before && after ? common([before, after]) : "";
+    const next = new Array(places.length);
+    for (let i = places.length - 1, path = ""; i >= 0; i -= 1) {
+      next[i] = path;
+      path = places[i].path || path;
     }
+    let before = "";
+    places.forEach((place, i) => {
+      if (place.path) before = place.path;
+      else place.path = before && next[i] ? common([before, next[i]]) : "";
+    });
   }
 
   function common(paths) {
@@ -226,7 +237,8 @@
   function single(group) {
     if (group.kind !== "module" || group.children.length !== 1) return group;
     const [only] = group.children;
-    if (only.kind === "module") only.label = only.label.startsWith(`${group.label}.`) ? only.label : `${group.label}.${only.label}`;
+    if (only.kind === "module")
+      only.label = only.label.startsWith(`${group.label}.`) ? only.label : `${group.label}.${only.label}`;
     return only;
   }
 
@@ -258,7 +270,9 @@
   }
 
   function finish({ root, leaves, edges }, index) {
-    const byKey = new Map(), readers = new Map(), groups = [];
+    const byKey = new Map(),
+      readers = new Map(),
+      groups = [];
     const visit = (item, depth) => {
       item.depth = depth;
       byKey.set(item.key, item);

@@ -6,7 +6,10 @@
     op: (leaf) => [ops[leaf.row[1]].name],
     name: (leaf) => leaf.row[4].map((r) => text(r[0])),
     attr: (leaf) => attrs[leaf.row[3]].flatMap(([key, value, isDefault]) => (isDefault ? [] : [`${key}=${value}`])),
-    type: (leaf) => [...leaf.row[4].map((r) => typeText(r[1])), ...leaf.args.filter((a) => a.weight).map((a) => typeText(a.weight[1]))],
+    type: (leaf) => [
+      ...leaf.row[4].map((r) => typeText(r[1])),
+      ...leaf.args.filter((a) => a.weight).map((a) => typeText(a.weight[1])),
+    ],
     weight: (leaf) => leaf.args.filter((a) => a.weight).flatMap((a) => [a.name, text(a.weight[3])]),
     path: (leaf) => [text(leaf.row[5])],
     line: (leaf) => [text(leaf.row[6])],
@@ -20,17 +23,25 @@
     return [...query.matchAll(/(-?)(?:(\w+):)?(?:"([^"]*)"?|(\S+))/g)].map(([, not, field, quoted, word]) => {
       const known = field && FIELDS[field.toLowerCase()];
       const wanted = (quoted ?? word).toLowerCase();
-      return { not: Boolean(not), field: known ? field.toLowerCase() : null, wanted: known || !field ? wanted : `${field}:${wanted}` };
+      return {
+        not: Boolean(not),
+        field: known ? field.toLowerCase() : null,
+        wanted: known || !field ? wanted : `${field}:${wanted}`,
+      };
     });
   }
 
   function holds(leaf, { not, field, wanted }) {
     const exact = field === "op" || field === "pass" || field === "func";
     const fields = field ? [field] : ANY;
-    const found = fields.some((f) => FIELDS[f](leaf).some((value) => {
-      const low = value.toLowerCase();
-      return exact ? low === wanted || (wanted.endsWith("*") && low.startsWith(wanted.slice(0, -1))) : low.includes(wanted);
-    }));
+    const found = fields.some((f) =>
+      FIELDS[f](leaf).some((value) => {
+        const low = value.toLowerCase();
+        return exact
+          ? low === wanted || (wanted.endsWith("*") && low.startsWith(wanted.slice(0, -1)))
+          : low.includes(wanted);
+      }),
+    );
     return found !== not;
   }
 

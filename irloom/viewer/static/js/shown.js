@@ -23,7 +23,7 @@
 
     /** The leaf that stands for this one: that of the first member of every fold around it. */
     representative(leaf) {
-      for (let again = true; again; ) {
+      for (let again = true; again;) {
         again = false;
         for (const [fold, { member, position }] of leaf.folds || []) {
           if (member === 0 || !this.isFolded(fold)) continue;
@@ -75,7 +75,9 @@
       const seen = new Set();
       for (const { from, out, to, at } of this.scene.edges) {
         if (this.carried(from, to)) continue;
-        const a = this.first[from.id], b = this.first[to.id], key = `${a.id}.${out}>${b.id}.${at}`;
+        const a = this.first[from.id],
+          b = this.first[to.id],
+          key = `${a.id}.${out}>${b.id}.${at}`;
         if (seen.has(key)) continue;
         seen.add(key);
         this.connect(this.at.get(a), this.at.get(b), { leaf: a, out, to: b });
@@ -93,25 +95,37 @@
 
     connect(source, target, { leaf, out, to }) {
       if (!source || !target || source === target) return;
-      const value = `${leaf.id}.${out}`, kind = types[typeOf({ leaf, out })].kind;
-      let up = source, down = target;
+      const value = `${leaf.id}.${out}`,
+        kind = types[typeOf({ leaf, out })].kind;
+      let up = source,
+        down = target;
       const climb = (box, side) => {
         box[side].set(value, kind);
         return box.parent;
       };
-      const rises = [], falls = [];
-      while (up.depth > down.depth) { rises.push(up); up = climb(up, "outs"); }
-      while (down.depth > up.depth) { falls.push(down); down = climb(down, "ins"); }
+      const rises = [],
+        falls = [];
+      while (up.depth > down.depth) {
+        rises.push(up);
+        up = climb(up, "outs");
+      }
+      while (down.depth > up.depth) {
+        falls.push(down);
+        down = climb(down, "ins");
+      }
       while (up.parent !== down.parent) {
-        rises.push(up); up = climb(up, "outs");
-        falls.push(down); down = climb(down, "ins");
+        rises.push(up);
+        up = climb(up, "outs");
+        falls.push(down);
+        down = climb(down, "ins");
       }
       up.outs.set(value, kind);
       down.ins.set(value, kind);
       const flow = [source.item.key, target.item.key];
       this.segment(up.parent, [up, "o"], [down, "i"], value, kind, flow, down === target);
       for (const box of rises) this.segment(box.parent, [box, "o"], [box.parent, "o"], value, kind, flow, false);
-      for (const box of falls) this.segment(box.parent, [box.parent, "i"], [box, "i"], value, kind, flow, box === target);
+      for (const box of falls)
+        this.segment(box.parent, [box.parent, "i"], [box, "i"], value, kind, flow, box === target);
     }
 
     segment(level, [from, fromSide], [to, toSide], value, kind, flow, last) {
