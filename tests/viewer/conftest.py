@@ -67,7 +67,8 @@ class Page:
         return self.state
 
     def click(self, key, twice=False):
-        """Click the middle of a box on the canvas."""
+        """Bring a box into view and click the middle of its title."""
+        self.tab.evaluate("key => irloom.panes.after.isInView(key) || irloom.panes.after.reveal(key)", key)
         x, y = self.tab.evaluate("irloom.where", key)
         (self.tab.mouse.dblclick if twice else self.tab.mouse.click)(x, y)
         return self.state

@@ -20,17 +20,18 @@ def test_it_opens_at_the_last_state(page, record):
 
 
 def test_layers_in_a_loop_are_one_box_that_opens(page):
-    folded = next(b for b in page.state["boxes"] if b["label"].endswith(f"×{LAYERS - 1}"))
-    assert folded["kind"] in {"call", "fold"}
-    assert folded["open"], "there is room for it"
-    inside = page.box("layer_sliding[i]:self_attn") if folded["kind"] == "call" else page.box(":self_attn")
-    assert not inside["open"]
-    page.click(inside["key"], twice=True)
-    labels = {b["label"] for b in page.state["boxes"]}
-    assert page.box(inside["key"])["open"]
-    assert {"linear", "paged_attention"} & labels
+    layers = next(b for b in page.state["boxes"] if b["label"].endswith(f"×{LAYERS - 1}"))
+    assert layers["kind"] in {"call", "fold"}
+    assert layers["open"], "there is room for it"
+    within = next(b for b in page.state["boxes"] if b["key"].endswith("layer_sliding[i]:mlp"))
+    was = within["open"]
+    page.click(within["key"], twice=True)
+    assert page.box(within["key"])["open"] is not was
     page.press("Enter")
-    assert not page.box(inside["key"])["open"]
+    assert page.box(within["key"])["open"] is was
+    page.click(layers["key"], twice=True)
+    assert not page.box(layers["key"])["open"]
+    assert within["key"] not in page.keys
 
 
 def test_layers_of_a_traced_program_fold_by_their_number(page):
@@ -112,6 +113,8 @@ def test_search_by_name_op_and_attribute(page, record):
 
 
 def test_a_result_is_opened_selected_and_in_view(page):
+    layers = next(b for b in page.state["boxes"] if b["label"].endswith(f"×{LAYERS - 1}"))
+    page.click(layers["key"], twice=True)
     page.tab.fill("#search", "op:paged_attention window")
     key = page.state["results"][0]
     assert key not in page.keys
