@@ -25,6 +25,7 @@ from report import cell, machine, print_table, say, write_json
 import irloom
 from irloom.backends.artifact import EngineReader
 from irloom.backends.core import backend
+from irloom.driver import Choice, passes_of
 from irloom.frontends.core import TraceOptions, frontend_of
 from irloom.ir.elem import ELEMS
 from irloom.ir.errors import IrloomError
@@ -32,23 +33,28 @@ from irloom.ir.graph import Module
 from irloom.ir.interp import Interpreter
 from irloom.ir.parse import parse
 from irloom.ir.seqs import Seqs
+from irloom.passes import spell
 from irloom.runtime import Loop, SamplingParams
 from irloom.runtime.core import Batch, Engine, Sampled
 from irloom.runtime.sampler import sample_batch
 
 DEMO = Path(__file__).resolve().parent.parent / ".demo" / "gemma-3-270m-q4_k_m.gguf"
-OPTIONAL = ("quantize(int8)",)
-"""What is not in the default pipeline; each goes before the memory plan."""
+OPTIONAL = ("quantize(int8)", "quantize(int4)")
+"""What is not in the default pipeline; each goes where its order allows."""
 
 HEADS = ("", "nodes", "bytes/step", "decode ms", "of all", "prefill ms", "of all", "build s", "max abs", "KL")
 
 
 @dataclass
 class Row:
-    """A pipeline, and what was found of it; ``refused`` says why there is no engine."""
+    """A pipeline, and what was found of it; ``refused`` says why there is no engine.
+
+    ``added`` is a pass that the whole pipeline gets beside its own, where its order puts it.
+    """
 
     name: str
     steps: tuple[str, ...]
+    added: str = ""
     refused: str = ""
     nodes: int = 0
     bytes: int = 0
@@ -59,13 +65,14 @@ class Row:
     peer: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
 
     def median(self, what: str) -> float | None:
-        """Milliseconds of a step."""
-        return statistics.median(self.samples[what]) if self.samples.get(what) else None
+        """Milliseconds of a step: of each round the median, of these the median."""
+        return statistics.median(self.samples[what]) if what in self.samples else None
 
     def ratio(self, what: str) -> float | None:
-        """That, over what the whole pipeline took in the same rounds."""
-        mine = self.median(what)
-        return mine / statistics.median(self.peer[what]) if mine and self.peer.get(what) else None
+        """That over what the whole pipeline took, round by round."""
+        pairs = zip(self.samples.get(what, ()), self.peer.get(what, ()), strict=True)
+        rounds = [mine / whole for mine, whole in pairs]
+        return statistics.median(rounds) if rounds else None
 
     def cells(self) -> list[str]:
         """The row of the table."""
@@ -107,8 +114,8 @@ class Watched:
 class Bench:
     """The model, what it should answer, and where engines are built."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
-        self.args, self.folder = args, folder
+    def __init__(self, args: argparse.Namespace, steps: tuple[str, ...], folder: Path) -> None:
+        self.args, self.steps, self.folder = args, steps, folder
         options = TraceOptions(dtype=ELEMS[backend("cpu").dtype])
         front = frontend_of(args.model)
         self.traced = front.trace(args.model, options)
@@ -126,14 +133,17 @@ class Bench:
     def build(self, row: Row) -> Watched | None:
         """The engine of a row; None where the pipeline or the target refuses it."""
         a, started = self.args, [perf_counter()]
-        out = Path(tempfile.mkdtemp(dir=self.folder)) / "engine"
+        out = self.folder / ("whole" if row.steps == self.steps else "other")  # replaces the one before
 
         def report(stage: str, done: int, total: int) -> None:
             if stage == "trace":
                 started[0] = perf_counter()
 
         try:
-            irloom.compile(a.model, pipeline=", ".join(row.steps), out=out, progress=report)
+            if row.added:
+                choice = Choice(pipeline=self.steps, with_=(row.added,))
+                row.steps = tuple(spell(p) for p in passes_of(choice))
+            irloom.compile(a.model, pipeline=row.steps, out=out, progress=report)
             row.build = perf_counter() - started[0]
             longest = a.prompt + a.new + 1
             llm = irloom.LLM(out, threads=a.threads, max_tokens=a.prompt, max_seqs=1, max_context=longest)
@@ -169,7 +179,7 @@ class Bench:
                 serve(engine, prompt, self.args.new)
                 first, *decodes = (1e3 * seconds for seconds, *_ in engine.steps)
                 samples.setdefault("prefill", []).append(first)
-                samples.setdefault("decode", []).extend(decodes)
+                samples.setdefault("decode", []).append(statistics.median(decodes))
 
 
 def draw(args: argparse.Namespace, count: int, what: str) -> list[int]:
@@ -192,18 +202,18 @@ def nodes(m: Module) -> int:
 
 
 def variants(steps: tuple[str, ...], optional: Sequence[str]) -> list[Row]:
-    """Every pass left out once, then each optional one added."""
+    """Every pass left out once, then each optional one added, then fusions over the ends of layers."""
     rows: list[Row] = []
     for i, name in enumerate(steps):
         nth = f" ({steps[: i + 1].count(name)})" if steps.count(name) > 1 else ""
         rows.append(Row(f"- {name}{nth}", (*steps[:i], *steps[i + 1 :])))
-    return [*rows, *(Row(f"+ {name}", added(steps, name)) for name in optional)]
-
-
-def added(steps: tuple[str, ...], name: str) -> tuple[str, ...]:
-    """``steps`` with a pass before the memory plan."""
-    *start, last = steps
-    return (*start, name, last)
+    rows += [Row(f"+ {text}", (), added=text) for text in optional]
+    first = [name for name in steps if name in ("gather-logits", "fuse-norm")]
+    if "outline" in steps and first:
+        rest = [name for name in steps if name not in first]
+        at = rest.index("outline")
+        rows.append(Row("fuse-norm before outline", (*rest[:at], *first, *rest[at:])))
+    return rows
 
 
 def stairs(steps: tuple[str, ...], rows: Sequence[Row]) -> list[Row]:
@@ -228,12 +238,12 @@ def run(bench: Bench, rows: Sequence[Row], whole: Watched) -> None:
 
 def main() -> None:
     args = arguments()
-    steps = tuple(args.pipeline.split(", ")) if args.pipeline else backend("cpu").pipeline
+    steps = tuple(spell(p) for p in passes_of(Choice(pipeline=args.pipeline)))
     torch.set_num_threads(args.threads)
     clock = "its own CPU time" if args.cpu_time else "wall time"
     say(f"{args.model.name}, {args.threads} threads, {clock}, load average {machine()['load']:.1f} before")
     with tempfile.TemporaryDirectory(prefix="irloom-passes-") as folder:
-        bench, all_ = Bench(args, Path(folder)), Row("all", steps)
+        bench, all_ = Bench(args, steps, Path(folder)), Row("all", steps)
         whole = bench.build(all_)
         if whole is None:
             raise SystemExit(f"the pipeline makes no engine: {all_.refused}")

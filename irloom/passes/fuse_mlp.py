@@ -148,6 +148,26 @@ class JoinGateUpAct(Rewrite):
         return act_mul(*_gate_up(site, x, (wg, wu), (bg, bu)), act=act)
 
 
+class JoinGateUpClamped(Rewrite):
+    """The two linears in front of ``clamped_silu_mul``."""
+
+    quiet = True
+
+    def match(
+        self, x: Value, wg: Value, wu: Value, bg: Value | None, bu: Value | None, *,
+        limit: float, alpha: float, shift: float,
+    ) -> Value:  # fmt: skip
+        gate, up = linear(x, wg, bg), linear(x, wu, bu)
+        return clamped_silu_mul(gate, up, limit=limit, alpha=alpha, shift=shift)
+
+    def replace(
+        self, x: Value, wg: Value, wu: Value, bg: Value | None, bu: Value | None,
+        limit: float, alpha: float, shift: float, site: Site,
+    ) -> Value:  # fmt: skip
+        gate, up = _gate_up(site, x, (wg, wu), (bg, bu))
+        return clamped_silu_mul(gate, up, limit=limit, alpha=alpha, shift=shift)
+
+
 def _gate_up(
     site: Site, x: Value, weights: tuple[Value, Value], biases: tuple[Value | None, Value | None]
 ) -> tuple[Value, Value]:
@@ -178,5 +198,5 @@ class FuseMlp(Pass):
     def run(self, m: Module) -> Changes:
         changes = apply(m, RULES)
         if self.join:
-            changes += apply(m, [JoinGateUp(), JoinGateUpGelu(), JoinGateUpAct()])
+            changes += apply(m, [JoinGateUp(), JoinGateUpGelu(), JoinGateUpAct(), JoinGateUpClamped()])
         return changes

@@ -2,6 +2,10 @@
 
 The sum stays a value of its own (the next add reads it), so a fused op has two results. Where a block's own
 result is normed before it is added (Gemma 2 and 3, OLMo 2), that norm goes along.
+
+After ``outline`` it sees one layer at a time. Before it (with ``gather-logits`` still earlier, so that the
+last norm is of last rows) the last sum of a layer also meets the norm that begins the next: one kernel less
+a layer in post-norm models, and one distinct function more for each end of the stack.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The linears that read one value and lead to attention become one, with the rows of their weights (and
 biases) joined; ``split`` cuts its result apart. Weights are still those of the checkpoint: joining them is
-written down and happens when an engine is built. Quantization comes after, on the joined weight.
+written down and happens when an engine is built. Quantization comes after, on the joined weight. Where only
+some of them can be joined (one has no bias, as Whisper's keys; one is tied to another weight), those are.
 """
 
 from __future__ import annotations
@@ -10,15 +11,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from irloom.ir.graph import Func, Module, Node, Stmt, Value
-from irloom.ir.ops import attention, kv_append, linear, matmul, paged_attention, split
+from irloom.ir.ops import (
+    attention,
+    kv_append,
+    linear,
+    matmul,
+    paged_attention,
+    paged_partial_attention,
+    partial_attention,
+    rope_append,
+    split,
+)
 
 from .core import Changes, NoMatch, Pass, spend
 from .draft import Draft
 from .near_miss import NearMiss, if_asked
 from .rewrite import Site
-from .siblings import common_loc, join, join_biases
+from .siblings import common_loc, join, join_biases, plain
 
-_READS = {attention: (0, 1, 2), paged_attention: (0,), kv_append: (1, 2)}
+_READS = {
+    attention: (0, 1, 2),
+    partial_attention: (0, 1, 2),
+    paged_attention: (0,),
+    paged_partial_attention: (0,),
+    kv_append: (1, 2),
+    rope_append: (0, 1, 2),
+}
 _STOPS = (linear, matmul, *_READS)
 
 
@@ -38,11 +56,8 @@ class FuseQkv(Pass):
                 reason = "no two linears of one value lead to attention" if attends else "it has no attention"
                 changes.near_misses += if_asked(f.name, reason)
             for group in groups:
-                try:
-                    changes.places += _fuse(m, d, group)
-                except NoMatch as e:
-                    place, loc = f"{f.name}.{group[0].result.name}", group[0].loc
-                    changes.near_misses.append(NearMiss(place, str(e), loc=loc))
+                for part in _alike(m, d, group, changes):
+                    changes.places += _fuse(m, d, part)
             d.commit()
         return changes
 
@@ -63,12 +78,51 @@ def _groups(f: Func) -> list[list[Node]]:
     return [group for group in reversed(found.values()) if len(group) > 1]
 
 
+def _alike(m: Module, d: Draft, group: list[Node], changes: Changes) -> list[list[Node]]:
+    """The linears of a group that can be one, in parts of one kind; the others are near misses."""
+    kinds: dict[tuple[object, ...], list[Node]] = {}
+    for n in group:
+        weight, bias = _operands(n)
+        try:
+            for p in (weight, bias):
+                if p is not None:
+                    plain(Site(m, d, n), p)
+        except NoMatch as why:
+            changes.near_misses.append(_miss(d, n, str(why)))
+            continue
+        alike = [(p.type.elem, p.type.axes) if p else None for p in (weight, bias)]
+        kinds.setdefault(tuple(alike), []).append(n)
+    most = max(kinds.values(), key=len, default=list[Node]())
+    for part in kinds.values():
+        if len(part) == 1 and part is not most:
+            changes.near_misses.append(_miss(d, part[0], _difference(part[0], most[0])))
+    return [part for part in kinds.values() if len(part) > 1]
+
+
+def _operands(n: Node) -> tuple[Value, Value | None]:
+    """Weight and bias of a linear."""
+    _, weight, bias = [*n.args, None][:3]
+    assert isinstance(weight, Value)
+    return weight, bias if isinstance(bias, Value) else None
+
+
+def _difference(one: Node, other: Node) -> str:
+    (w, b), (v, c) = _operands(one), _operands(other)
+    if w.type.elem != v.type.elem or w.type.axes != v.type.axes:
+        return f"{w.name} is {w.type}, {v.name} is {v.type}"
+    if b is None or c is None:
+        return f"it has {'a' if b else 'no'} bias, {other.result.name} has {'one' if c else 'none'}"
+    return f"{b.name} is {b.type}, {c.name} is {c.type}"
+
+
+def _miss(d: Draft, n: Node, why: str) -> NearMiss:
+    return NearMiss(f"{d.func.name}.{n.result.name}", why, loc=n.loc)
+
+
 def _fuse(m: Module, d: Draft, group: list[Node]) -> list[str]:
     site = Site(m, d, group[0])
-    args = [[*n.args, None][:3] for n in group]
     x = group[0].values[0]
-    weights = [w for _, w, _ in args if isinstance(w, Value)]
-    biases = [b if isinstance(b, Value) else None for _, _, b in args]
+    weights, biases = zip(*map(_operands, group), strict=True)
     names = [n.result.name for n in group]
     weight = join(site, "qkv_weight", weights)
     bias = join_biases(site, "qkv_bias", biases)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from irloom.ir.elem import Quant
 from irloom.ir.graph import Param, Value
-from irloom.ir.weight_expr import Concat
+from irloom.ir.weight_expr import Concat, WeightExpr
 
 from .core import NoMatch
 from .layers import split_loc
@@ -15,21 +15,26 @@ from .rewrite import Site
 
 def join(site: Site, name: str, parts: Sequence[Value]) -> Param:
     """A new weight of all rows of ``parts``; ``NoMatch`` where one is no plain weight or read elsewhere."""
-    exprs = [site.weight(p) for p in parts]
-    first = parts[0].type
+    exprs, first = [plain(site, p) for p in parts], parts[0].type
     for p in parts:
-        if isinstance(p.type.elem, Quant):
-            raise NoMatch(f"{p.name} is quantized already")
         if p.type.elem != first.elem or p.type.axes != first.axes:
             raise NoMatch(f"{p.name} is {p.type}, {parts[0].name} is {first}")
-        if len(readers := site.readers(p)) > 1:
-            raise NoMatch(f"{p.name} has another reader: {readers[-1].results[0].name}")
     if len(set(parts)) < len(parts):
         raise NoMatch(f"{parts[0].name} is the weight of both")
     rows = sum((p.type.dims[0] for p in parts), 0)
     return site.new_weight(
         name, first.with_dims((rows, *first.dims[1:]), first.axes), Concat(tuple(exprs), 0)
     )
+
+
+def plain(site: Site, p: Value) -> WeightExpr:
+    """The expression of a weight that may become rows of another; ``NoMatch`` for what may not."""
+    expr = site.weight(p)
+    if isinstance(p.type.elem, Quant):
+        raise NoMatch(f"{p.name} is quantized already")
+    if len(readers := site.readers(p)) > 1:
+        raise NoMatch(f"{p.name} has another reader: {readers[-1].results[0].name}")
+    return expr
 
 
 def join_biases(site: Site, name: str, parts: Sequence[Value | None]) -> Param | None:
