@@ -3,7 +3,7 @@
 from irloom.backends.core import backend, loadable
 from irloom.passes import run_pipeline
 
-from .core import compile, engine_for, lowered, program, record_of, rewritten, trace
+from .core import compile, engine_for, lowered, program, record_of, rewritten, staged, trace
 from .llm import LLM
 from .measure import Figures, measure
 from .pipelines import Choice, available, own_passes, passes_of, targets, until
@@ -25,6 +25,7 @@ __all__ = [
     "record_of",
     "rewritten",
     "run_pipeline",
+    "staged",
     "targets",
     "trace",
     "until",

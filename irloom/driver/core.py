@@ -61,10 +61,18 @@ def rewritten(
     layers: int | None = None,
     trust_remote_code: bool = False,
 ) -> Module:
-    """The program after the chosen pipeline, or after a part of it (see ``until``).
+    """The program after the chosen pipeline, or after a part of it (see ``until``)."""
+    return staged(model, choice, after, layers, trust_remote_code)[0]
 
-    An engine's is the one that it was built from.
-    """
+
+def staged(
+    model: str | Path,
+    choice: Choice = CHOICE,
+    after: str | None = None,
+    layers: int | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Module, Record]:
+    """As ``rewritten``, with the record; an engine's program is the final one, and has none."""
     path = find(str(model), trust_remote_code)
     if is_engine(path):
         if after is not None:
@@ -72,8 +80,8 @@ def rewritten(
                 f"{path}: an engine holds its final program and no other",
                 hint=f"name the model: after={after!r} is a stage of its pipeline",
             )
-        return EngineReader(path).module()
-    return record_of(path, choice, after, layers, trust_remote_code)[1]
+        return EngineReader(path).module(), Record()
+    return record_of(path, choice, after, layers, trust_remote_code)[1:]
 
 
 def record_of(

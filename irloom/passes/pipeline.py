@@ -52,7 +52,7 @@ def _run(m: Module, passes: Sequence[Pass], progress: Progress | None) -> tuple[
         name, start = name_of(type(p)), time.perf_counter()
         if progress:
             progress(name, i, len(passes))
-        with making(name):
+        with making(name), _renewing(now, name):
             changes = run_guarded(p, now, before)
         kept = preserved(p, kept)
         check_preserved(p, kept, now)
@@ -75,6 +75,16 @@ def _uncollected() -> Generator[None]:
     finally:
         if was:
             gc.enable()
+
+
+@contextmanager
+def _renewing(m: Module, name: str) -> Generator[None]:
+    """A node to which the pass called ``name`` gives another op is made by it, as a new one is."""
+    ops = {n: n.op for f in m.funcs.values() for n in f.nodes}
+    yield
+    for n, op in ops.items():
+        if n.op is not op:
+            n.made_by = name
 
 
 def parse_pipeline(pipeline: Pipeline, default: Sequence[Pass] | None = None) -> list[Pass]:

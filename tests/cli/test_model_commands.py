@@ -58,6 +58,52 @@ class TestDump:
         assert told.code == core.Exit.USER
         assert told.err.startswith("error: the pipeline has no pass 'outlin'\nhint: it has ")
 
+    def test_stages_by_run_and_by_number(self, irloom, model):
+        first, last = (irloom("dump", model, "--after", x).out for x in ("canonicalize:1", "canonicalize"))
+        assert "after: canonicalize\n" in first
+        assert "after: canonicalize, raise, canonicalize\n" in last
+        assert irloom("dump", model, "--after", "3").out == last
+        told = irloom("dump", model, "--after", "outline:2")
+        assert told.err.startswith("error: no stage 'outline:2': outline runs once\n")
+
+    def test_one_function(self, irloom, model):
+        assert irloom("dump", model, "--function", "main").out.startswith("def main(\n")
+        told = irloom("dump", model, "--function", "layr")
+        assert told.code == core.Exit.USER
+        assert told.err.endswith(": no function 'layr'\nhint: did you mean 'layer'?\n")
+
+    def test_one_function_of_the_lowered_program(self, irloom, model):
+        text = irloom("dump", model, "--lowered", "--layer", 1).out
+        assert text.startswith("def layer(") and text in irloom("dump", model, "--lowered").out
+
+    def test_a_graph_in_a_file(self, irloom, model, tmp_path):
+        out = tmp_path / "layer.dot"
+        told = irloom("dump", model, "--layer", 0, "--format", "dot", "-o", out)
+        assert (told.code, told.out) == (core.Exit.OK, "")
+        assert out.read_text().startswith("digraph ") and list(tmp_path.iterdir()) == [out]
+        told = irloom("dump", model, "--format", "json", "-o", tmp_path / "none" / "x.json")
+        assert told.code == core.Exit.USER and "x.json: No such file or directory" in told.err
+        assert "leave --lowered and --json out" in irloom("dump", model, "--format", "dot", "--json").err
+
+    def test_every_format_there_is_can_be_asked_for(self):
+        from irloom.cli.dump import FORMATS
+        from irloom.export import FORMATS as WRITTEN
+
+        assert ("text", *WRITTEN) == FORMATS
+
+    def test_what_almost_happened_is_said_beside_the_program(self, irloom, tmp_path):
+        rows = ("s = silu(g)", "y = mul(s, u)", "return y, s")
+        head = "# irloom 1\ndef main(g: f32[T, 8], u: f32[T, 8]):\n"
+        (tmp_path / "p.irloom").write_text(head + "".join(f"    {row}\n" for row in rows))
+        told = irloom("dump", tmp_path / "p.irloom", "--pipeline", "fuse-mlp")
+        assert told.err == "fuse-mlp changed nothing, 1 near miss: --why fuse-mlp shows them\n"
+        assert "near" not in told.out
+
+    def test_an_engine_has_one_stage(self, irloom, engine):
+        told = irloom("dump", engine, "--after", "outline")
+        assert told.code == core.Exit.USER
+        assert "an engine holds its final program and no other" in told.err
+
     def test_a_pipeline_that_cannot_run(self, irloom, model):
         told = irloom("dump", model, "--pipeline", "kv-cache(pge=3)")
         assert told.code == core.Exit.USER

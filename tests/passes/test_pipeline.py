@@ -141,6 +141,12 @@ class TestRun:
         assert {n.op.name: n.made_by for n in after.copy().main.nodes} == {"silu_mul": "fuse-mlp"}
         assert {n.made_by for n in record.steps[0].after.main.nodes} == {""}  # nothing new: an op less
         assert after == parse(str(after)), "it is no part of what a program is"
+        read = "a = attention(q, q, v, seqs, scale=1.0)\n    y = silu(a)"
+        m = parse(f"def main(q: f32[T, 2, 4], v: f32[T, 2, 4], seqs: seqs[T, S]):\n    {read}\n    return y")
+        after, _ = run_pipeline(m, "kv-cache")
+        assert [n.made_by for n in after.main.nodes] == ["kv-cache", "kv-cache", ""], (
+            "an op exchanged in place"
+        )
 
     def test_fuel_counts_over_the_whole_pipeline(self):
         with limited(None) as fuel:
