@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def bisect(
     ctx: click.Context, model: str, out: Path | None, passes: Choice, as_json: bool, **options: Any
 ) -> None:
-    """Find the first wrong pass of a pipeline, and in it the first wrong rewrite.
+    """Find the first wrong pass, and its first wrong rewrite.
 
     The program is then cut down to the smallest that still shows it, and written to a file that `irloom
     verify FILE` runs again. A pass that raises or leaves a malformed program is found in the same way. The

@@ -49,7 +49,7 @@ def how_options(fn: Callable[..., None]) -> Callable[..., None]:
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, model: str, passes: Choice, as_json: bool, **options: Any) -> None:
-    """Run the program before and after every pass and compare the numbers.
+    """Compare the numbers before and after every pass.
 
     MODEL may also be a reproducer that `irloom bisect` wrote. The exit code is 1 when a pass raises, leaves
     a malformed program, or moves the numbers by more than rounding does; passes that are lossy by design have
