@@ -1,5 +1,6 @@
 """Rewriting a program: the framework, and one file per pass."""
 
+from .across import apply_across
 from .core import Changes, Fuel, NoMatch, Pass, limited, spend
 from .near_miss import NearMiss
 from .order import check_order, place, reasons
@@ -22,6 +23,7 @@ __all__ = [
     "Site",
     "Step",
     "apply",
+    "apply_across",
     "available",
     "check_order",
     "limited",

@@ -49,6 +49,15 @@ class RuleError(IrloomError):
     """A rule that contradicts itself or another: the author's mistake, not a program that does not match."""
 
 
+def _chosen(m: Module, within: str | None) -> list[Func]:
+    """The functions that are to be rewritten."""
+    if within not in (None, "layers", "main"):
+        raise RuleError(f"apply: within is {within!r}", hint="None for every function, 'layers' or 'main'")
+    layers = [f for name, f in m.funcs.items() if name != "main"]
+    every = list(m.funcs.values())
+    return every if within is None or not layers else layers if within == "layers" else [m.main]
+
+
 class _Rule:
     """A rewrite with its pattern traced, and what its methods ask for."""
 
@@ -81,11 +90,15 @@ def _wanted(fn: Callable[..., Any]) -> tuple[str, ...] | None:
     return None if any(p.kind is p.VAR_KEYWORD for p in params.values()) else tuple(params)
 
 
-def apply(m: Module, rules: Sequence[Rewrite]) -> Changes:
-    """Apply ``rules`` to every function until none matches. The first rule that matches at a node wins."""
+def apply(m: Module, rules: Sequence[Rewrite], within: str | None = None) -> Changes:
+    """Apply ``rules`` to every function until none matches. The first rule that matches at a node wins.
+
+    ``within="layers"`` leaves ``main`` alone where it calls others, and ``within="main"`` those that it
+    calls. ``apply_across`` also matches what two layers share.
+    """
     traced, changes = [_Rule(r) for r in rules], Changes()
     absent = {r for r in traced if r.lacks(m)} if tells_all() else set[_Rule]()
-    for f in m.funcs.values():
+    for f in _chosen(m, within):
         changes += _Driver(m, f, traced, absent).run()
     changes.near_misses += [r.absent(m) for r in traced if r in absent and r.lacks(m)]
     return changes
