@@ -33,7 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     if file_path.suffix != ".md":
         return None
-    if not (parent.session.isinitpath(file_path) or FENCE.search(file_path.read_text(encoding="utf-8"))):
+    text = file_path.read_text(encoding="utf-8", errors="replace")
+    if not (parent.session.isinitpath(file_path) or FENCE.search(text)):
         return None
     from irloom.testing.markdown import Doc
 

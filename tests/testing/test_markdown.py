@@ -126,3 +126,60 @@ def test_a_page_without_a_pipeline_is_prose(pytester, fence):
 def test_a_heading_without_a_program_is_prose(run):
     result, _ = run(f"# Only words\n\n```\nnot a program\n```\n{case(FUSED)}")
     result.assert_outcomes(passed=1)
+
+
+DECAY_PY = '''"""Decay a row by its own rates, as one kernel."""
+import torch
+from irloom import RewritePass, op
+from irloom.backends.cpu import kernel
+from irloom.ir.ops import exp, mul, neg
+
+@kernel("""
+for (int64_t t = 0; t < rows; t++)
+  for (int64_t i = 0; i < n; i++) out[t][i] = std::exp(-rate[t][i]) * x[t][i];
+""")
+@op("*b n, *b n -> *b n")
+def decayed(x, rate):
+    """``exp(-rate) * x``."""
+    return torch.exp(-rate) * x
+
+class Decay(RewritePass):
+    """Joins the cpu pipeline by itself."""
+    targets = ("cpu",)
+    after, before = ("canonicalize",), ("plan-memory",)
+
+    def match(self, x, rate):
+        return mul(exp(neg(rate)), x)
+
+    def replace(self, x, rate):
+        return decayed(x, rate)
+'''
+DECAY_MD = """# A decay is one op
+```py
+def main(x: f32[T, 8], rate: f32[T, 8]):
+    a = neg(rate)
+    b = exp(a)
+    y = mul(b, x)
+    return y
+```
+```py decay
+def main(
+    x: f32[T, 8],
+    rate: f32[T, 8],
+) -> f32[T, 8]:
+    y: f32[T, 8] = decayed(x, rate)
+    return y
+```
+"""
+
+
+def test_a_pass_its_op_its_kernel_and_its_test_take_forty_lines(pytester):
+    """And nothing is installed: the pass lies beside its test."""
+    assert len([line for line in (DECAY_PY + DECAY_MD).splitlines() if line]) <= 40
+    (pytester.path / "decay.py").write_text(DECAY_PY)
+    (pytester.path / "decay.md").write_text(DECAY_MD)
+    lines = "import irloom\nfrom irloom.testing import check_kernel\n"
+    check = "\ndef test_kernel():\n    from irloom.ir.op import OPS\n    check_kernel(OPS['decayed'])\n"
+    (pytester.path / "test_z.py").write_text(lines + check)
+    result = pytester.runpytest_subprocess(*PLUGINS)
+    result.assert_outcomes(passed=2)

@@ -54,9 +54,10 @@ from irloom.backends.cpu.program import INDENT, LOWERINGS
 from irloom.backends.cpu.program import lowers as register
 from irloom.ir.dims import product
 from irloom.ir.elem import Elem, Quant
-from irloom.ir.errors import KernelError
+from irloom.ir.errors import IrloomError, KernelError
 from irloom.ir.graph import Arg, Node, Value
 from irloom.ir.op import Op
+from irloom.ir.plugins import line_of, told
 from irloom.ir.show import show_attr
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ def kernel(source: str | Path, **elems: str) -> Callable[[Op], Op]:
 
     def wrap(op: Op) -> Op:
         made = Kernel(op, head(op, elems), text, place)
-        lowers(op)(made.lower)
+        _vacant(op.name)
+        register(op.name)(made.lower)
         KERNELS[op.name] = made
         return op
 
@@ -185,14 +187,33 @@ def lowers(op: Op | str) -> Callable[[Handler], Handler]:
     ``irloom.backends.cpu.lowerings`` has examples, ``irloom.backends.cpu.calls`` what a program may call
     beside the kernels of ``kernel``. ``KernelError`` when the op has a lowering already.
     """
+    name = op if isinstance(op, str) else op.name
+    _vacant(name)
+
+    def wrap(handler: Handler) -> Handler:
+        def lower(f: Lowering, n: Node) -> bool:
+            try:
+                return handler(f, n)
+            except IrloomError:
+                raise
+            except Exception as error:
+                made = KernelError(f"op {name}: its lowering for cpu raised {told(error)}")
+                raise made.at(f"in {f.func.name}.{n.results[0].name}").at(f"at {line_of(error)}") from error
+
+        register(name)(lower)
+        return handler
+
+    return wrap
+
+
+def _vacant(name: str) -> None:
+    """``KernelError`` when an op has a lowering already, be it irloom's own."""
     from irloom.backends.cpu.lower import own_lowerings
 
     own_lowerings()
-    name = op if isinstance(op, str) else op.name
     if name in LOWERINGS:
         where = KERNELS[name].place if name in KERNELS else LOWERINGS[name].__module__
         raise KernelError(f"op {name} has a lowering for cpu already: in {where}")
-    return register(name)
 
 
 def _read(source: str | Path, caller: Path, line: int) -> tuple[str, str]:

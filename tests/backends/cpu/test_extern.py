@@ -218,3 +218,43 @@ def lower_triple(f, n):
 def test_a_lowering_may_emit_what_it_likes():
     text = compare(parse(MAIN + "    y = extern_triple(x)\n    return y"), fallbacks=set())
     assert text.count("add_rms_norm") == 2
+
+
+@kernel("for (int64_t t = 0; t < rows; t++) for (int64_t i = 0; i < n; i++) out[t][i] = by * x[t][i];")
+@op("*b n -> *b n")
+def extern_scaled(x, *, by: float):
+    """``by * x``."""
+    return by * x
+
+
+@op("*b n -> *b n")
+def extern_half(x):
+    """Half of ``x``."""
+    return 0.5 * x
+
+
+@lowers(extern_half)
+def lower_half(f, n):
+    """By the kernel of another op."""
+    if n.result.type.dims[-1] == 8:
+        return f.decline(n, "rows of 8 are for the body")
+    f.place(n.result)
+    numbers = {"n": n.result.type.dims[-1], "by": {16: 0.5}[n.result.type.dims[-1]]}
+    f.call("kernels.extern_scaled", n.args[0], n.result, **numbers, loc=n.loc)
+    f.program.extern.add("extern_scaled")
+    return True
+
+
+def test_a_lowering_may_call_the_kernel_of_another_op():
+    text = compare(parse(MAIN + "    y = extern_half(x)\n    return y"), fallbacks=set())
+    assert "kernels.extern_scaled(x, y, n=16, by=0.5)" in text
+
+
+def test_a_lowering_that_declines_or_fails_is_named():
+    cut = "    a, b = split(x, dim=1, sizes=({}, {}))\n    y = extern_half(a)\n    return y"
+    program = lower(parse(MAIN + cut.format(8, 8)))
+    assert program.declined == {"extern_half": "main.y: rows of 8 are for the body"}
+    with pytest.raises(KernelError) as caught:
+        lower(parse(MAIN + cut.format(12, 4)))
+    assert caught.value.message == "op extern_half: its lowering for cpu raised KeyError: 12"
+    assert caught.value.places[0] == "in main.y" and str(HERE) in caught.value.places[1]
