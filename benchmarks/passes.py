@@ -3,7 +3,7 @@
     python benchmarks/passes.py --json passes.json
 
 One row leaves out one pass, or adds one that is optional. Every engine takes turns with that of the whole
-pipeline on the same requests; figures are medians, README.md here says how to read the table.
+pipeline, step by step on the same requests; figures are medians. README.md here says how to read the table.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ class Row:
     peer: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
 
     def median(self, what: str) -> float | None:
-        """Milliseconds of a step: of each round the median, of these the median."""
+        """Milliseconds of a step."""
         return statistics.median(self.samples[what]) if what in self.samples else None
 
     def ratio(self, what: str) -> float | None:
-        """That over what the whole pipeline took, round by round."""
+        """That over what the whole pipeline took for the same step, a moment before or after."""
         pairs = zip(self.samples.get(what, ()), self.peer.get(what, ()), strict=True)
-        rounds = [mine / whole for mine, whole in pairs]
-        return statistics.median(rounds) if rounds else None
+        steps = [mine / whole for mine, whole in pairs]
+        return statistics.median(steps) if steps else None
 
     def cells(self) -> list[str]:
         """The row of the table."""
@@ -133,7 +133,7 @@ class Bench:
     def build(self, row: Row) -> Watched | None:
         """The engine of a row; None where the pipeline or the target refuses it."""
         a, started = self.args, [perf_counter()]
-        out = self.folder / ("whole" if row.steps == self.steps else "other")  # replaces the one before
+        out = self.folder / ("other" if (self.folder / "whole").exists() else "whole")  # the last one goes
 
         def report(stage: str, done: int, total: int) -> None:
             if stage == "trace":
@@ -159,7 +159,7 @@ class Bench:
     def compare(self, row: Row, made: Watched) -> None:
         """How far the logits of a prompt and of answered tokens are from those of the traced program."""
         made.keep = True
-        serve(made, draw(self.args, 64, "compare"), 16)
+        serve((made,), draw(self.args, 64, "compare"), 16)
         made.keep = False
         fed = [t for _, tokens, _ in made.steps for t in tokens]
         got = torch.cat([logits for *_, logits in made.steps if logits is not None])
@@ -169,17 +169,15 @@ class Bench:
         row.kl = (p.exp() * (p - q)).sum(-1).mean().item()
 
     def measure(self, row: Row, made: Watched, whole: Watched) -> None:
-        """Rounds of a prompt and an answer, by turns with the engine of the whole pipeline."""
-        for engine in (made, whole):
-            serve(engine, draw(self.args, self.args.prompt, "warm"), self.args.new)
+        """Rounds of a prompt and an answer, step by step by turns with the engine of the whole pipeline."""
+        serve((made, whole), draw(self.args, self.args.prompt, "warm"), self.args.new)
         for n in range(self.args.repeats):
             prompt = draw(self.args, self.args.prompt, f"{row.name} {n}")
-            pair = ((made, row.samples), (whole, row.peer))
-            for engine, samples in pair if n % 2 else pair[::-1]:
-                serve(engine, prompt, self.args.new)
+            serve((made, whole) if n % 2 else (whole, made), prompt, self.args.new)
+            for engine, samples in ((made, row.samples), (whole, row.peer)):
                 first, *decodes = (1e3 * seconds for seconds, *_ in engine.steps)
                 samples.setdefault("prefill", []).append(first)
-                samples.setdefault("decode", []).append(statistics.median(decodes))
+                samples.setdefault("decode", []).extend(decodes)
 
 
 def draw(args: argparse.Namespace, count: int, what: str) -> list[int]:
@@ -188,12 +186,15 @@ def draw(args: argparse.Namespace, count: int, what: str) -> list[int]:
     return [dice.randrange(256, args.vocab) for _ in range(count)]
 
 
-def serve(made: Watched, prompt: list[int], new: int) -> None:
-    """One request alone; its steps are in ``made``."""
-    made.steps.clear()
-    Loop(cast("Engine", made)).generate(
-        [prompt], SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True)
-    )
+def serve(engines: Sequence[Watched], prompt: list[int], new: int) -> None:
+    """One request to each engine, which take turns at every step; the steps are in ``Watched.steps``."""
+    loops = [Loop(cast("Engine", engine)) for engine in engines]
+    for engine, loop in zip(engines, loops, strict=True):
+        engine.steps.clear()
+        loop.add_request(prompt, SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True))
+    while any(loop.unfinished for loop in loops):
+        for loop in loops:
+            loop.step()
 
 
 def nodes(m: Module) -> int:
@@ -244,10 +245,10 @@ def main() -> None:
     say(f"{args.model.name}, {args.threads} threads, {clock}, load average {machine()['load']:.1f} before")
     with tempfile.TemporaryDirectory(prefix="irloom-passes-") as folder:
         bench, all_ = Bench(args, steps, Path(folder)), Row("all", steps)
-        whole = bench.build(all_)
-        if whole is None:
+        whole, twin = bench.build(all_), bench.build(all_)
+        if whole is None or twin is None:
             raise SystemExit(f"the pipeline makes no engine: {all_.refused}")
-        bench.measure(all_, whole, whole)
+        bench.measure(all_, twin, whole)
         rows = [r for r in variants(steps, args.add or OPTIONAL) if not args.only or args.only in r.name]
         run(bench, rows, whole)
         ladder = stairs(steps, rows) if args.cumulative and not args.only else []
@@ -272,9 +273,9 @@ def arguments() -> argparse.Namespace:
     p.add_argument(
         "--cpu-time", action="store_true", help="count this process's own time, with one thread: under load"
     )
-    p.add_argument("--repeats", type=int, default=5, help="rounds of a prompt and an answer")
+    p.add_argument("--repeats", type=int, default=8, help="rounds of a prompt and an answer")
     p.add_argument("--prompt", type=int, default=256, help="tokens of the prompt, one step")
-    p.add_argument("--new", type=int, default=32, help="tokens answered, one step each")
+    p.add_argument("--new", type=int, default=24, help="tokens answered, one step each")
     p.add_argument("--pipeline", metavar="TEXT", help="what passes are left out of; default: the target's")
     p.add_argument("--add", action="append", metavar="PASS", help=f"optional passes; default: {OPTIONAL}")
     p.add_argument("--only", metavar="NAME", help="rows whose name holds this")

@@ -1,7 +1,8 @@
 """Run the step from one block of a residual stream to the next as one kernel: add, then normalize the sum.
 
 The sum stays a value of its own (the next add reads it), so a fused op has two results. Where a block's own
-result is normed before it is added (Gemma 2 and 3, OLMo 2), that norm goes along.
+result is normed before it is added (Gemma 2 and 3, OLMo 2), that norm goes along. A number that a norm is
+multiplied by is in its weight from then on.
 
 After ``outline`` it sees one layer at a time. Before it (with ``gather-logits`` still earlier, so that the
 last norm is of last rows) the last sum of a layer also meets the norm that begins the next: one kernel less
@@ -12,11 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from irloom.ir.graph import Module, Value
-from irloom.ir.ops import add, add_layer_norm, add_rms_norm, layer_norm, rms_norm, rms_norm_add
+from irloom.ir.graph import Module, Param, Value
+from irloom.ir.ops import add, add_layer_norm, add_rms_norm, layer_norm, mul, rms_norm, rms_norm_add
+from irloom.ir.signature import Literal
+from irloom.ir.weight_expr import Affine
 
-from .core import Changes, Pass
-from .rewrite import Rewrite, apply
+from .core import Changes, NoMatch, Pass
+from .fold_weights import rounded
+from .rewrite import Rewrite, Site, apply
 
 
 class NormAddRmsNorm(Rewrite):
@@ -70,6 +74,23 @@ class NormAdd(Rewrite):
         return rms_norm_add(x, y, w, eps=eps)
 
 
+class ScaleNorm(Rewrite):
+    """``c * rms_norm(x)``: the number goes into the norm's weight."""
+
+    def match(self, x: Value, w: Value | None, c: Literal, *, eps: float, groups: int) -> Value:
+        return mul(rms_norm(x, w, eps=eps, groups=groups), c)
+
+    def replace(self, x: Value, w: Value | None, c: Literal, eps: float, groups: int, site: Site) -> Value:
+        if w is None:
+            raise NoMatch(f"the norm has no weight that {c:g} could be multiplied into")
+        site.weight(w)
+        exact = rounded(w, w.type.plain) if isinstance(w, Param) else None
+        if exact is None:
+            raise NoMatch(f"{w.name} is {w.type}, and weights are multiplied in f32")
+        by = site.new_weight(f"{w.name}_scaled", w.type, Affine(exact, float(c), 0.0))
+        return rms_norm(x, by, eps=eps, groups=groups)
+
+
 @dataclass(frozen=True)
 class FuseNorm(Pass):
     """No options."""
@@ -77,6 +98,7 @@ class FuseNorm(Pass):
     after = ("canonicalize", "raise", "gather-logits")
 
     def run(self, m: Module) -> Changes:
-        changes = apply(m, [NormAddRmsNorm(), AddRmsNorm(), AddLayerNorm()])
+        changes = apply(m, [ScaleNorm()])
+        changes += apply(m, [NormAddRmsNorm(), AddRmsNorm(), AddLayerNorm()])
         changes += apply(m, [NormAdd()])
         return changes
