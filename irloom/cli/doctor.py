@@ -33,6 +33,11 @@ def doctor(as_json: bool) -> None:
     )
     click.echo("\ntargets")
     print_table([(f"  {name}", lacks or "ready") for name, lacks in facts["targets"].items()])
+    if facts["plugins"]:
+        click.echo("\nplugins")
+        print_table(
+            [(f"  {p['package']} {p['version']}", p["offers"], p["wrong"] or "") for p in facts["plugins"]]
+        )
 
 
 def examine() -> dict[str, Any]:
@@ -53,7 +58,29 @@ def examine() -> dict[str, Any]:
         "read_gb_per_s": round(machine.read_bandwidth() / 1e9, 1),
         "compiler": f"{cxx.path}, {cxx.version}" if cxx else None,
         "targets": targets(),
+        "plugins": _plugins(),
     }
+
+
+def _plugins() -> list[dict[str, str | None]]:
+    """What installed packages offer, and what is wrong with it."""
+    from ..backends import core as backends
+    from ..frontends import core as frontends
+    from ..ir.op import OPS
+    from ..passes import PASSES
+
+    groups = (PASSES.packages, OPS.packages, frontends.PLUGINS, backends.PLUGINS)
+    return [
+        {
+            "package": offer.package,
+            "version": offer.version,
+            "offers": f"{group.noun} {name}",
+            "wrong": failure.message if (failure := group.broken().get(name)) else None,
+        }
+        for group in groups
+        for name, offers in group.offers().items()
+        for offer in offers
+    ]
 
 
 def _version(package: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import shutil
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from irloom.ir.elem import ELEMS
 from irloom.ir.errors import CheckpointError, EngineMismatch
 from irloom.ir.graph import Module
 from irloom.ir.op import OPS
-from irloom.ir.plugins import HERE, origin
+from irloom.ir.plugins import HERE, origin, sources
 from irloom.passes import Pass, Record, run_pipeline, spell
 from irloom.passes.pipeline import Pipeline
 
@@ -242,8 +241,8 @@ def _loaded(passes: Sequence[Pass], needed: Sequence[Need]) -> list[str]:
 
 
 def _plugins(passes: Sequence[Pass]) -> str:
-    """A digest of code from outside of irloom: of these passes, and of all ops that there are by now."""
-    files = [Path(inspect.getsourcefile(type(p)) or "") for p in passes] + [file_of(op) for op in OPS]
+    """A digest of code from outside of irloom: the packages of these passes, and all ops known by now."""
+    files = [*sources(map(type, passes)), *(file_of(op) for op in OPS)]
     return code(f for f in files if not f.is_relative_to(HERE))
 
 

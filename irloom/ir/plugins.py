@@ -19,7 +19,7 @@ import inspect
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -32,6 +32,17 @@ from .errors import IrloomError
 T = TypeVar("T")
 GROUPS = ("irloom.passes", "irloom.ops", "irloom.frontends", "irloom.backends")
 HERE = Path(irloom.__file__).parent
+
+
+def sources(things: Iterable[type]) -> list[Path]:
+    """The Python files of others that these classes come from: whole packages, and single files."""
+    found: set[Path] = set()
+    for top in {thing.__module__.partition(".")[0] for thing in things} - {"irloom"}:
+        module = sys.modules[top]
+        folders = [Path(p) for p in getattr(module, "__path__", ())]
+        found.update(file for folder in folders for file in folder.rglob("*.py"))
+        found.update([Path(module.__file__)] if module.__file__ else [])
+    return sorted(found)
 
 
 class Unfit(Exception):

@@ -411,6 +411,16 @@ def test_an_architecture_that_the_library_does_not_know_is_named(tmp_path):
     )
 
 
+def test_a_known_architecture_with_odd_metadata_is_not_blamed_on_the_library(tmp_path):
+    path = tmp_path / "m.gguf"
+    lacks_heads = head(1, body=ARCH.replace(string("llama"), string("lfm2")))
+    path.write_bytes(lacks_heads + tensor("token_embd.weight") + bytes(300))
+    assert refusal(path) == (
+        "PATH: transformers makes no config of `lfm2`: 'lfm2.attention.head_count_kv'\n"
+        "hint: its metadata may be damaged: download it again, or use the model's safetensors checkpoint"
+    )
+
+
 def test_a_tensor_of_other_dims_than_the_metadata_says_is_refused(llama, tmp_path):
     path = tmp_path / "m.gguf"
     small = build("Llama", tie_word_embeddings=False, intermediate_size=32)

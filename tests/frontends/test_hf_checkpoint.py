@@ -215,6 +215,27 @@ def test_a_config_that_is_not_json_is_refused(tmp_path):
     assert refusal(tmp_path).startswith("PATH/config.json: ")
 
 
+@pytest.mark.parametrize(
+    ("config", "hint"),
+    [
+        ('{"hidden_size": 8}', "`model_type` is missing, which names the architecture"),
+        (
+            '{"model_type": "loomer"}',
+            (
+                f"transformers {transformers.__version__} does not know `loomer`; "
+                "pip install -U transformers may help"
+            ),
+        ),
+        ('{"model_type": "llama", "hidden_size": "x"}', "compare it with the config.json of another `llama`"),
+    ],
+)
+def test_the_hint_is_about_what_is_wrong_with_the_config(tmp_path, config, hint):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError) as refused:
+        read_config(tmp_path)
+    assert refused.value.hint == hint
+
+
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
     saved(tmp_path)
     with pytest.raises(CheckpointError) as refused:

@@ -43,8 +43,18 @@ def _library_config(header: Header) -> Any:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
                 f"{header.path}: transformers makes no config of `{header.architecture}`: {why}",
-                hint="pip install -U transformers, or use the model's safetensors checkpoint",
+                hint=_remedy(header),
             ) from None
+
+
+def _remedy(header: Header) -> str:
+    """What may help: a newer library where this one lacks the architecture, else another copy of the file."""
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    known = {name.replace("_", "").replace("-", "") for name in GGUF_SUPPORTED_ARCHITECTURES}
+    if header.architecture.replace("_", "").replace("-", "") in known:
+        return "its metadata may be damaged: download it again, or use the model's safetensors checkpoint"
+    return "pip install -U transformers, or use the model's safetensors checkpoint"
 
 
 def _without_vocabulary(header: Header) -> bytes:

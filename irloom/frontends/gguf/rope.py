@@ -47,6 +47,11 @@ def add_rope(config: Any, header: Header) -> None:
 def _add_width(rope: dict[str, Any], config: Any, header: Header) -> None:
     """How much of a head rotates."""
     width = header.fact("rope.dimension_count", None)
+    if getattr(config, "num_attention_heads", None) == 0:
+        raise CheckpointError(
+            f"{header.path}: `{header.architecture}.attention.head_count` is 0",
+            hint="the file is damaged: download it again",
+        )
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if not width or getattr(config, "kv_lora_rank", None):
         return

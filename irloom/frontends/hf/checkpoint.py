@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from irloom.frontends.facts import read_json
 from irloom.frontends.hf.config_fields import check_fields, readable, stored_dtype
 from irloom.frontends.hf.conversion import library_recipes
 from irloom.frontends.hf.fit import fit
@@ -57,10 +58,22 @@ def read_config(path: Path, trust: bool = False) -> Any:
     except Exception as error:  # a config class may raise anything for a value that it does not take
         why = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
-            f"{path / 'config.json'}: {why[:300]}",
-            hint="compare it with the model's own; pip install -U transformers if the architecture is new",
+            f"{path / 'config.json'}: {why[:300]}", hint=_remedy(path / "config.json")
         ) from None
     return config
+
+
+def _remedy(file: Path) -> str:
+    """What may help where the library makes no config of ``file``: a newer library, or other fields."""
+    from transformers import __version__
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = read_json(file).get("model_type")
+    if kind is None:
+        return "`model_type` is missing, which names the architecture"
+    if kind not in CONFIG_MAPPING:
+        return f"transformers {__version__} does not know `{kind}`; pip install -U transformers may help"
+    return f"compare it with the config.json of another `{kind}`"
 
 
 def open_checkpoint(path: Path, model: Any, config: Any = None, *, whole: bool = True) -> MappedCheckpoint:

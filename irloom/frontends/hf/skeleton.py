@@ -58,7 +58,7 @@ def causal_class(config: Any) -> Any:
         kind = getattr(config, "model_type", type(config).__name__)
         raise TraceError(
             f"`{kind}` has no causal language model in this transformers",
-            hint="pip install -U transformers, or pass the nn.Module itself",
+            hint="irloom takes models that continue text; if it is one, pass the nn.Module itself",
         )
     return found
 
