@@ -119,6 +119,9 @@ def _source(n: Node, tokens: Dim) -> Value | None:
     term = n.op.signature.ins[0 if n.op.variadic else n.args.index(rows[0])]
     if term.axes is None:
         return rows[0] if _moves_in_rows(n, rows[0].type.rank) else None
+    dim = n.attrs.get("dim")
+    if isinstance(dim, int) and dim % rows[0].type.rank == 0:
+        return None
     fixed = sum(not a.variadic for a in term.axes)
     return rows[0] if fixed < len(term.axes) and fixed < rows[0].type.rank <= n.result.type.rank else None
 

@@ -5,10 +5,11 @@ that is chosen for it; casts stand only where two that differ meet. Weights are 
 reads them, so no cast of a weight is left in the program. What ``main`` takes and returns stays as it is, and
 so do positions, rotary tables and everything else that is made of numbers alone.
 
-Which ops an option is for is said as ``selection`` reads it: by module path (``mlp``, ``lm_head``), by op
-(``rms_norm``), by layer (``0-3``), or by both (``0-3,-1:mlp``). Layers that were outlined into one function
-and are to differ get functions of their own, and hand on the hidden state in the element of the layer. Caches
-follow the keys and values that are put in them; ``kv-cache(elem='bf16')`` says otherwise.
+An option says which ops it is for by a pattern that may stand anywhere in a module path or an op's name
+(``mlp``, ``lm_head``, ``rms_norm``), by layers (``0-3``, ``28-``, ``-1`` for the last), or by both
+(``0-3,-1:mlp``). Layers that were outlined into one function and are to differ get functions of their own,
+and hand on the hidden state in the element of the layer. Caches follow the keys and values that are put in
+them; ``kv-cache(elem='bf16')`` says otherwise.
 
 Some operands keep the element they have, whatever is computed around them: rotary frequencies, weights of
 recurrences (decay rates), quantized weights. Ops that the model itself computes in another element than most,

@@ -7,10 +7,10 @@ that. Rounding happens tensor by tensor when an engine is built; where the file 
 its values are taken as they are.
 
 An embedding table that is also the head (tied) is quantized with it; one of its own only with
-``embeddings``. Which weights an option is for is said as ``selection`` reads it: by a parameter's name, the
-names of its tensors, or the module paths of the linears that read it (``lm_head``, ``mlp.*down_proj``), by
-layer (``0-3``), or by both (``0-3,-1:down_proj``). Layers that were outlined into one function and are to
-differ get functions of their own.
+``embeddings``. An option says which weights it is for by a pattern that may stand anywhere in a parameter's
+name, the names of its tensors, or the module paths of the linears that read it (``lm_head``,
+``mlp.*down_proj``), by layers (``0-3``, ``28-``, ``-1`` for the last), or by both (``0-3,-1:down_proj``).
+Layers that were outlined into one function and are to differ get functions of their own.
 """
 
 from __future__ import annotations
@@ -91,8 +91,9 @@ class Quantize(Pass):
                 for kind, f in made.items():
                     if f.name != name:
                         changes.places.append(f"{f.name}: layers of {name} that differ")
-                    for p, dtype in kind:
-                        self._quantize(m, f, f.param(p), dtype, changes)
+                    params, readers = {p.name: p for p in f.weights}, f.readers()
+                    for p, dtype in ((params[name], dtype) for name, dtype in kind if dtype is not None):
+                        self._quantize(m, f"{f.name}.{p.name}", p, readers[p], dtype, changes)
         changes.near_misses += choices.unused("weight")
         return changes
 
@@ -108,7 +109,7 @@ class Quantize(Pass):
         self, f: Func, choices: Choices[str | None], changes: Changes
     ) -> dict[Param, dict[int | None, str | None]]:
         """What each weight becomes in each layer that ``f`` is called for, None where it stays."""
-        readers = f.readers()
+        readers, indices = f.readers(), choices.layers.indices(f)
         wanted: dict[Param, dict[int | None, str | None]] = {}
         for p in f.weights:
             try:
@@ -118,26 +119,26 @@ class Quantize(Pass):
                 continue
             plain = isinstance(p.type.elem, Elem) and p.type.elem.kind == "float" and bool(nodes)
             if plain and (self.embeddings or any(n.op is not embedding for n in nodes)):
-                wanted[p] = {i: choices.of(names_of(p, nodes, i), i) for i in choices.layers.indices(f)}
+                wanted[p] = {i: choices.of(names_of(p, nodes, i), i) for i in indices}
         return wanted
 
-    def _quantize(self, m: Module, f: Func, p: Param, dtype: str | None, changes: Changes) -> None:
-        if dtype is None:
-            return
+    def _quantize(
+        self, m: Module, place: str, p: Param, readers: list[Stmt], dtype: str, changes: Changes
+    ) -> None:
         quant = _declare(m, self._scheme(dtype))
         try:
             quant.scale_dims(p.type.dims)
         except IRError as e:
-            changes.near_misses.append(NearMiss(f"{f.name}.{p.name}", e.message))
+            changes.near_misses.append(NearMiss(place, e.message))
             return
         if p.weight is None or not spend():
             return
-        for n in f.nodes:
-            if n.op is embedding and p in n.values and n.attrs["elem"] is None:
+        for n in readers:
+            if isinstance(n, Node) and n.op is embedding and n.attrs["elem"] is None:
                 n.attrs["elem"] = p.type.plain
         m.quants[quant.name] = quant
         p.type, p.weight = p.type.with_elem(quant), QuantizeExpr(p.weight, quant)
-        changes.places.append(f"{f.name}.{p.name}: {quant}")
+        changes.places.append(f"{place}: {quant}")
 
     def _scheme(self, dtype: str) -> Quant:
         base = _BASES[dtype]

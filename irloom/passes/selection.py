@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
 
 from irloom.ir.graph import Func, Module, Node, Param
-from irloom.ir.weight_expr import tensor_names
+from irloom.ir.weight_expr import offsets, tensor_names
 
 from .layers import Sites, split_loc
 from .near_miss import NearMiss
@@ -137,7 +137,7 @@ class Choices(Generic[Chosen]):
 
 
 def _tensors(f: Func) -> list[str]:
-    layered = (p.weight for p in f.weights if p.weight is not None and "{i}" not in str(p.weight))
+    layered = (p.weight for p in f.weights if p.weight is not None and not offsets(p.weight))
     return [name for expr in layered for name in tensor_names(expr)]
 
 
