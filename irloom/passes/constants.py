@@ -11,7 +11,7 @@ import torch
 from irloom.ir.elem import Elem, elem_of
 from irloom.ir.graph import Func, Loop, Module, Node, Param, Stmt, Value
 from irloom.ir.interp import apply_node
-from irloom.ir.ops import arange, expand, full, permute, reshape, slice_
+from irloom.ir.ops import arange, expand, full, permute, reshape, slice_, where
 from irloom.ir.types import Type
 from irloom.ir.weight_expr import Const
 
@@ -42,6 +42,10 @@ def fold_constants(m: Module, f: Func) -> Changes:
                 s.attrs = full.complete(
                     {"dims": s.result.type.dims, "value": filled, "elem": s.result.type.elem}
                 )
+            if (chosen := _chosen(s, made)) is not None and not stay.intersection(s.results) and spend():
+                swap[s.result] = chosen
+                changes.places.append(f"{f.name}.{s.result.name}: its condition is one number")
+                continue
             values = None if stay.intersection(s.results) else _computed(m, s, made)
             if values is not None and spend():
                 swap.update(zip(s.results, _constants(m, f, s, values), strict=True))
@@ -73,6 +77,15 @@ def _filled(n: Node, made: dict[Value, Stmt]) -> int | float | bool | None:
     (out,) = apply_node(n, args, {})
     value = out.reshape(-1)[0].item()
     return value if math.isfinite(value) and out.dtype == n.result.type.plain.torch else None
+
+
+def _chosen(n: Node, made: dict[Value, Stmt]) -> Value | None:
+    """What ``where`` chooses everywhere, if that is a value of the type that it makes."""
+    if n.op is not where or not isinstance(n.args[0], Value):
+        return None
+    condition = _number(made.get(n.args[0]))
+    x = None if condition is None else n.args[1 if condition else 2]
+    return x if isinstance(x, Value) and x.type == n.result.type else None
 
 
 def _number(s: Stmt | None) -> int | float | bool | None:

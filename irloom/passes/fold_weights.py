@@ -29,6 +29,7 @@ def fold_weights(f: Func) -> Changes:
     names = Builder(f)
     swap: dict[Value, Value] = {}
     kept: list[Stmt] = []
+    returned = set(f.returns)
     carried = {v for s in f.body if isinstance(s, Loop) for v in (*s.inits, *s.yields)}
     for s in f.body:
         folded = _folded(s, swap) if isinstance(s, Node) and not carried.intersection(s.results) else None
@@ -37,7 +38,7 @@ def fold_weights(f: Func) -> Changes:
             continue
         exprs, source = folded
         for r, expr in zip(s.results, exprs, strict=True):
-            if len(exprs) == 1 and len(readers.get(source, [])) == 1 and source not in f.returns:
+            if len(exprs) == 1 and len(readers.get(source, [])) == 1 and source not in returned:
                 source.weight, source.type, new = expr, r.type, source
             else:
                 name = names.fresh(source.name) if len(exprs) == 1 else r.name
@@ -45,6 +46,8 @@ def fold_weights(f: Func) -> Changes:
                 f.params.append(new)
             readers[new] = readers.get(r, [])
             swap[r] = new
+            if r in returned:
+                returned.add(new)
         changes.places.append(f"{f.name}.{source.name}: {s.op.name} of a weight is read with it")
     f.body = kept
     f.replace_uses(swap)

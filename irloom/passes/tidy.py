@@ -6,11 +6,14 @@ import torch
 
 from irloom.ir.errors import IRError
 from irloom.ir.graph import Arg, Func, Node, Stmt, Value
-from irloom.ir.ops import expand, full
+from irloom.ir.ops import bitwise_xor, expand, full, logical_and, logical_not, logical_or, where
 from irloom.ir.signature import Operand
 from irloom.ir.types import Type
 
 from .core import Changes, spend
+
+OF_TENSORS = (where, logical_and, logical_or, logical_not, bitwise_xor)
+"""Ops that take no plain number: ``where`` none for its condition, the others none at all."""
 
 
 def tidy(f: Func) -> Changes:
@@ -42,11 +45,15 @@ def _operands(n: Node, producers: dict[Value, Stmt]) -> list[str]:
         s = producers.get(a) if isinstance(a, Value) else None
         if not isinstance(s, Node) or not isinstance(a, Value):
             continue
-        new = _simpler(s)
+        new = _simpler(s) if s.op is expand or _takes_numbers(n, i) else None
         if new is not None and _same(n, i, new) and spend():
             n.args[i] = new
             done.append(f"{a.name} as {new.name if isinstance(new, Value) else new}")
     return done
+
+
+def _takes_numbers(n: Node, at: int) -> bool:
+    return n.op not in OF_TENSORS or (n.op is where and at > 0)
 
 
 def _simpler(s: Node) -> Arg:

@@ -80,7 +80,7 @@ class View:
                 at += 1
             ends.append(at)
         flat = [a for group in v.result for a in group]
-        starts = [0, *ends[:-1]]
+        starts = [0, *ends][:-1]
         return View(v.sizes, v.source, tuple(tuple(flat[a:b]) for a, b in zip(starts, ends, strict=True)))
 
     def _cut(self, atom: int, major: Dim, minor: Dim) -> View:
