@@ -10,7 +10,7 @@ from irloom.ir.graph import Builder, Call, Func, Loop, Module, Node, Param, Slot
 from irloom.ir.interp import cache_types
 from irloom.ir.weight_expr import WeightExpr, tensor_name
 
-from .core import Changes, Pass
+from .core import Changes, Pass, spend
 from .layers import join_loc, rename_tensors
 
 
@@ -27,7 +27,7 @@ class Inline(Pass):
     def run(self, m: Module) -> Changes:
         """Leave ``main`` alone in the module."""
         calls = sum(1 for _ in m.calls())
-        if not calls:
+        if not calls or not spend():
             return Changes()
         m.funcs = {"main": _Inliner(m).run()}
         return Changes([f"main: {calls} calls, {len(m.main.body)} nodes"])

@@ -12,7 +12,7 @@ from irloom.ir.errors import PipelineError
 from irloom.ir.graph import Loop, Module, Stmt, Value
 from irloom.ir.plan import KVPlan, kv_plan, read_bytes, show_bytes
 
-from .core import Changes, Pass
+from .core import Changes, Pass, spend
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,16 @@ class KvPlan(Pass):
     after: ClassVar[tuple[str, ...]] = ("kv-cache",)
     before: ClassVar[tuple[str, ...]] = ("plan-memory",)
 
-    def run(self, m: Module) -> Changes:
-        """One change per pool. ``PipelineError`` where the memory does not hold one sequence."""
+    def _check(self) -> None:
         for name in ("page", "snapshot", "context", "max_seqs", "max_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise PipelineError(f"kv-plan: option `{name}` is {value}", hint="at least 1")
+
+    def run(self, m: Module) -> Changes:
+        """One change per pool. ``PipelineError`` where the memory does not hold one sequence."""
+        self._check()
+        if not spend():
+            return Changes()
         for f in m.funcs.values():
             for v in (*f.params, *_values(f.body)):
                 if isinstance(v.type.elem, Paged):

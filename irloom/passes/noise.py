@@ -16,18 +16,18 @@ from .rows import Key, Table
 
 @dataclass(frozen=True)
 class Noise:
-    """The largest relative difference that rounding makes in a row, and rows that it moves past ``cap``."""
+    """The largest relative difference that rounding makes in a row, and rows moved past ``elem``'s cap."""
 
     size: float
-    cap: float
+    elem: torch.dtype
     unstable: frozenset[Key]
 
     def allowed(self, dtype: torch.dtype) -> float:
         """How far apart two programs may be whose sums are taken in other orders."""
-        return max(FLOOR[dtype], min(self.cap, SLACK * self.size))
+        return max(FLOOR[dtype], min(CAP[self.elem], SLACK[self.elem] * self.size))
 
 
-def noise_between(clean: Table, moved: Iterable[Table], cap: float) -> Noise:
+def noise_between(clean: Table, moved: Iterable[Table], elem: torch.dtype) -> Noise:
     """What disturbed runs of a program show."""
     unstable, size = set[Key](), 0.0
     for table in moved:
@@ -35,16 +35,11 @@ def noise_between(clean: Table, moved: Iterable[Table], cap: float) -> Noise:
             if not rows.values.is_floating_point() or name.startswith("cache"):
                 continue
             errors = row_errors(rows.values, table[name].values)
-            near = errors <= cap
+            near = errors <= CAP[elem]
             size = max(size, errors[near].max().item() if near.any() else 0.0)
             if len(errors) == len(rows.keys):
                 unstable.update(rows.keys[int(i)] for i in torch.nonzero(~near))
-    return Noise(size, cap, frozenset(unstable))
-
-
-def cap_of(elem: torch.dtype) -> float:
-    """The most that a program which computes in ``elem`` is allowed."""
-    return CAP[elem]
+    return Noise(size, elem, frozenset(unstable))
 
 
 def coarsest(m: Module) -> torch.dtype:

@@ -47,9 +47,11 @@ class Outline(Pass):
         if not found.layers:
             reason = "no nodes are of layers that differ by a number in their paths and weights"
             return Changes(near_misses=if_asked("main", reason))
-        if not spend():
+        kinds = [k for k in _kinds(m, found) if spend()]
+        if not kinds:
             return changes
-        kinds = _kinds(m, found)
+        called = {id(layer) for k in kinds for layer in k.layers}
+        found.parts = [p if not isinstance(p, Layer) or id(p) in called else p.nodes for p in found.parts]
         _replace(m.main, found, kinds)
         m.funcs = {**{k.func.name: k.func for k in kinds}, **m.funcs}
         roll(m.main)

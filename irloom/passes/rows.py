@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 
-from irloom.ir.dims import Dim
+from irloom.ir.dims import Dim, Sym
 from irloom.ir.elem import SEQS
 from irloom.ir.graph import Func
 from irloom.ir.seqs import PagedCache, Seqs, StateCache
@@ -88,9 +88,15 @@ def collect(f: Func, steps: Sequence[Taken], lengths: Sequence[int]) -> Table:
 
 
 def dims_of(f: Func) -> tuple[Dim, Dim]:
-    """The dims of tokens and of sequences in a step; 0 where the function knows neither."""
-    seqs = next((p.type for p in f.data if p.type.elem == SEQS), None)
-    return (seqs.dims[0], seqs.dims[1]) if seqs is not None else (0, 0)
+    """The dims of tokens and of sequences in a step; 0 for what the function does not know.
+
+    Where nothing says which tokens are one sequence, rows of the first input count as tokens.
+    """
+    for p in f.data:
+        if p.type.elem == SEQS:
+            return p.type.dims[0], p.type.dims[1]
+    first = next((p.type.dims[0] for p in f.data if p.type.dims), 0)
+    return (first, 0) if isinstance(first, Sym) else (0, 0)
 
 
 def keyed(

@@ -13,9 +13,12 @@ from itertools import zip_longest
 
 from irloom.ir.elem import CACHES, Cached, Paged, State
 from irloom.ir.graph import Loop, Module, Node, Stmt, Value
+from irloom.ir.ops import attention, block_index, partial_attention, sparse_index
 
 from .sample import entry
 
+LOOK_BACK = (attention, partial_attention, sparse_index, block_index)
+"""Ops that see the tokens of their own step alone; recurrent ops with a ``carried`` twin do, too."""
 REACH = ("window", "chunk", "block", "stride", "local")
 """Attributes that say how far tokens see, in tokens."""
 MOST = 1024
@@ -115,6 +118,10 @@ def _values(body: Sequence[Stmt]) -> Iterator[Value]:
             yield from s.results
 
 
-def has_caches(m: Module) -> bool:
-    """Whether something is kept between steps."""
-    return any(isinstance(p.type.elem, Cached) or p.type.elem == CACHES for p in entry(m).data)
+def in_steps(m: Module) -> bool:
+    """Whether a program can go on from step to step: all that looks back reads what earlier steps have kept.
+
+    A program of which only some layers have caches (``kv-cache`` with fuel for those) takes all in one step.
+    """
+    kept = any(isinstance(p.type.elem, Cached) or p.type.elem == CACHES for p in entry(m).data)
+    return kept and not any(n.op in LOOK_BACK or n.op.carried for f in m.funcs.values() for n in f.nodes)

@@ -20,11 +20,11 @@ from irloom.ir.interp import Interpreter
 from .by_layer import hidden_states
 from .core import Pass
 from .feed import Feed, renew
-from .noise import Noise, cap_of, coarsest, disturber, noise_between
+from .noise import Noise, coarsest, disturber, noise_between
 from .report import FLOOR, Report, report
 from .rows import Key, Rows, Table, Taken, collect, dims_of, keyed
 from .sample import entry, layer_of
-from .session import Session, has_caches
+from .session import Session, in_steps
 from .shared_weights import SharedWeights
 
 DRAWS = 2
@@ -144,7 +144,7 @@ class Trial:
                 collect(f, self.run(clean.module, disturber(seed, self.weights.device)).steps, lengths)
                 for seed in range(DRAWS)
             )
-            self._noise[elem] = noise_between(collect(f, clean.steps, lengths), moved, cap_of(elem))
+            self._noise[elem] = noise_between(collect(f, clean.steps, lengths), moved, elem)
         return self._noise[elem]
 
     def run(self, m: Module, disturb: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Outcome:
@@ -171,7 +171,7 @@ class Trial:
         )
         held = self.feed.caches(m)
         with torch.inference_mode():
-            for who in self.session.parts(whole=not has_caches(m)):
+            for who in self.session.parts(whole=not in_steps(m)):
                 given = [self.feed.given(m, p, who, held) for p in f.data]
                 made = _ran(program, f, given)
                 inputs = [None if p.name in held else x for p, x in zip(f.data, given, strict=True)]

@@ -21,10 +21,12 @@ from irloom.frontends.core import TraceOptions
 from irloom.frontends.hf.trace import trace_config
 from irloom.ir import ops
 from irloom.ir.elem import ELEMS
+from irloom.ir.parse import parse
 from irloom.ir.weight_expr import Concat, Slice
 from irloom.passes import (
     absorb_mla,
     algebra,
+    fold_weights,
     fuse_mlp,
     fuse_moe,
     fuse_norm,
@@ -39,31 +41,33 @@ from tests.tiny import COMMON
 SMALL: dict[str, Any] = {**COMMON, "num_hidden_layers": 2}
 
 
+SCALED = """
+def main(x: f32[T, 8], w: f32[8, 8] = weight("w"), by: f32[8] = weight("by")):
+    scaled = mul(w, by)
+    y = linear(x, scaled)
+    return y
+"""
+
+
 @cache
 def program(name: str) -> Any:
     """The trace of a tiny model."""
     import transformers
 
+    if name == "scaled":
+        return parse(SCALED)
     heads: dict[str, Any] = {k: v for k, v in SMALL.items() if k != "head_dim"}
-    caps: dict[str, Any] = {
-        "attn_logit_softcapping": 5.0,
-        "final_logit_softcapping": 3.0,
-        "query_pre_attn_scalar": 4,
-    }
+    caps: dict[str, Any] = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
+    near: dict[str, Any] = {"query_pre_attn_scalar": 4, "sliding_window": 8}
     experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    widths: dict[str, Any] = {
-        "qk_nope_head_dim": 16,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 16,
-        "kv_lora_rank": 20,
-    }
+    widths: dict[str, Any] = {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
     made: dict[str, Callable[[], Any]] = {
         "llama": lambda: transformers.LlamaConfig(**SMALL),
         "qwen2": lambda: transformers.Qwen2Config(**SMALL),
-        "gemma2": lambda: transformers.Gemma2Config(**SMALL, **caps, sliding_window=8),
+        "gemma2": lambda: transformers.Gemma2Config(**SMALL, **caps, **near),
         "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**SMALL, **experts, norm_topk_prob=True),
         "deepseek": lambda: transformers.DeepseekV2Config(
-            **heads, **widths, q_lora_rank=None, first_k_dense_replace=2
+            **heads, **widths, kv_lora_rank=20, q_lora_rank=None, first_k_dense_replace=2
         ),
     }
     return trace_config(made[name](), TraceOptions(dtype=ELEMS["f32"], check=False))
@@ -225,6 +229,16 @@ def halved(self, x, index, weights, w1, w2, b1, b2):
     return ops.moe(x, index, ops.mul(weights, 0.5), w1, w2, b1, b2)
 
 
+def wrong_axis(patch):
+    real = fold_weights._times
+
+    def times(x, by, elem):
+        made = real(x, by, elem)
+        return made and replace(made, dim=1 - made.dim)
+
+    patch.setattr(fold_weights, "_times", times)
+
+
 def window_short(n):
     return {"window": n.attrs["window"] and n.attrs["window"] - 1}
 
@@ -255,6 +269,7 @@ PLANTED = [
     Planted("a norm rounded to bf16", "llama", "raise", "Scaled", replaces(raise_norm.Scaled, narrow)),
     Planted("experts not normalized", "qwen3_moe", "raise", "a route by", not_normalized),
     Planted("experts halved", "qwen3_moe", "fuse-moe", "FuseSiluExperts", replaces(EXPERTS, halved)),
+    Planted("a scale on the wrong axis", "scaled", "canonicalize", "read with it", wrong_axis),
     Planted("a rule that raises", "llama", "fuse-norm", "AddRmsNorm", replaces(NORM, raises)),
 ]
 
