@@ -53,12 +53,12 @@ def coarsest(m: Module) -> torch.dtype:
     return max(found, key=lambda d: torch.finfo(d).eps)
 
 
-def disturber(seed: int, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Moves every entry at random, by up to one unit of its last place."""
+def disturber(seed: int, device: torch.device, units: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Moves every entry at random, by up to so many units of its last place."""
     g = torch.Generator(device).manual_seed(seed)
 
     def disturb(x: torch.Tensor) -> torch.Tensor:
-        by = torch.rand(x.shape, generator=g, device=x.device).mul_(2).sub_(1)
+        by = torch.rand(x.shape, generator=g, device=x.device).mul_(2).sub_(1).mul_(units)
         wide = x if x.dtype == torch.float64 else x.float()
         return (wide * (1 + by * torch.finfo(x.dtype).eps)).to(x.dtype)
 
