@@ -140,18 +140,19 @@ class _Writer:
         reads = [(self.stacks[x.stack], x.index.at(at)) for x in c.reads]
         caches = [stack[i] for stack, i in (*slots, *reads)]
         weights = [self._weight(p, number) for p in callee.weights]
-        outputs = self._results(c)
+        renewed = [f"{x.stack.name}[{i}]" for x, (_, i) in zip(c.slots, slots, strict=True)]
+        outputs = self._results(c, [*(r.name for r in c.results[: len(c.results) - len(slots)]), *renewed])
         made = self.onnx.helper.make_node(
             *(c.callee, [*map(self._name, c.args), *caches, *weights], outputs),
             name=self._place(c, number),
             domain=FUNCTIONS,
         )
         self.nodes.append(made)
-        for (stack, i), renewed in zip(slots, outputs[len(outputs) - len(slots) :], strict=True):
-            stack[i] = renewed
+        for (stack, i), name in zip(slots, outputs[len(outputs) - len(slots) :], strict=True):
+            stack[i] = name
 
-    def _results(self, s: Node | Call) -> list[str]:
-        names = [self._fresh(r.name) for r in s.results]
+    def _results(self, s: Node | Call, called: Sequence[str] | None = None) -> list[str]:
+        names = [self._fresh(name) for name in called or [r.name for r in s.results]]
         self._same(s.results, names)
         self.infos += [self._info(name, r.type) for name, r in zip(names, s.results, strict=True)]
         return names

@@ -141,6 +141,7 @@ class TestOnnx:
         assert inputs["seqs"] == "seqs[T, S]"
         calls = [n for n in model.graph.node if n.op_type == "layer"]
         assert [[x for x in n.input if x in caches] for n in calls] == [[f"kv[{i}]"] for i in range(3)]
+        assert [x.name for x in model.graph.output][1:] == [f"kv[{i}]_1" for i in range(3)]
 
     def test_a_function_has_its_ops_their_attributes_and_types(self, model):
         (layer,) = model.functions
