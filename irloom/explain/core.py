@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from irloom.backends.artifact import EngineReader, is_engine
 from irloom.backends.machine import device
 from irloom.driver import Choice, passes_of, trace
 from irloom.frontends.core import frontend_of
@@ -58,14 +59,16 @@ def explain(
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or directory", hint="give a path or a hub id")
     path = path.parent if path.name == "config.json" else path
+    if is_engine(path):  # its program has every pass behind it
+        targets = [Choice(EngineReader(path).manifest.target, ())]
     found_devices = [device(d) for d in devices]
     passes = [passes_of(c) for c in targets]
     try:
-        traced = trace(path, dtype, trust_remote_code=trust_remote_code)
+        traced, made_for = _program(path, dtype, trust_remote_code)
     except (TraceError, CheckpointError) as error:
         return Explanation(path.resolve().name, context or CONTEXT, memory, str(error))
     seconds = time.perf_counter() - start
-    context = context or min(CONTEXT, frontend_of(path).facts(path).max_context)
+    context = context or min(CONTEXT, made_for)
     made, record = _made(traced, passes[0] if passes else PIPELINE)
     found = Found(seconds, traced, made, record)
     return Explanation(
@@ -77,6 +80,14 @@ def explain(
         {c.target: on(c, traced) for c in targets},
         tuple(predict(found.plan, d, context) for d in found_devices),
     )
+
+
+def _program(path: Path, dtype: str | None, trust: bool) -> tuple[Module, int]:
+    """The program of a model or an engine, and the tokens that a sequence may have."""
+    if is_engine(path):
+        reader = EngineReader(path)
+        return reader.module(), int(reader.manifest.settings["max_context"])
+    return trace(path, dtype, trust_remote_code=trust), frontend_of(path).facts(path).max_context
 
 
 def _made(traced: Module, passes: Pipeline) -> tuple[Module, Record]:

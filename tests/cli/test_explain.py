@@ -85,6 +85,8 @@ def test_what_a_device_is_predicted_to_take(irloom, config):
     assert prefill["seconds"] == pytest.approx(64 * found["prefill"]["bytes"] / 1e6)
     assert prefill["tokens_per_second"] == pytest.approx(64 / prefill["seconds"])
     assert {s["bound"] for s in slow["steps"]} == {"memory"}
+    assert sum(alone["ops"].values()) == pytest.approx(1)
+    assert next(iter(alone["ops"])) == "linear"
     each = found["caches"]["sequence_bytes"]
     assert slow["sequences"] == (10**9 - found["weights"]["bytes"]) // each
 
@@ -123,6 +125,13 @@ def test_for_people(irloom, config):
     for line in ("traced ", "model ops ", "cpu ", "weights: ", f"decode at {CONTEXT} ", "pool "):
         assert f"\n{line}" in said
     assert said.splitlines()[-1].startswith("1.0 MiB hold ")
+
+
+def test_an_engine_is_explained_as_it_is(irloom, model, engine):
+    of_engine, of_model = (irloom("explain", x, "--json").json for x in (engine, model))
+    assert of_engine["targets"] == of_model["targets"]
+    assert of_engine["decode"] == of_model["decode"]
+    assert of_engine["context"] == CONTEXT
 
 
 def test_a_model_that_does_not_trace_fails_a_build(irloom, tmp_path):
