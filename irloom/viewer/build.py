@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from .document import FORMAT, Document, StepRow
 from .figures import figures
 from .marks import marks
 from .program import Programs
+
+MOST = 1e30
+"""What an error that is infinite is shown as."""
 
 Errors = dict[tuple[str, str], float]
 """The relative error of a value, by function and name."""
@@ -87,12 +91,17 @@ def _reason(miss: NearMiss) -> str:
 
 def _numerics(step: Step) -> dict[str, Any] | None:
     """A step's report once it was verified."""
-    report = getattr(step, "numerics", None)
-    return None if report is None else asdict(report)
+    report = step.numerics
+    return None if report is None else {k: _finite(v) for k, v in asdict(report).items()}
+
+
+def _finite(x: Any) -> Any:
+    """``x``; infinity and what is no number as text, for JSON has neither."""
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def _by_function(errors: Errors) -> dict[str, list[tuple[str, float]]]:
     out: dict[str, list[tuple[str, float]]] = {}
     for (f, value), error in errors.items():
-        out.setdefault(f, []).append((value, float(f"{error:.3g}")))
+        out.setdefault(f, []).append((value, min(float(f"{error:.3g}"), MOST)))
     return out

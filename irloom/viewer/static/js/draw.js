@@ -59,9 +59,16 @@
       } else if (Object.keys(look).some((key) => look[key] !== pane.how[key])) pane.recolour(how);
       else pane.highlight(how.selected);
       const wanted = reveal ? how.selected || reveal : whole ? null : how.selected;
-      if (wanted && (reveal || !pane.isInView(wanted))) pane.reveal(wanted);
+      if (wanted && (reveal || !pane.isInView(wanted))) pane.reveal(nearest(pane, wanted));
     }
     panels();
+  }
+
+  /** The key itself, or that of the closest group around it that a pane shows. */
+  function nearest(pane, key) {
+    let item = store.scene.byKey.get(key);
+    while (item && !pane.shown.boxes.has(item.key)) item = item.parent;
+    return item && item.parent ? item.key : key;
   }
 
   function panels() {
@@ -81,7 +88,7 @@
     $("theme").textContent = { auto: "Auto", light: "Light", dark: "Dark" }[state.theme];
     const name = step >= 0 ? data.steps[step].name : "";
     $("before-name").textContent = name && `before ${name}`;
-    $("after-name").textContent = name ? `after ${name}` : "as traced";
+    $("after-name").textContent = name ? `after ${name}` : data.steps.length ? "as traced" : "";
   }
 
   function legend(pane) {

@@ -64,7 +64,7 @@
 
   const inside = (group) => (group.kind === "fold" ? group.leavesOf[0] : group.leaves);
 
-  const BADGE = 58;
+  const BADGE = 68;
 
   /** The size of a closed box. */
   function size(item) {

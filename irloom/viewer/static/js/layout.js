@@ -20,14 +20,12 @@
     "elk.padding": `[top=${HEADER + 8},left=${PAD},bottom=${PAD},right=${PAD}]`,
   };
   const known = new Map();
-  let elk = null;
+  const elk = engine(); // the worker starts while the rest of the page is read
 
   function engine() {
-    if (elk) return elk;
     const code = document.getElementById("irloom-worker").textContent;
     const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
-    elk = new ELK({ workerFactory: () => new Worker(url) });
-    return elk;
+    return new ELK({ workerFactory: () => new Worker(url) });
   }
 
   /** Sizes and places, relative to the box around: `x`, `y`, `w`, `h`, `ports`, and `points` of edges. */
@@ -37,7 +35,7 @@
     const edges = [...box.edges.values()];
     const graph = describe(box, edges);
     const key = JSON.stringify(graph);
-    if (!known.has(key)) known.set(key, engine().layout(graph));
+    if (!known.has(key)) known.set(key, elk.layout(graph));
     const {
       children: [found],
     } = await known.get(key);

@@ -3,7 +3,7 @@
 {
   const { data, price, text } = irloom;
   const COSTS = ["time", "bytes", "flops"];
-  const SIGNS = { added: "+", removed: "−", replaced: "⇄", changed: "~", retyped: ":", moved: "→" };
+  const SIGNS = { added: "+", removed: "−", replaced: "⇄", changed: "~", retyped: "τ", moved: "→" };
 
   /** What an item costs in a step, with all that it stands for: other layers, and as often as loops run it. */
   function sum(shown, item, workload) {

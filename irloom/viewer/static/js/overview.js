@@ -75,12 +75,15 @@
     };
     const rows = data.steps.map((step, i) => {
       const near = step.near.length ? String(step.near.length) : "";
-      const error = step.numerics ? amount(step.numerics.relative, "error") : "";
+      const error = step.numerics ? showError(step.numerics) : "";
       return row(i + 1, step.text, String(step.changes.length), near, (step.seconds * 1e3).toFixed(0), error);
     });
     const columns = ["pass", "nodes", "changes", "near", "ms", ...(verified ? ["error"] : [])];
     return table([row(0, "trace", "", "", "", ""), ...rows], { kind: "passes", columns });
   }
+
+  const showError = ({ relative, error, allowed }) =>
+    `${typeof relative === "number" ? amount(relative, "error") : relative}${error > allowed || typeof error === "string" ? " !" : ""}`;
 
   function stepSection(step, on) {
     const place = (where) => link(where, () => on.place(where));

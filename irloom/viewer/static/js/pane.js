@@ -108,7 +108,7 @@
         border: seen.border,
       };
       out.push({ data: base, position: middle, classes: classes.join(" ") });
-      const noted = kinds.length ? irloom.showMarks(counts) : "";
+      const noted = item.isGroup ? irloom.showMarks(counts) : kinds.map((kind) => irloom.SIGNS[kind]).join(" ");
       const name = title(item, open),
         ink = open ? irloom.COLOURS[this.how.theme].ink : seen.ink;
       const wide = irloom.width(name, "title");
@@ -165,11 +165,11 @@
     highlight(key) {
       this.how.selected = key;
       this.cy.batch(() => {
-        this.cy.nodes().unselect();
+        this.cy.nodes().removeClass("chosen");
         this.cy.edges().removeClass("into from");
         const box = key && this.shown.boxes.get(key);
         if (!box || !box.parent) return;
-        this.cy.$id(`b:${key}`).selectify().select().unselectify();
+        this.cy.$id(`b:${key}`).addClass("chosen");
         const within = new Set([key]);
         if (box.open)
           for (const other of this.shown.boxes.keys())

@@ -92,7 +92,15 @@
       },
       ...marks,
       { selector: "node.faded", style: { opacity: 0.45 } },
-      { selector: "node:selected", style: { "border-color": c.accent, "border-width": 3 } },
+      {
+        selector: "node.chosen",
+        style: {
+          "underlay-color": c.accent,
+          "underlay-opacity": 0.45,
+          "underlay-padding": 6,
+          "underlay-shape": "round-rectangle",
+        },
+      },
       {
         selector: "node.title, node.small, node.badge",
         style: {

@@ -73,9 +73,17 @@
       return store.sceneOf(store.side);
     },
 
-    /** The keys of groups that are open in a scene. */
+    /** The keys of groups that are open in a scene; before a pass those that are open after it, if they are there. */
     openIn(of) {
       const open = new Set(openAtFirst(of));
+      const after = store.isSplit ? scene(store.state.pass) : of;
+      if (of !== after) {
+        const there = openAtFirst(after);
+        for (const key of of.byKey.keys()) {
+          if (there.has(key)) open.add(key);
+          else if (after.byKey.has(key)) open.delete(key);
+        }
+      }
       for (const [key, wanted] of store.state.toggled) {
         if (wanted) open.add(key);
         else open.delete(key);

@@ -27,7 +27,7 @@
           h("span", { class: "name" }, name),
         );
       ticks.replaceChildren(
-        tick(0, "trace", 0, 0),
+        tick(0, data.steps.length ? "trace" : "program", 0, 0),
         ...data.steps.map((s, i) => tick(i + 1, s.name, s.changes.length, s.near.length)),
       );
     }
