@@ -476,6 +476,20 @@ def test_the_cost_of_experts_is_that_of_those_in_use():
     assert many.bytes == 4 * (100 * (8 + 2 + 2 * 4) + 64 * 4 * 8)
 
 
+def test_columns_are_seen_in_place_and_cost_nothing():
+    """But every other column, or rows, are copied: read and written once, not the whole operand."""
+    costs = {
+        "a, b = split(x, dim=-1, sizes=(6, 2))": 0,
+        "a = slice(x, dim=1, start=2)": 0,
+        "a = slice(x, dim=1, step=2)": 2 * 4 * 10 * 4,
+        "a = slice(x, dim=0, stop=5)": 2 * 4 * 5 * 8,
+        "a, b = split(x, dim=0, sizes=(4, 6))": 2 * 4 * 10 * 8,
+    }
+    for node, moved in costs.items():
+        m = parse(f"def main(x: f32[10, 8]):\n    {node}\n    return a\n")
+        assert step_cost(m, 1, 1, 1).bytes == moved
+
+
 def test_scatter_writes_along_the_last_dim():
     x, index = torch.zeros(2, 4), torch.tensor([[1, 3], [0, 2]])
     assert ops.scatter(x, index, torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist() == [

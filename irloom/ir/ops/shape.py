@@ -128,6 +128,18 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Type:
     return x.with_dims((*x.dims[:d], count, *x.dims[d + 1 :]), x.axes)
 
 
+@slice_.bytes
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    """Columns that follow each other stay where they are; else what is taken is copied."""
+    return 0 if _columns(operands, attrs) else slice_.infer(operands, attrs)[0].nbytes * 2
+
+
+def _columns(operands: Sequence[Operand], attrs: Attrs) -> bool:
+    """Whether the parts of ``dim`` can be seen in the same rows."""
+    x = _tensor(operands[0], "columns")
+    return _dim(x, attrs["dim"], "columns") > 0 and attrs.get("step", 1) == 1
+
+
 @op("_ -> _")
 def concat(*xs: Tensor, dim: int) -> Tensor:
     """Join tensors along one dim."""
@@ -167,6 +179,12 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> tuple[Type, ...]:
     if sum(parts) != x.dims[d]:
         raise IRError(f"split: sizes {parts} make {sum(parts)}, but dim {d} of {x} is {x.dims[d]}")
     return tuple(x.with_dims((*x.dims[:d], n, *x.dims[d + 1 :]), x.axes) for n in parts)
+
+
+@split.bytes
+def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
+    """As those of ``slice``."""
+    return 0 if _columns(operands, attrs) else _tensor(operands[0], "split").nbytes * 2
 
 
 @op("_ -> _")
