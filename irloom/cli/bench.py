@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .core import command, json_option, pipeline_options, print_json, print_table, trust_option
+from .core import command, json_option, open_llm, pipeline_options, print_json, print_table, trust_option
 from .progress import progress_bars
 
 if TYPE_CHECKING:
@@ -40,14 +40,10 @@ def bench(
     One request alone, then many together; the prompts are random tokens. The share of bandwidth is the bytes
     that a decode step must read, over its time, over the machine's measured read bandwidth.
     """
-    from .. import LLM
-    from ..driver import measure, passes_of
+    from ..driver import measure
 
-    passes = passes.here()
     with progress_bars() as report:
-        llm = LLM(
-            model, target=passes.target, pipeline=passes_of(passes), progress=report, trust_remote_code=trust
-        )
+        llm = open_llm(model, passes, progress=report, trust_remote_code=trust)
         figures = measure(llm, requests, prompt_tokens, new_tokens, repeats, progress=report)
     if as_json:
         print_json(asdict(figures))

@@ -16,11 +16,15 @@ from contextlib import contextmanager
 from enum import IntEnum
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import __version__
+
+if TYPE_CHECKING:
+    from .. import LLM
+    from ..driver import Choice
 
 Texts = tuple[str, ...]
 
@@ -230,6 +234,19 @@ def several_targets(*default: str) -> Callable[[Callable[..., None]], Callable[.
         )
 
     return wrap
+
+
+def open_llm(model: str, passes: Choice, **more: Any) -> LLM:
+    """The model, compiled as chosen; an engine directory keeps its target where none is asked for."""
+    from click.core import ParameterSource
+
+    from .. import LLM
+    from ..driver import passes_of
+
+    source = click.get_current_context().get_parameter_source("target")
+    here = passes.here()
+    target = None if source is ParameterSource.DEFAULT else here.target
+    return LLM(model, target=target, pipeline=None if passes.plain else passes_of(here), **more)
 
 
 def _with_options(fn: Callable[..., None], *options: Callable[..., Any]) -> Callable[..., None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from .core import adapter_option, command, pipeline_options, trust_option
+from .core import adapter_option, command, open_llm, pipeline_options, trust_option
 from .progress import progress_bars
 
 if TYPE_CHECKING:
@@ -60,23 +60,14 @@ def run(
     irloom run gemma-3-270m.gguf "Once upon a time"
     irloom run Qwen/Qwen3-0.6B
     """
-    from .. import LLM, SamplingParams
-    from ..driver import passes_of
+    from .. import SamplingParams
 
     given = {name: value for name, value in sampling.items() if value is not None}
     params = SamplingParams(**given)
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
-    passes = passes.here()
     with progress_bars() as report:
-        llm = LLM(
-            model,
-            target=passes.target,
-            pipeline=passes_of(passes),
-            adapter=adapter,
-            progress=report,
-            trust_remote_code=trust,
-        )
+        llm = open_llm(model, passes, adapter=adapter, progress=report, trust_remote_code=trust)
     if prompt is not None:
         _stream(llm, prompt, params)
     else:

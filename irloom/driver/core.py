@@ -206,6 +206,10 @@ def engine_for(
     """The engine of a model: itself, or one kept in the cache for this model, pipeline and machine."""
     path = find(str(model), trust_remote_code)
     if is_engine(path):
+        if pipeline is not None:
+            raise EngineMismatch(
+                f"{path}: an engine's passes have run", hint="compile the model with this pipeline"
+            )
         if adapter is not None:
             raise EngineMismatch(
                 f"{path}: an engine's weights are final", hint="compile the model with the adapter"

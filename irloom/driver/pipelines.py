@@ -26,6 +26,11 @@ class Choice:
     with_: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is the target's own pipeline that is chosen."""
+        return self.pipeline is None and not self.with_ and not self.without
+
     def here(self) -> Choice:
         """The choice with a target that this machine can build for (see ``available``)."""
         return replace(self, target=available(self.target))

@@ -167,7 +167,8 @@ class Group(Generic[T]):
         if self._seen[0] != key:
             found: dict[str, list[Offer]] = {}
             for e in entry_points(group=self.name):
-                found.setdefault(e.name, []).append(Offer.of(e))
+                offers = found.setdefault(e.name, [])
+                offers += [offer for offer in [Offer.of(e)] if offer not in offers]
             self._seen = key, found
         return self._seen[1]
 

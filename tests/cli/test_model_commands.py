@@ -140,6 +140,17 @@ class TestRun:
         assert told.out.endswith("\n")
         assert told.err == ""
 
+    def test_an_engine_brings_its_target_and_its_passes(self, irloom, model, tmp_path):
+        engine = tmp_path / "engine"
+        assert irloom("compile", model, "-o", engine, "--target", "reference").code == 0
+        assert irloom("run", engine, "a", "--max-tokens", "2").code == 0
+        told = irloom("run", engine, "a", "--target", "cpu")
+        assert told.err == f"error: {engine} was built for reference, not for cpu\n"
+        told = irloom("run", engine, "a", "--without", "gather-logits")
+        assert told.err == (
+            f"error: {engine}: an engine's passes have run\nhint: compile the model with this pipeline\n"
+        )
+
     def test_a_seed_repeats_the_draws(self, irloom, engine):
         asked = ("run", engine, "Once", "--temperature", 1.5, "--top-k", 50, "--seed", 7, "--max-tokens", 12)
         assert irloom(*asked).out == irloom(*asked).out

@@ -5,6 +5,7 @@ import textwrap
 import pytest
 
 from irloom.cli import core
+from tests.packages import install
 
 
 def test_ops_are_listed_with_their_signatures(irloom):
@@ -17,6 +18,15 @@ def test_the_page_of_an_op(irloom):
     assert page.startswith('linear   "*b k, n k, n? -> *b n"')
     assert "\noperands\n  x       *b k\n  weight  n k\n  bias    n?\n" in page
     assert "matmul.py" in page.splitlines()[-1]
+
+
+def test_an_op_of_a_package_is_listed_with_the_package(irloom, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = "from irloom import op\n\n@op('~b -> ~b')\ndef loom_hum(x):\n    'A low sound.'\n    return x\n"
+    install(tmp_path, "loom-hum", {"loom_hum.py": text}, {"irloom.ops": {"hum": "loom_hum"}}, version="0.2")
+    rows = [line.split() for line in irloom("op").out.splitlines()]
+    assert ["loom_hum", "~b", "->", "~b", "A", "low", "sound.", "(loom-hum", "0.2)"] in rows
+    assert irloom("op", "loom_hum", "--json").json["from"]["package"] == "loom-hum"
 
 
 def test_attributes_show_type_and_default(irloom):

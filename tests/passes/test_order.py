@@ -1,8 +1,11 @@
 """Where a pass may stand in a pipeline, and what is said where it cannot."""
 
 from dataclasses import dataclass
+from itertools import permutations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from irloom.ir.errors import PipelineError
 from irloom.passes import Changes, Pass, check_order, name_of, place
@@ -127,3 +130,38 @@ class TestCollisions:
         with pytest.raises(PipelineError, match="plan must run after fuse-it"):
             check_order([PLAN, FUSE])
         check_order([FUSE], ran=["plan"])
+
+
+OLD, NEW = ("e0", "e1", "e2", "e3"), ("n0", "n1", "n2")
+
+
+@st.composite
+def said(draw):
+    """What every pass says: the old ones of the new, the new ones of all."""
+    of = {name: NEW if name in OLD else [n for n in (*OLD, *NEW) if n != name] for name in (*OLD, *NEW)}
+    words = {name: st.sets(st.sampled_from(of[name]), max_size=1) for name in of}
+    return {name: {word: tuple(sorted(draw(words[name]))) for word in ("after", "before")} for name in of}
+
+
+@given(said())
+@settings(max_examples=150, deadline=None)
+def test_a_place_is_found_wherever_there_is_one(order):
+    """Against every way to put three passes among four."""
+
+    def obeyed(names):
+        at = {name: i for i, name in enumerate(names)}
+        return all(
+            all(at[other] < at[name] for other in words["after"])
+            and all(at[name] < at[other] for other in words["before"])
+            for name, words in order.items()
+        )
+
+    passes = {name: made(name, **words) for name, words in order.items()}
+    ways = (w for w in permutations([*OLD, *NEW]) if [n for n in w if n in OLD] == list(OLD))
+    try:
+        found = names(place([passes[n] for n in OLD], [passes[n] for n in NEW]))
+    except PipelineError:
+        assert not any(map(obeyed, ways))
+    else:
+        assert [n for n in found if n in OLD] == list(OLD)
+        assert obeyed(found)
