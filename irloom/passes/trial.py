@@ -27,7 +27,7 @@ from .sample import entry, layer_of
 from .session import Session, in_steps
 from .shared_weights import SharedWeights
 
-DRAWS = 2
+DRAWS = {torch.float64: 1, torch.float32: 1, torch.float16: 2, torch.bfloat16: 2}
 """How often a program is disturbed to see what rounding does to it."""
 MORE, WIDER, FEW = 6, 4.0, 0.05
 """Where no more than this share of rows is wrong, so many more draws, so much wider, tell which may turn."""
@@ -157,13 +157,13 @@ class Trial:
         """What rounding does to a program: measured once for each element that programs compute in."""
         elem = coarsest(made_by.module)
         if elem not in self._noise:
-            self._noise[elem] = self._disturbed(made_by, range(DRAWS), 1.0)
+            self._noise[elem] = self._disturbed(made_by, range(DRAWS[elem]), 1.0)
         return self._noise[elem]
 
     def _turning(self) -> frozenset[Key]:
         """Rows that more rounding turns: of the program at hand, for where it turns depends on it."""
         if self._turned is None or self._turned[0] is not self._last_run:
-            wider = self._disturbed(self._last_run, range(DRAWS, DRAWS + MORE), WIDER)
+            wider = self._disturbed(self._last_run, range(10, 10 + MORE), WIDER)
             self._turned = self._last_run, wider.unstable
         return self._turned[1]
 
