@@ -19,6 +19,9 @@ from irloom.ir.errors import PipelineError
 from .near_miss import NearMiss, every_miss, ranked
 from .record import Record, Step
 
+_NUMBER_OF_A_VALUE = re.compile(r"_\d+\b|(?<!\b[fiu])(?<!\bbf)(?<=[a-z])\d+\b")
+"""``y_1``, ``y1``; of an element, ``bf16``, it says what it is."""
+
 SHOWN = 3
 """Rules that are shown of each place: those that came furthest."""
 
@@ -111,15 +114,16 @@ def _places(misses: Sequence[NearMiss]) -> list[Place]:
     by_place: dict[str, list[NearMiss]] = {}
     for miss in misses:
         by_place.setdefault(miss.place, []).append(miss)
-    alike: dict[tuple[str, ...], list[list[NearMiss]]] = {}
+    alike: dict[tuple[tuple[str, ...], ...], list[list[NearMiss]]] = {}
     for each in by_place.values():
-        alike.setdefault(tuple(_plain(f"{m.loc} {m.rule} {m.reason}") for m in each), []).append(each)
+        alike.setdefault(tuple(_same(m) for m in each), []).append(each)
     return [Place(same[0], [each[0].place for each in same[1:]]) for same in alike.values()]
 
 
-def _plain(text: str) -> str:
-    """Without the numbers that tell a layer, or its values, from those of the others."""
-    return re.sub(r"(?<![\w:])(\d+)(?![\w])|_\d+\b|(?<=[a-z])\d+\b", "", text)
+def _same(miss: NearMiss) -> tuple[str, str, str]:
+    """What places share that are alike: without the numbers of layers, and of values named alike."""
+    loc = re.sub(r"(?<=\.)\d+\b", "", miss.loc.partition(" ")[0]) + miss.loc.partition(" ")[2]
+    return loc, miss.rule, _NUMBER_OF_A_VALUE.sub("", miss.reason)
 
 
 def _told(miss: NearMiss) -> str:

@@ -5,7 +5,7 @@ import pytest
 from irloom.ir.errors import PipelineError
 from irloom.ir.ops import mul, silu, silu_mul
 from irloom.ir.parse import parse
-from irloom.passes import NoMatch, RewritePass, run_pipeline
+from irloom.passes import Changes, NearMiss, NoMatch, Pass, RewritePass, run_pipeline
 from irloom.passes.why import reasons, why
 
 PROGRAM = """def main(g: f32[T, 8], u: f32[T, 8], z: f32[T, 8]):
@@ -141,3 +141,14 @@ def test_a_pass_that_did_not_run_is_an_error_with_the_nearest_name():
     assert str(caught.value) == (
         "the pipeline has no pass 'quantize'\nhint: `--with quantize` adds it; here run canonicalize"
     )
+
+
+def test_places_whose_reasons_have_other_numbers_are_not_alike():
+    class Odd(Pass):
+        def run(self, m):
+            rows = {"a": 32, "b": 32, "c": 16}
+            return Changes([], [NearMiss(f"main.{n}", f"{k} rows", loc="up") for n, k in rows.items()])
+
+    _, record = run_pipeline(parse(PROGRAM), [Odd()])
+    (told,) = reasons(record, record.steps[0].name)
+    assert [[p.misses[0].reason, *p.like] for p in told.places] == [["32 rows", "main.b"], ["16 rows"]]
