@@ -32,7 +32,7 @@ def fold_weights(f: Func) -> Changes:
     returned = set(f.returns)
     carried = {v for s in f.body if isinstance(s, Loop) for v in (*s.inits, *s.yields)}
     for s in f.body:
-        folded = _folded(s, swap) if isinstance(s, Node) and not carried.intersection(s.results) else None
+        folded = folded_node(s, swap) if isinstance(s, Node) and not carried.intersection(s.results) else None
         if not isinstance(s, Node) or folded is None or not spend():
             kept.append(s)
             continue
@@ -56,7 +56,7 @@ def fold_weights(f: Func) -> Changes:
     return changes
 
 
-def _folded(n: Node, swap: dict[Value, Value]) -> tuple[list[WeightExpr], Param] | None:
+def folded_node(n: Node, swap: dict[Value, Value]) -> tuple[list[WeightExpr], Param] | None:
     """Expressions for the results of ``n``, and the weight that they go on from; None if there are none."""
     args: list[Any] = [swap.get(a, a) if isinstance(a, Value) else a for a in n.args]
     weights = [a for a in args if isinstance(a, Param) and a.weight is not None]

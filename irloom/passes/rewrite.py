@@ -160,7 +160,8 @@ class _Driver:
             if e.depth > 1 or self.tells_all:
                 self._miss(rule, root, e.reason, e.match)
             return False
-        place, site, made = self._place(root), Site(self.module, self.draft, root), list[Stmt]()
+        place, made = self._place(root), list[Stmt]()
+        site = Site(self.module, self.draft, root, made)
         try:
             if self._rewrite(rule, found, site, made):
                 self._count(f"{place}: {rule.name}", rule)

@@ -9,6 +9,7 @@ from irloom.ir.graph import Param, Value
 from irloom.ir.ops import (
     add,
     add_rms_norm,
+    concat,
     exp,
     gelu,
     layer_norm,
@@ -318,6 +319,51 @@ class TestWhatTheDriverKeeps:
             "def main(x: f32[T, 4], w: f32[8, 4]):\n    a = mul(x, 2.0)\n    y = linear(a, w)\n    return y"
         )
         assert near(data, Fold()) == ["main.y: Fold: w is not a weight"]
+
+    def test_what_is_computed_of_weights_alone_can_be_folded_into_one(self):
+        class Join(Rewrite):
+            def match(self, x, a: Param, b: Param):
+                return add(linear(x, a), linear(x, b))
+
+            def replace(self, x, a, b, site):
+                both = site.fold(add(a, b)) if a.type.dims[0] == 3 else site.fold(concat(a, b, dim=0), "both")
+                one, other = split(linear(x, both), dim=-1, sizes=(a.type.dims[0],) * 2)
+                return add(one, other)
+
+        text = """def main(x: f32[T, 4], a: f32[{n}, 4] = weight("a"), b: f32[{n}, 4] = weight("b")):
+    u = linear(x, a)
+    v = linear(x, b)
+    y = add(u, v)
+    return y"""
+        m = parse(text.format(n=8))
+        assert len(apply(m, [Join()])) == 1
+        verify(m)
+        assert [n.op.name for n in m.main.nodes] == ["linear", "split", "add"]
+        (both,) = m.main.weights
+        assert both.weight is not None
+        assert (both.name, show_weight(both.weight)) == ("both", 'concat(weight("a"), weight("b"), dim=0)')
+        assert near(text.format(n=3), Join()) == [
+            "main.y: Join: add is computed of more than weights, or in a way that no weight is read"
+        ]
+
+    def test_a_chain_of_ops_on_weights_is_one_expression(self):
+        class Scaled(Rewrite):
+            def match(self, x, s: Param, w: Param):
+                return linear(mul(x, s), w)
+
+            def replace(self, x, s, w, site):
+                return linear(x, site.fold(mul(mul(w, s), 2.0), w.name))
+
+        m = parse(
+            'def main(x: f32[T, 4], s: f32[4] = weight("s"), w: f32[8, 4] = weight("w")):\n'
+            "    a = mul(x, s)\n    y = linear(a, w)\n    return y"
+        )
+        apply(m, [Scaled()])
+        verify(m)
+        (w,) = m.main.weights
+        assert w.weight is not None
+        assert show_weight(w.weight) == 'affine(scale(cast(weight("w"), f32), weight("s"), 1), 2.0, 0.0)'
+        assert [n.op.name for n in m.main.nodes] == ["linear"]
 
     def test_what_a_loop_carries_on_keeps_its_name(self):
         class Same(Rewrite):
