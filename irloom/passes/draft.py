@@ -6,11 +6,13 @@ a rewrite costs what it touches, not the length of the function, and order is a 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from irloom.ir.graph import Builder, Func, Loop, Param, Stmt, Value, substitute
+from irloom.ir.graph import Builder, Func, Loop, Node, Param, Stmt, Value, substitute
+from irloom.ir.op import OPS
 
 
 class Draft:
@@ -99,6 +101,16 @@ class Draft:
         self.taken.add(name)
         v.name = name
 
+    def inherit(self, v: Value, name: str) -> None:
+        """Call ``v`` as what it stands in for, unless that name only said which op it came from.
+
+        ``gate`` stays ``gate``, but a ``mul_3`` that has become the result of ``silu_mul`` is called so. One
+        of several results keeps the name: ``add_rms_norm`` would say of neither what it is.
+        """
+        s = self.producer.get(v)
+        if not (isinstance(s, Node) and len(s.results) == 1 and op_of(name) not in (None, s.op.name)):
+            self.rename(v, name)
+
     def commit(self) -> None:
         """Write the statements back to the function."""
         self.func.body = [s for slot in self.slots for s in slot]
@@ -106,3 +118,13 @@ class Draft:
     def _read(self, s: Stmt) -> None:
         for v in s.values:
             self.readers.setdefault(v, {})[s] = None
+
+
+def op_of(name: str) -> str | None:
+    """The op that a value is called after, where its name says no more than that.
+
+    >>> op_of("mul_3"), op_of("gate")
+    ('mul', None)
+    """
+    stem = re.sub(r"_\d+$", "", name)
+    return stem if stem in OPS else None

@@ -12,7 +12,6 @@ In f32 results move by rounding only. In 16 bits a norm rounds once instead of a
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from irloom.ir.graph import Func, Module
@@ -21,7 +20,7 @@ from irloom.ir.op import OPS
 from . import raise_block
 from .core import Changes, Pass
 from .dedupe import drop, share_consts
-from .draft import Draft
+from .draft import Draft, op_of
 from .fold_weights import fold_weights
 from .raise_activation import Activations
 from .raise_norm import RULES
@@ -51,16 +50,17 @@ class Raise(Pass):
             changes += Routers(m, f).run()
             changes += Activations(m, f).run()
             changes += drop(f)
-            _name_after_modules(f)
+            changes += _name_after_modules(f)
         changes += share_consts(m)
         return changes
 
 
-def _name_after_modules(f: Func) -> None:
+def _name_after_modules(f: Func) -> Changes:
     """A norm is called as its module (``input_layernorm``) instead of as its last op (``mul_7``)."""
-    draft = Draft(f)
+    draft, changes = Draft(f), Changes()
     for n in f.nodes:
         path = n.loc.partition(" ")[0].rpartition(".")[2]
-        stem = re.sub(r"_\d+$", "", n.results[0].name)
-        if n.op.name in NAMED and stem in OPS and path.isidentifier() and path not in OPS:
+        if n.op.name in NAMED and op_of(n.results[0].name) and path.isidentifier() and path not in OPS:
+            changes.places.append(f"{f.name}.{n.result.name}: called {path}, as its module")
             draft.rename(n.result, draft.builder([], "").fresh(path))
+    return changes

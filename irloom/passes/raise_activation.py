@@ -17,6 +17,7 @@ from irloom.ir import ops
 from irloom.ir.graph import Func, Module, Node, Stmt, Value
 
 from .core import Changes, spend
+from .draft import op_of
 from .near_miss import NearMiss
 from .region import Cutter, Region
 
@@ -122,7 +123,8 @@ class Activations:
         with self.cutter.draft.builder(made, maker.loc):
             out = found.apply(region.start)
         self.cutter.put(made, maker, {end: out})
-        out.name, end.name = end.name, out.name
+        if op_of(end.name) is None:
+            out.name, end.name = end.name, out.name
 
 
 def _equal(region: Region, a: Activation) -> bool:

@@ -101,11 +101,14 @@ class Routers:
         makers = [n for v in region.ends if (n := self.cutter.node(v)) is not None]
         first = min(makers, key=self.cutter.draft.place)
         made: list[Stmt] = []
-        with self.cutter.draft.builder(made, first.loc):
+        draft = self.cutter.draft
+        with draft.builder(made, first.loc) as build:
             logits = region.start
             if logits.type.elem != ELEMS["f32"]:
                 logits = ops.cast(logits, to=ELEMS["f32"])
             given = ops.route(logits, *biases_of(region), **form)
+            for v, name in zip(given, ("weights", "experts"), strict=True):
+                draft.rename(v, build.fresh(name))
             new = [
                 v if v.type.elem == old.type.elem else ops.cast(v, to=old.type.plain)
                 for v, old in zip(given, (weights, index), strict=True)

@@ -256,7 +256,7 @@ class _Driver:
         self.draft.sweep(matched)
         for old, new in swap:
             if new in fresh and old not in self.draft.producer:
-                self.draft.rename(new, old.name)
+                self.draft.inherit(new, old.name)
                 fresh.discard(new)
 
 
