@@ -2,9 +2,10 @@
 
 Calling an op while a pattern is traced records it. Positional parameters of ``match`` are operand holes;
 the annotation says what one takes: ``Value`` a value, ``Param`` a parameter, ``Literal`` a number,
-``Value | None`` an optional one; none: anything. Keyword-only parameters are attribute holes, ``*xs``
-stands for all operands of an op that takes any number. Attributes that are not written must have the op's
-default.
+``Value | None`` an optional one; none: anything. A hole in two places is one value. Keyword-only parameters
+are attribute holes, ``*xs`` stands for all (other) operands of an op that takes any number. Attributes that
+are not written must have the op's default. A commutative op is tried both ways, wherever it stands, until
+``where`` has nothing against one.
 """
 
 from __future__ import annotations
@@ -28,16 +29,11 @@ SITE = "site"  # the parameter of `where` and `replace` that is the place of the
 
 
 class Mismatch(Exception):
-    """Where a pattern and a function part; ``match`` is what had matched by then."""
+    """Why a pattern and a function part here."""
 
-    def __init__(self, reason: str, match: Match) -> None:
+    def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.reason, self.match = reason, match
-
-    @property
-    def depth(self) -> int:
-        """How many ops had matched."""
-        return len(self.match.nodes)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -197,53 +193,67 @@ def _begins(wants: Sequence[Any], args: Sequence[Arg], d: Draft) -> bool:
     return True
 
 
-def find(p: Pattern, root: Node, d: Draft) -> Match:
-    """The first way in which ``root`` is the anchor of the pattern; ``Mismatch`` where there is none."""
+@dataclass
+class Furthest:
+    """Of all ways that were tried in vain, where the one that came furthest stopped, and what had matched."""
+
+    reason: str = ""
+    match: Match = field(default_factory=Match)
+
+    def note(self, reason: str, match: Match) -> None:
+        """One more way that ended; of those that came equally far the first counts."""
+        if not self.reason or len(match.nodes) > len(self.match.nodes):
+            self.reason, self.match = reason, match
+
+
+def find(p: Pattern, root: Node, d: Draft, failed: Furthest) -> Iterator[Match]:
+    """Every way in which ``root`` is the anchor of the pattern; ``failed`` learns where others stopped."""
     rest = [_Goal(o, search=True) for o in p.outputs if o is not p.anchor]
-    return _solve([_Goal(p.anchor, node=root), *rest], Match(), d)
+    return _solve([_Goal(p.anchor, node=root), *rest], Match(), d, failed)
 
 
-def _solve(goals: list[_Goal], m: Match, d: Draft) -> Match:
+def _solve(goals: list[_Goal], m: Match, d: Draft, failed: Furthest) -> Iterator[Match]:
     goals = list(goals)
-    while goals:
-        g = goals.pop(0)
-        if isinstance(g.pattern, Hole):
-            _fill(m, g.pattern, g.actual)
-        elif not isinstance(g.pattern, Output):
-            if not _equal(g.pattern, g.actual):
-                raise Mismatch(f"wants {show_arg(g.pattern)}, not {_show(g.actual)}", m)
-        elif g.search and g.pattern.node not in m.nodes:
-            return _first(_search(g.pattern, m, d), goals, m, d, f"no {g.pattern.node.op.name} beside it")
-        elif not g.search:
-            node = g.node or _producer(g.pattern, g.actual, m, d)
-            ways = _enter(g.pattern.node, node, m)
-            if len(ways) > 1:
-                return _first(ways, goals, m, d, "")
+    try:
+        while goals:
+            ways = _ways(goals.pop(0), m, d)
+            if len(ways) != 1:
+                for way in ways:
+                    yield from _solve([*way, *goals], m.copy(), d, failed)
+                return
             goals = [*ways[0], *goals]
-    return m
+    except Mismatch as e:
+        failed.note(e.reason, m)
+        return
+    yield m
 
 
-def _first(ways: list[list[_Goal]], goals: list[_Goal], m: Match, d: Draft, none: str) -> Match:
-    """The first of several ways that leads to a match, else the mismatch that came furthest."""
-    reason, furthest = none, m
-    for way in ways:
-        try:
-            return _solve([*way, *goals], m.copy(), d)
-        except Mismatch as e:
-            if e.depth > len(furthest.nodes) or not reason:
-                reason, furthest = e.reason, e.match
-    raise Mismatch(reason, furthest)
+def _ways(g: _Goal, m: Match, d: Draft) -> list[list[_Goal]]:
+    """What remains to be matched for a goal, in each way that it may be; ``Mismatch`` if in none."""
+    if isinstance(g.pattern, Hole):
+        _fill(m, g.pattern, g.actual)
+    elif not isinstance(g.pattern, Output):
+        if not _equal(g.pattern, g.actual):
+            raise Mismatch(f"wants {show_arg(g.pattern)}, not {_show(g.actual)}")
+    elif not g.search:
+        return _enter(g.pattern.node, g.node or _producer(g.pattern, g.actual, d), m)
+    elif g.pattern.node not in m.nodes:
+        found = _search(g.pattern, m, d)
+        if not found:
+            raise Mismatch(f"no {g.pattern.node.op.name} beside it")
+        return found
+    return [[]]
 
 
-def _producer(o: Output, actual: Arg, m: Match, d: Draft) -> Node:
+def _producer(o: Output, actual: Arg, d: Draft) -> Node:
     if not isinstance(actual, Value):
-        raise Mismatch(f"wants {o.node.op.name}, not {_show(actual)}", m)
+        raise Mismatch(f"wants {o.node.op.name}, not {_show(actual)}")
     s = d.producer.get(actual)
     if not isinstance(s, Node) or s.op is not o.node.op:
         made = s.op.name if isinstance(s, Node) else "a parameter" if isinstance(actual, Param) else "a call"
-        raise Mismatch(f"{actual.name} is {made}, not {o.node.op.name}", m)
+        raise Mismatch(f"{actual.name} is {made}, not {o.node.op.name}")
     if s.results.index(actual) != (o.index or 0) or (o.index is None and len(s.results) > 1):
-        raise Mismatch(f"{actual.name} is another result of {s.op.name}", m)
+        raise Mismatch(f"{actual.name} is another result of {s.op.name}")
     return s
 
 
@@ -268,16 +278,17 @@ def _enter(pattern: Applied, node: Node, m: Match) -> list[list[_Goal]]:
     """What must hold for ``node`` to be ``pattern``: its operands, in each order that means the same."""
     if pattern in m.nodes:
         if m.nodes[pattern] is not node:
-            raise Mismatch(f"{node.results[0].name} is not {m.nodes[pattern].results[0].name}", m)
+            raise Mismatch(f"{node.results[0].name} is not {m.nodes[pattern].results[0].name}")
         return [[]]
     if node.op is not pattern.op:
-        raise Mismatch(f"{node.results[0].name} is {node.op.name}, not {pattern.op.name}", m)
+        raise Mismatch(f"{node.results[0].name} is {node.op.name}, not {pattern.op.name}")
     m.nodes[pattern] = node
     args: list[Any] = [*node.args, *[None] * (len(pattern.args) - len(node.args))]
-    if pattern.op.variadic and isinstance(pattern.args[0], Hole) and pattern.args[0].rest:
-        args = [tuple(node.args)]
+    last = pattern.args[-1] if pattern.args else None
+    if isinstance(last, Hole) and last.rest:
+        args[len(pattern.args) - 1 :] = [tuple(node.args[len(pattern.args) - 1 :])]
     if len(args) != len(pattern.args):
-        raise Mismatch(f"{node.op.name} has {len(args)} operands, not {len(pattern.args)}", m)
+        raise Mismatch(f"{node.op.name} has {len(args)} operands, not {len(pattern.args)}")
     for k, want in pattern.attrs.items():
         _attribute(m, node, k, want, node.attrs[k])
     straight = [_Goal(p, a) for p, a in zip(pattern.args, args, strict=True)]
@@ -294,19 +305,19 @@ def _attribute(m: Match, node: Node, key: str, want: Any, value: Any) -> None:
     elif isinstance(want, tuple) and isinstance(value, tuple):
         wants, values = cast("tuple[Any, ...]", want), cast("tuple[Any, ...]", value)
         if len(wants) != len(values):
-            raise Mismatch(f"{node.results[0].name} has {key}={show_attr(values)}", m)
+            raise Mismatch(f"{node.results[0].name} has {key}={show_attr(values)}")
         for w, v in zip(wants, values, strict=True):
             _attribute(m, node, key, w, v)
     elif not _equal(want, value):
-        raise Mismatch(f"{node.results[0].name} has {key}={_show(value)}, not {_show(want)}", m)
+        raise Mismatch(f"{node.results[0].name} has {key}={_show(value)}, not {_show(want)}")
 
 
 def _fill(m: Match, hole: Hole, a: Any) -> None:
     if not hole.takes(a):
-        raise Mismatch(f"`{hole.name}` {_instead(hole, a)}", m)
+        raise Mismatch(f"`{hole.name}` {_instead(hole, a)}")
     old = m.holes.setdefault(hole.name, a)
     if old is not a and not (not isinstance(a, Value) and _equal(old, a)):
-        raise Mismatch(f"`{hole.name}` would be both {_show(old)} and {_show(a)}", m)
+        raise Mismatch(f"`{hole.name}` would be both {_show(old)} and {_show(a)}")
 
 
 KINDS = {Value: "a value", Value | None: "a value", Param: "a parameter", Literal: "a number"}

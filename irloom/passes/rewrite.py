@@ -13,7 +13,7 @@ from irloom.ir.op import Op
 from .core import Changes, NoMatch, has_fuel, spend
 from .draft import Draft
 from .near_miss import NearMiss, ranked, tells_all
-from .pattern import SITE, Match, Mismatch, Pattern, find, may_match
+from .pattern import SITE, Furthest, Match, Pattern, find, may_match
 from .site import Site
 
 __all__ = ["Rewrite", "RuleError", "Site", "apply"]
@@ -154,32 +154,33 @@ class _Driver:
         return False
 
     def _try(self, rule: _Rule, root: Node) -> bool:
-        try:
-            found = find(rule.pattern, root, self.draft)
-        except Mismatch as e:
-            if e.depth > 1 or self.tells_all:
-                self._miss(rule, root, e.reason, e.match)
-            return False
-        place, made = self._place(root), list[Stmt]()
-        site = Site(self.module, self.draft, root, made)
-        try:
-            if self._rewrite(rule, found, site, made):
-                self._count(f"{place}: {rule.name}", rule)
-                return True
-        except (NoMatch, IRError) as e:  # an IRError: the ops of the replacement do not fit here
-            self._undo(site, made)
-            self._miss(rule, root, e.message if isinstance(e, IRError) else str(e), found, declined=True)
+        """Rewrite at ``root`` in the first way in which the rule matches and does not decline."""
+        place, failed, declined = self._place(root), Furthest(), Furthest()
+        for found in find(rule.pattern, root, self.draft, failed):
+            made = list[Stmt]()
+            site = Site(self.module, self.draft, root, made)
+            try:
+                if self._rewrite(rule, found, site, made):
+                    self._count(f"{place}: {rule.name}", rule)
+                    return True
+                return False
+            except (NoMatch, IRError) as e:  # an IRError: the ops of the replacement do not fit here
+                self._undo(site, made)
+                declined.note(e.message if isinstance(e, IRError) else str(e), found)
+        if declined.reason:
+            self._miss(rule, root, declined, declined=True)
+        elif len(failed.match.nodes) > 1 or self.tells_all:
+            self._miss(rule, root, failed)
         return False
 
     def _place(self, root: Node) -> str:
         return f"{self.draft.func.name}.{root.results[0].name}"
 
-    def _miss(self, rule: _Rule, root: Node, reason: str, found: Match, declined: bool = False) -> None:
-        if not reason or rule in self.silent or (rule.rewrite.quiet and not self.tells_all):
+    def _miss(self, rule: _Rule, root: Node, why: Furthest, declined: bool = False) -> None:
+        if not why.reason or rule in self.silent or (rule.rewrite.quiet and not self.tells_all):
             return
-        matched = tuple(a.op.name for a in found.nodes)
-        of = len(rule.pattern.ops)
-        near = NearMiss(self._place(root), reason, rule.name, matched, of, root.loc, declined)
+        matched, of = tuple(a.op.name for a in why.match.nodes), len(rule.pattern.ops)
+        near = NearMiss(self._place(root), why.reason, rule.name, matched, of, root.loc, declined)
         self.near[near] = None
 
     def _count(self, place: str, rule: _Rule) -> None:

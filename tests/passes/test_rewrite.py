@@ -1,6 +1,7 @@
 """What a pattern means, and what the driver keeps: readers, order, names, places, weights."""
 
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 
@@ -172,6 +173,83 @@ class TestWhatAPatternMatches:
     y = mul(t, s)
     return y"""
         assert lines(text, Deep()) == ["add: f32[T] = add(x, z)", "y: f32[T] = add(add, w)"]
+
+    def test_sums_in_sums_are_tried_every_way(self):
+        class Deep(Rewrite):
+            def match(self, a, b, c, d: Literal):
+                return mul(add(a, exp(b)), add(add(sin(c), d), a))
+
+            def replace(self, a, b, c, d):
+                return sub(sub(sub(a, b), c), d)
+
+        text = """def main(x: f32[T], z: f32[T], w: f32[T]):
+    e = exp(x)
+    s = add({})
+    t = sin(w)
+    u = add({})
+    v = add({})
+    y = mul({})
+    return y"""
+        for sums in product(("e, z", "z, e"), ("t, 3.0", "3.0, t"), ("u, z", "z, u"), ("s, v", "v, s")):
+            assert lines(text.format(*sums), Deep()) == [
+                "sub: f32[T] = sub(z, x)",
+                "sub_1: f32[T] = sub(sub, w)",
+                "y: f32[T] = sub(sub_1, 3.0)",
+            ]
+
+    def test_the_other_way_is_tried_when_where_declines_one(self):
+        class Bias(Rewrite):
+            def match(self, x: Value, w: Value, b: Value):
+                return add(linear(x, w), b)
+
+            def where(self, b):
+                if b.type.rank != 1:
+                    raise NoMatch(f"{b.name} is {b.type}, no bias")
+
+            def replace(self, x, w, b):
+                return linear(x, w, b)
+
+        text = """def main(x: f32[T, 4], w: f32[8, 4], b: f32[8], v: f32[8, 8], q: f32[8]):
+    l = linear(x, w)
+    r = linear(q, v)
+    {}
+    return y"""
+        for way in ("y = add(l, r)", "y = add(r, l)"):
+            assert lines(text.format(way), Bias())[-1] == "y: f32[T, 8] = linear(x, w, r)"
+        twice = "def main(x: f32[T, 4], w: f32[8, 4]):\n    l = linear(x, w)\n    y = add(l, l)\n    return y"
+        assert near(twice, Bias()) == ["main.y: Bias: l is f32[T, 8], no bias"]
+
+    def test_a_star_takes_the_other_operands_of_an_op_that_has_any_number(self):
+        class First(Rewrite):
+            def match(self, x, *rest, dim):
+                return concat(neg(x), *rest, dim=dim)
+
+            def replace(self, x, rest, dim):
+                return concat(*rest, x, dim=dim)
+
+        text = """def main(x: f32[T, 2], z: f32[T, 2], w: f32[T, 2]):
+    a = neg(x)
+    y = concat({}, dim=-1)
+    return y"""
+        assert lines(text.format("a, z, w"), First()) == ["y: f32[T, 6] = concat(z, w, x, dim=-1)"]
+        assert lines(text.format("a, z"), First()) == ["y: f32[T, 4] = concat(z, x, dim=-1)"]
+        assert near(text.format("z, a"), First()) == []
+
+    def test_all_results_of_an_op_can_be_meant(self):
+        class Both(Rewrite):
+            def match(self, x, *, k):
+                v, i = topk(neg(neg(x)), k=k)
+                return v, i
+
+            def replace(self, x, k):
+                return topk(x, k=k)
+
+        text = """def main(x: f32[T, 8]):
+    a = neg(x)
+    b = neg(a)
+    v, i = topk(b, k=2)
+    return v, i"""
+        assert lines(text, Both()) == ["v, i = topk(x, k=2)"]
 
     def test_one_result_of_several_can_be_meant(self):
         class Top(Rewrite):
