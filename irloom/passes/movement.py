@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from irloom.ir.dims import Dim
 from irloom.ir.graph import Value
-from irloom.ir.ops import concat, expand, pad, slice_, split
+from irloom.ir.ops import add, concat, expand, pad, slice_, split, sub
 
 from .algebra import Identity
 from .core import NoMatch
@@ -130,13 +130,17 @@ class ConcatOfConcat(Identity):
 
 
 def _flat(xs: tuple[Value, ...], dim: int, site: Site) -> tuple[Value, ...]:
-    """The parts of a concat, and in place of one that is joined itself, and read here alone, its parts."""
+    """The parts of a concat, and in place of one that is joined itself, and read here alone, its parts.
+
+    What is joined of sums stays: it may be the two halves of a rotation, which ``raise`` finds by its end.
+    """
     out: list[Value] = []
     for x in xs:
         made = site.producer(x)
         joined = made is not None and made.op is concat and made.attrs["dim"] == dim
         alone = xs.count(x) == 1 and site.readers(x) == [site.root] and x not in site.func.returns
-        out += made.values if made is not None and joined and alone else [x]
+        sums = [n for v in made.values if (n := site.producer(v)) and n.op in (add, sub)] if made else []
+        out += made.values if made is not None and joined and alone and not sums else [x]
     return tuple(out)
 
 
