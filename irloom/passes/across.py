@@ -34,7 +34,8 @@ def apply_across(m: Module, rules: Sequence[Rewrite]) -> Changes:
         reason = "caches and buffers are planned for its layers as they are"
         return _inside(m, rules, NearMiss("main", f"{reason}: rewrite across them before kv-cache"))
     flat = m.copy()
-    Inline().run(flat)
+    with limited(None):  # taking apart and putting together is no change
+        Inline().run(flat)
     changes = apply(flat, rules)
     if not changes:
         changes.near_misses += if_asked("main", "nothing matches across its layers either")
