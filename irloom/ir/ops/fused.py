@@ -64,6 +64,9 @@ def linear_act(
 def _(operands: Sequence[Operand], attrs: Attrs) -> None:
     if attrs["act"] is not None:
         known("linear_act", attrs["act"])
+    x, residual = operands[0], operands[3] if len(operands) > 3 else None
+    if isinstance(x, Type) and isinstance(residual, Type) and residual.elem != x.elem:
+        raise IRError(f"linear_act: operand `residual` is {residual}, but what it is added to is {x.elem}")
 
 
 @op("*b !d, *b !d, !d?, !d? -> *b !d, *b !d")
