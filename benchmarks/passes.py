@@ -23,7 +23,6 @@ import torch
 from report import cell, machine, print_table, say, write_json
 
 import irloom
-from irloom.backends.artifact import EngineReader
 from irloom.backends.core import backend
 from irloom.driver import Choice, passes_of
 from irloom.frontends.core import TraceOptions, frontend_of
@@ -31,9 +30,9 @@ from irloom.ir.elem import ELEMS
 from irloom.ir.errors import IrloomError
 from irloom.ir.graph import Module
 from irloom.ir.interp import Interpreter
-from irloom.ir.parse import parse
 from irloom.ir.seqs import Seqs
-from irloom.passes import spell
+from irloom.ir.show import show
+from irloom.passes import run_pipeline, spell
 from irloom.runtime import Loop, SamplingParams
 from irloom.runtime.core import Batch, Engine, Sampled
 from irloom.runtime.sampler import sample_batch
@@ -47,7 +46,7 @@ HEADS = ("", "nodes", "bytes/step", "decode ms", "of all", "prefill ms", "of all
 
 @dataclass
 class Row:
-    """A pipeline, and what was found of it; ``refused`` says why there is no engine.
+    """A pipeline, and what was found of it; ``unmeasured`` says why there are no times.
 
     ``added`` is a pass that the whole pipeline gets beside its own, where its order puts it.
     """
@@ -55,7 +54,8 @@ class Row:
     name: str
     steps: tuple[str, ...]
     added: str = ""
-    refused: str = ""
+    unmeasured: str = ""
+    refused: bool = False
     nodes: int = 0
     bytes: int = 0
     build: float = 0.0
@@ -76,8 +76,6 @@ class Row:
 
     def cells(self) -> list[str]:
         """The row of the table."""
-        if self.refused:
-            return [self.name, *["-"] * (len(HEADS) - 1)]
         times = [
             text
             for what in ("decode", "prefill")
@@ -119,6 +117,7 @@ class Bench:
         options = TraceOptions(dtype=ELEMS[backend("cpu").dtype])
         front = frontend_of(args.model)
         self.traced = front.trace(args.model, options)
+        self.program = ""
         self.known: dict[tuple[int, ...], torch.Tensor] = {}
         self.reference = Interpreter(self.traced, front.checkpoint(args.model, options))
 
@@ -131,30 +130,38 @@ class Bench:
         return self.known[tokens]
 
     def build(self, row: Row) -> Watched | None:
-        """The engine of a row; None where the pipeline or the target refuses it."""
-        a, started = self.args, [perf_counter()]
+        """The engine of a row; None where there is nothing to measure, and the row says why."""
         out = self.folder / ("other" if (self.folder / "whole").exists() else "whole")  # the last one goes
+        try:
+            if row.added:
+                choice = Choice(pipeline=self.steps, with_=(row.added,))
+                row.steps = tuple(spell(p) for p in passes_of(choice))
+            m, _ = run_pipeline(self.traced, row.steps)
+            row.nodes, row.bytes = nodes(m), m.plan().decode(self.args.prompt).bytes
+            if row.steps != self.steps and show(m, header=False) == self.program:
+                row.unmeasured = "makes the same program"
+                return None
+            self.program = self.program or show(m, header=False)
+            made = self.engine(row, out)
+            self.compare(row, made)
+        except (IrloomError, RuntimeError, ValueError) as error:
+            row.unmeasured, row.refused = f"not possible: {str(error).splitlines()[0]}", True
+            return None
+        return made
+
+    def engine(self, row: Row, out: Path) -> Watched:
+        """Built, timed from behind the trace, and opened."""
+        a, started = self.args, [perf_counter()]
 
         def report(stage: str, done: int, total: int) -> None:
             if stage == "trace":
                 started[0] = perf_counter()
 
-        try:
-            if row.added:
-                choice = Choice(pipeline=self.steps, with_=(row.added,))
-                row.steps = tuple(spell(p) for p in passes_of(choice))
-            irloom.compile(a.model, pipeline=row.steps, out=out, progress=report)
-            row.build = perf_counter() - started[0]
-            longest = a.prompt + a.new + 1
-            llm = irloom.LLM(out, threads=a.threads, max_tokens=a.prompt, max_seqs=1, max_context=longest)
-            m = parse(EngineReader(out).read_text("module.irloom"))
-            row.nodes, row.bytes = nodes(m), m.plan().decode(a.prompt).bytes
-            made = Watched(llm.engine, process_time if a.cpu_time else perf_counter)
-            self.compare(row, made)
-        except (IrloomError, RuntimeError, ValueError) as error:
-            row.refused = str(error).splitlines()[0]
-            return None
-        return made
+        irloom.compile(a.model, pipeline=row.steps, out=out, progress=report)
+        row.build = perf_counter() - started[0]
+        longest = a.prompt + a.new + 1
+        llm = irloom.LLM(out, threads=a.threads, max_tokens=a.prompt, max_seqs=1, max_context=longest)
+        return Watched(llm.engine, process_time if a.cpu_time else perf_counter)
 
     def compare(self, row: Row, made: Watched) -> None:
         """How far the logits of a prompt and of answered tokens are from those of the traced program."""
@@ -219,13 +226,13 @@ def variants(steps: tuple[str, ...], optional: Sequence[str]) -> list[Row]:
 
 def stairs(steps: tuple[str, ...], rows: Sequence[Row]) -> list[Row]:
     """From the passes that cannot be left out to all of them, one more at a time."""
-    needed = [row.refused != "" for row in rows[: len(steps)]]
+    needed = [row.refused for row in rows[: len(steps)]]
     found = [Row("only what is needed", tuple(s for s, n in zip(steps, needed, strict=True) if n))]
     for i, name in enumerate(steps):
         if not needed[i]:
             kept = (s for j, s in enumerate(steps) if needed[j] or j <= i)
             found.append(Row(f"... and {name}", tuple(kept)))
-    return found
+    return found[:-1]  # the last one is the whole pipeline
 
 
 def run(bench: Bench, rows: Sequence[Row], whole: Watched) -> None:
@@ -234,7 +241,7 @@ def run(bench: Bench, rows: Sequence[Row], whole: Watched) -> None:
         made = bench.build(row)
         if made is not None:
             bench.measure(row, made, whole)
-        say(f"  {row.name}: {row.refused or cell(row.ratio('decode'), '{:.3f} of all')}")
+        say(f"  {row.name}: {row.unmeasured or cell(row.ratio('decode'), '{:.3f} of all')}")
 
 
 def main() -> None:
@@ -247,7 +254,7 @@ def main() -> None:
         bench, all_ = Bench(args, steps, Path(folder)), Row("all", steps)
         whole, twin = bench.build(all_), bench.build(all_)
         if whole is None or twin is None:
-            raise SystemExit(f"the pipeline makes no engine: {all_.refused}")
+            raise SystemExit(f"the pipeline makes no engine: {all_.unmeasured}")
         bench.measure(all_, twin, whole)
         rows = [r for r in variants(steps, args.add or OPTIONAL) if not args.only or args.only in r.name]
         run(bench, rows, whole)
@@ -256,10 +263,10 @@ def main() -> None:
     say("")
     for part in ([all_, *rows], ladder):
         if part:
-            print_table([HEADS, *(row.cells() for row in part if not row.refused)])
+            print_table([HEADS, *(row.cells() for row in part if not row.unmeasured)])
     for row in rows:
-        if row.refused:
-            say(f"{row.name}: not possible: {row.refused}")
+        if row.unmeasured:
+            say(f"{row.name}: {row.unmeasured}")
     figures = [{**vars(row), "steps": list(row.steps)} for row in (all_, *rows, *ladder)]
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     write_json(args.json, {"machine": machine(), "settings": settings, "rows": figures})
