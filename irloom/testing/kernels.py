@@ -18,7 +18,7 @@ from irloom.ir.elem import Elem
 from irloom.ir.errors import KernelError
 from irloom.ir.op import Op
 from irloom.ir.types import Type
-from irloom.testing.trial import Trial, drawn, elem_of_kernel
+from irloom.testing.trial import Draw, Trial, elem_of_kernel
 from irloom.testing.values import Batch, values
 
 SIZES = (1, 2, 3, 8, 16, 33, 64, 100)
@@ -38,11 +38,12 @@ def check_kernel(op: Op, *, trials: int = 6, tolerance: float = 2e-5, **attrs: A
     """
     if op.name not in KERNELS:
         raise KernelError(f"op {op.name} has no kernel", hint="irloom.backends.cpu.kernel gives it one")
+    drawn = Draw(op, attrs, elem_of_kernel(op), SIZES, anywhere=False)
     kernels = library(quiet)
     (call,) = extern_calls(kernels, [op.name]).values()
     threads = kernels.threads
     try:
-        for at, trial in enumerate(drawn(op, trials, elem_of_kernel(op), attrs, SIZES, broadcast=False)):
+        for at, trial in enumerate(drawn.trials(trials)):
             for batch in BATCHES:
                 kernels.set_threads(1)
                 alone = _Run(KERNELS[op.name], call, trial, batch, Random(at))
@@ -77,7 +78,7 @@ class _Run:
         if self.kernel.head.entries:
             return {self.kernel.head.row: self.wanted[0][0].numel()}
         known = self.trial.op.bind(self.trial.operands, self.trial.attrs).size
-        return {name: evaluate(known[name], self.batch.env) for name in self.kernel.head.sizes}
+        return {name: evaluate(known.get(name, 0), self.batch.env) for name in self.kernel.head.sizes}
 
     def check(self, tolerance: float) -> None:
         """The results, what lies around them, and each row alone."""

@@ -12,7 +12,8 @@ from irloom.ir.dims import evaluate
 from irloom.ir.errors import IRError
 from irloom.ir.interp import resolve
 from irloom.ir.op import Op
-from irloom.testing.trial import CannotTry, Trial, cannot_draw, drawn, elem_of_kernel, free_rows, written
+from irloom.ir.plugins import told
+from irloom.testing.trial import Draw, Trial, elem_of_kernel, free_rows, inferred, written
 from irloom.testing.values import BATCHES, Batch, described, expected, show, tensors, values
 
 TOLERANCE = 1e-5
@@ -34,21 +35,15 @@ def check_op(op: Op, *operands: Any, trials: int = 12, **attrs: Any) -> None:
     >>> check_op(linear)
     >>> check_op(slice, "f32[T, 8]", dim=-1, start=[0, 3], stop=8)
     """
-    elems = elem_of_kernel(op)
-    if operands or not op.operands:
-        given = written(op, operands, attrs)
-    elif why := cannot_draw(op, elems):
-        hint = f'give operands: check_op({op.name}, "f32[T, 8]", ...)'
-        raise CannotTry(f"{op.name}: {why}, so nothing says what to try", hint=hint)
-    else:
-        given = drawn(op, trials, elems, attrs)
-    for trial in given:
+    drawn = Draw(op, attrs, elem_of_kernel(op))
+    explicit = operands or not op.operands
+    for trial in written(op, operands, attrs) if explicit else drawn.trials(trials):
         for batch in BATCHES:
             _try(trial, batch)
 
 
 def _try(trial: Trial, batch: Batch) -> None:
-    told = [expected(t, batch.env) for t in trial.op.infer(trial.operands, trial.attrs)]
+    told = [expected(t, batch.env) for t in inferred(trial)]
     args = values(trial.operands, batch)
     before = [[x.clone() for x in tensors(a)] for a in args]
     made = _run(trial, args, batch)
@@ -56,7 +51,7 @@ def _try(trial: Trial, batch: Batch) -> None:
         said = (", ".join(map(show, x)) for x in (found, told))
         raise _disagrees(trial, "its body makes {}, by its signature it is {}".format(*said))
     for name, was, now in zip(_names(trial), before, map(tensors, args), strict=True):
-        if not all(x.equal(y) or x.isnan().any() for x, y in zip(was, now, strict=True)):
+        if not all(x.equal(y) for x, y in zip(was, now, strict=True)):
             raise _disagrees(trial, f"its body writes into `{name}`", "make a new tensor: no value changes")
     _count(trial, batch)
     _check_rows(trial, args, made, batch)
@@ -73,7 +68,7 @@ def _run(trial: Trial, args: Sequence[Any], batch: Batch) -> tuple[Any, ...]:
     except Exception as error:
         raise _disagrees(
             trial,
-            f"its body fails: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            f"its body fails: {told(error).partition(chr(10))[0]}",
             "say in `.verify` what it does not take",
         ) from error
     return tuple(made) if isinstance(made, tuple | list) else (made,)
@@ -82,8 +77,13 @@ def _run(trial: Trial, args: Sequence[Any], batch: Batch) -> tuple[Any, ...]:
 def _count(trial: Trial, batch: Batch) -> None:
     """What hooks count is a number for every size."""
     for count in (trial.op.count_flops, trial.op.count_bytes):
-        if evaluate(count(trial.operands, trial.attrs), batch.env) < 0:
-            raise _disagrees(trial, f"`.{count.__name__.removeprefix('count_')}` is less than nothing")
+        hook = f"`.{count.__name__.removeprefix('count_')}`"
+        try:
+            found = evaluate(count(trial.operands, trial.attrs), batch.env)
+        except Exception as error:
+            raise _disagrees(trial, f"{hook} raised {told(error)}") from error
+        if found < 0:
+            raise _disagrees(trial, f"{hook} is less than nothing")
 
 
 def _check_rows(trial: Trial, args: Sequence[Any], made: Sequence[Any], batch: Batch) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -14,6 +16,7 @@ from irloom.ir.elem import ELEMS
 from irloom.ir.errors import IRError
 from irloom.ir.op import Attr, Op
 from irloom.ir.parse import parse
+from irloom.ir.plugins import line_of, told
 from irloom.ir.show import show_attr
 from irloom.ir.signature import Axis, Operand, Signature
 from irloom.ir.types import Type
@@ -25,6 +28,10 @@ SIZES = (2, 3, 4, 5, 6, 8)
 
 class CannotTry(IRError):
     """An op whose signature does not say what to try it on."""
+
+
+class BrokenHook(IRError):
+    """A hook of an op that raised something which is no refusal."""
 
 
 @dataclass(frozen=True)
@@ -60,105 +67,108 @@ def _symbolic(v: Any) -> Any:
     return read(f"f32[{v}]").dims[0] if isinstance(v, str) and v.isupper() and len(v) == 1 else v
 
 
-def cannot_draw(op: Op, elems: Mapping[str, str]) -> str | None:
-    """Why operands of ``op`` do not follow from its signature; ``elems`` are those that are known not f32."""
-    terms = (*op.signature.ins, *op.signature.outs)
-    if op.variadic or any(t.axes is None for t in terms):
-        return "its signature leaves dims to hooks"
-    if op.signature.indexed and not elems:
-        return "one of its operands holds indices"
-    factors = {f for t in terms for a in t.axes or () for f in a.factors}
-    for name, default in op.attrs.items():
-        if default is inspect.Parameter.empty and name not in factors and _kind(op, name) not in _DRAWN:
-            return f"attribute `{name}` has no default"
-    return None
+def inferred(trial: Trial) -> tuple[Type, ...]:
+    """The types of the results; ``BrokenHook`` where a hook raises something else than ``IRError``."""
+    try:
+        return trial.op.infer(trial.operands, trial.attrs)
+    except IRError:
+        raise
+    except Exception as error:
+        made = BrokenHook(f"{trial.op.name}: a hook raised {told(error)}", hint="it may raise IRError")
+        raise made.at(f"in {trial}").at(f"at {line_of(error) or trial.op.place}") from error
 
 
-def drawn(
-    op: Op,
-    count: int,
-    elems: Mapping[str, str],
-    attrs: Mapping[str, Any],
-    sizes: Sequence[int] = SIZES,
-    broadcast: bool = True,
-) -> Iterator[Trial]:
-    """``count`` trials that fit the signature and the op's hooks, the same ones every time.
+@dataclass(frozen=True)
+class Draw:
+    """Random trials of an op that fit its signature and its hooks, the same ones every time.
 
-    ``attrs`` are taken as given, one of each list.
-
-    Optional operands come and go, floats are f32 and bf16 in turn, and truth values and numbers that may be
-    None take both. ``CannotTry`` when nothing fits.
+    ``attrs`` are taken as given, one of each list; ``elems`` says which operands are not of floats. The first
+    trial has all optional operands, the second none. Floats are f32, and with ``anywhere`` also bf16; then
+    tokens need not be the first dim, and what broadcasts may.
     """
-    random, made, refused = Random(op.name), 0, None
-    for at in range(50 * count):
-        fixed = {k: random.choice(v) if isinstance(v, list) else v for k, v in attrs.items()}
-        trial = _draw(op, random, at, elems, fixed, sizes, broadcast=broadcast)
-        try:
-            op.infer(trial.operands, trial.attrs)
-        except IRError as error:
-            refused = error
-            continue
-        yield trial
-        made += 1
-        if made == count:
-            return
-    if not made:
-        why = refused.message if refused else "none was tried"
-        raise CannotTry(f"{op.name}: no operands were found that it takes: {why}", hint="give some")
 
+    op: Op
+    attrs: Mapping[str, Any]
+    elems: Mapping[str, str]
+    sizes: Sequence[int] = SIZES
+    anywhere: bool = True
 
-def _draw(
-    op: Op,
-    random: Random,
-    at: int,
-    elems: Mapping[str, str],
-    fixed: Mapping[str, Any],
-    sizes: Sequence[int],
-    *,
-    broadcast: bool,
-) -> Trial:
-    sig = op.signature
-    factors = dict.fromkeys(f for t in (*sig.ins, *sig.outs) for a in t.axes or () for f in a.factors)
-    size = {f: random.choice([s for s in sizes if s > 3] if f in sig.indexed else sizes) for f in factors}
-    size.update({f: n for f, n in fixed.items() if f in factors})
-    lead = {f: _lead(random, sizes, anywhere=broadcast) if at else (T,) for f in factors}
-    float_ = "bf16" if broadcast and at % 3 == 2 else "f32"
-    absent = random.choice([0, 1])
-    operands: list[Operand] = []
-    for name, term in zip(op.operands, sig.ins, strict=True):
-        if term.optional and (random.random() < 0.5) == bool(absent):
-            operands.append(None)
-            continue
-        dims = tuple(d for a in term.axes or () for d in _dims(a, size, lead))
-        if broadcast and at and any(a.broadcast for a in term.axes or ()):
-            dims = _broadcast(dims, random)
-        operands.append(Type(ELEMS[elems.get(name, float_)], dims))
-    attrs = {name: size[name] if name in factors else _attribute(op, name, random) for name in op.attrs}
-    return Trial(op, tuple(operands), op.complete({**attrs, **fixed}))
+    def trials(self, count: int) -> Iterator[Trial]:
+        """``count`` of them; ``CannotTry`` when none fits, or the signature does not say enough."""
+        if why := self._unsaid():
+            hint = f'give operands: check_op({self.op.name}, "f32[T, 8]", ...)'
+            raise CannotTry(f"{self.op.name}: {why}, so nothing says what to try", hint=hint)
+        random, made, refused = Random(self.op.name), 0, None
+        for at in range(50 * count):
+            trial = self._trial(random, at)
+            try:
+                inferred(trial)
+            except BrokenHook:
+                raise
+            except IRError as error:
+                refused = error
+                continue
+            yield trial
+            made += 1
+            if made == count:
+                return
+        if not made:
+            why = refused.message if refused else "none was tried"
+            raise CannotTry(f"{self.op.name}: no operands were found that it takes: {why}", hint="give some")
 
+    @cached_property
+    def factors(self) -> dict[str, None]:
+        """The dims of the signature, by name."""
+        terms = (*self.op.signature.ins, *self.op.signature.outs)
+        return dict.fromkeys(f for t in terms for a in t.axes or () for f in a.factors)
 
-def _lead(random: Random, sizes: Sequence[int], *, anywhere: bool) -> tuple[Dim, ...]:
-    """Leading dims; ``anywhere``: tokens need not come first."""
-    n = random.choice(sizes)
-    return random.choice([(T,), (T, n), *([(n, T)] if anywhere else [])])
+    def _unsaid(self) -> str | None:
+        sig = self.op.signature
+        if self.op.variadic or any(t.axes is None for t in (*sig.ins, *sig.outs)):
+            return "its signature leaves dims to hooks"
+        if sig.indexed and not self.elems:
+            return "one of its operands holds indices"
+        for name, default in self.op.attrs.items():
+            given = name in self.factors or name in self.attrs or _kind(self.op, name) in ("float", "bool")
+            if default is inspect.Parameter.empty and not given:
+                return f"attribute `{name}` has no default"
+        return None
+
+    def _trial(self, random: Random, at: int) -> Trial:
+        op, sig = self.op, self.op.signature
+        fixed = {k: random.choice(v) if isinstance(v, list) else v for k, v in self.attrs.items()}
+        size: dict[str, int] = {f: self._size(random, f, fixed) for f in self.factors}
+        lead = {f: self._lead(random) if at else (T,) for f in self.factors}
+        float_ = "bf16" if self.anywhere and at % 3 == 2 else "f32"
+        operands: list[Operand] = []
+        for name, term in zip(op.operands, sig.ins, strict=True):
+            dims = tuple(d for a in term.axes or () for d in _dims(a, size, lead))
+            if self.anywhere and at and any(a.broadcast for a in term.axes or ()):
+                dims = _broadcast(dims, random)
+            absent = term.optional and (at == 1 or (at > 1 and random.random() < 0.5))
+            operands.append(None if absent else Type(ELEMS[self.elems.get(name, float_)], dims))
+        attrs = {k: size[k] if k in self.factors else _attribute(op, k, random) for k in op.attrs}
+        return Trial(op, tuple(operands), op.complete({**attrs, **fixed}))
+
+    def _size(self, random: Random, factor: str, fixed: Mapping[str, Any]) -> int:
+        """Of a dim; one that is indexed has the places that ``values`` makes indices of."""
+        given = fixed.get(factor)
+        least = 4 if factor in self.op.signature.indexed else 1
+        return given if isinstance(given, int) else random.choice([n for n in self.sizes if n >= least])
+
+    def _lead(self, random: Random) -> tuple[Dim, ...]:
+        n = random.choice(self.sizes)
+        return random.choice([(T,), (T, n), *([(n, T)] if self.anywhere else [])])
 
 
 def _dims(a: Axis, size: Mapping[str, int], lead: Mapping[str, tuple[Dim, ...]]) -> tuple[Dim, ...]:
-    if a.variadic:
-        return lead[a.factors[0]]
-    whole = 1
-    for f in a.factors:
-        whole *= size[f]
-    return (whole,)
+    return lead[a.factors[0]] if a.variadic else (math.prod(size[f] for f in a.factors),)
 
 
 def _broadcast(dims: tuple[Dim, ...], random: Random) -> tuple[Dim, ...]:
     """Some dims as 1, or without the first ones."""
     some = tuple(1 if random.random() < 0.3 else d for d in dims)
     return some[random.choice([0, 0, len(dims) - 1]) :]
-
-
-_DRAWN = ("float", "bool")
 
 
 def _kind(op: Op, name: str) -> str:
@@ -170,7 +180,7 @@ def _kind(op: Op, name: str) -> str:
 
 
 def _attribute(op: Op, name: str, random: Random) -> Any:
-    """A value: both of a truth value, a number of where there may be none; else the default."""
+    """A value: both of a truth value, a number or none where either may be; else the default."""
     default, kind = op.attrs[name], _kind(op, name)
     required = default is inspect.Parameter.empty
     if kind == "bool":

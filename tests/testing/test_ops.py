@@ -109,6 +109,31 @@ def test_a_hook_says_what_the_body_takes():
     check_op(rotated)
 
 
+def test_a_hook_that_fails():
+    @op("*b d -> *b d")
+    def hooked(x):
+        """The same."""
+        return x * 1
+
+    hooked.verify(lambda types, attrs: types[1])
+    del OPS._ops["hooked"]
+    with pytest.raises(IRError) as caught:
+        check_op(hooked)
+    assert caught.value.message == "hooked: a hook raised IndexError: tuple index out of range"
+    assert caught.value.places[-1].startswith(f"at {__file__}:")
+
+
+def test_an_attribute_without_a_default_is_given():
+    @op("*b d -> *b d")
+    def shifted(x, *, by: int):
+        """Moved along."""
+        return x.roll(by, -1)
+
+    with pytest.raises(CannotTry, match="attribute `by` has no default"):
+        check_op(shifted)
+    check_op(shifted, by=[1, -2])
+
+
 def test_what_a_signature_leaves_open_is_given():
     @op("*b %v, *b n -> *b n")
     def picked(x, index, *, back: bool = False):

@@ -26,7 +26,8 @@ counts, be that ``*b`` or a name. Its parameters are
   of its entries. An optional operand that is absent is false, or a null pointer;
 - the results, ``Rows<float> out``; several are ``out0``, ``out1``, ... They overlap no operand;
 - ``rows``, then each other dim of the signature as ``int64_t``, in the order in which it names them (factors
-  of a product each by itself). Where every dim is ``*b`` (or ``~b``), ``b`` is how many entries a row has;
+  of a product each by itself), 0 for one that only an absent operand has. Where every dim is ``*b`` (or
+  ``~b``), ``b`` is how many entries a row has;
 - the attributes: ``float``, ``int64_t``, ``bool`` or ``const char*``, ``std::optional`` of that where they
   may be None. An attribute that is a dim of the signature comes once, as that.
 
@@ -111,7 +112,7 @@ class Kernel:
             return {self.head.row: product(n.results[0].type.dims[1:])}
         operands = [a.type if isinstance(a, Value) else a for a in self._operands(n)]
         known = self.op.bind(operands, n.attrs).size
-        return {name: known[name] for name in self.head.sizes}
+        return {name: known.get(name, 0) for name in self.head.sizes}
 
     def _misfit(self, f: Lowering, n: Node) -> str | None:
         """Why the convention has no words for this node."""

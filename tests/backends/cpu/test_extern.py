@@ -107,6 +107,19 @@ def test_integers_truths_and_words():
     assert "kernels.extern_odd(ids, a, b=1, up=True, kind='odd')" in text
 
 
+def test_an_operand_that_is_absent_leaves_its_dim_open():
+    """The kernel is told that it is 0."""
+
+    @kernel("for (int64_t t = 0; t < rows; t++) out[t][0] = x[t][0] + k + (w ? w[0] : 0);")
+    @op("*b n, k? -> *b n")
+    def extern_first(x, w=None):
+        """A first entry, a count, and a first weight."""
+        return x + (0 if w is None else len(w) + w[0])
+
+    more = "    f = slice(x, dim=1, start=0, stop=1)\n    y = extern_first(f)\n    return y"
+    assert "extern_first(f, None, y, n=1, k=0)" in compare(parse(MAIN + more), fallbacks=set())
+
+
 def test_the_weights_of_a_layer():
     layer = """
 def layer(x: f32[T, 16], w: f32[16] = weight("l.{i}.ln")):
