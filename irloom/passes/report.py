@@ -18,7 +18,7 @@ FLOOR = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-3, torch.b
 """Differences that are rounding whatever the program is, by an output's element."""
 CAP = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Differences that no rounding excuses, by the coarsest element that the program computes in."""
-SLACK = {torch.float64: 8.0, torch.float32: 8.0, torch.float16: 3.0, torch.bfloat16: 3.0}
+SLACK = {torch.float64: 8.0, torch.float32: 8.0, torch.float16: 2.0, torch.bfloat16: 2.0}
 """How many times further apart than rounding moves a program two orders of the same sums may be.
 
 A product in f32 or f64 adds up in the element itself, so that its order matters by more than the last place;
