@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .. import Module
     from ..driver import Choice
     from ..ir.diff import Change, Diff, FuncDiff
+    from ..passes import Step
 
 COLORS = {
     "added": "green",
@@ -66,10 +67,11 @@ def diff(
     """
     from ..ir.diff import diff as compared
     from ..ir.errors import IrloomError
+    from ..passes.blame import blamed
 
     try:
-        old, new = _sides(a, b, one, start, stop, passes, trust)
-        found = compared(old, new)
+        old, new, steps = _sides(a, b, one, start, stop, passes, trust)
+        found = blamed(compared(old, new), steps)
     except IrloomError as error:
         click.echo(f"error: {error}", err=True)
         ctx.exit(TROUBLE)
@@ -83,7 +85,8 @@ def diff(
 
 def _sides(
     a: str, b: str | None, one: str | None, start: str | None, stop: str | None, passes: Choice, trust: bool
-) -> tuple[Module, Module]:
+) -> tuple[Module, Module, list[Step]]:
+    """The two programs, and the steps that lead from the first to the second where they are of one model."""
     from .. import driver
 
     if b is not None and (one or start):
@@ -91,15 +94,15 @@ def _sides(
     if one and (start or stop):
         raise click.UsageError("--pass is from before it to after it: leave --from and --to out")
     if b is not None:
-        return driver.program(a, passes, stop, trust), driver.program(b, passes, stop, trust)
+        return driver.program(a, passes, stop, trust), driver.program(b, passes, stop, trust), []
     chosen = driver.passes_of(passes)
     last = len(driver.until(chosen, one or stop))
     first = last - 1 if one else len(driver.until(chosen, start or "trace"))
     if one and not last:
         raise click.UsageError(f"--pass {one} is no pass")
     traced, _, record = driver.record_of(a, passes, str(max(first, last)), trust_remote_code=trust)
-    stages = [traced, *(s.after for s in record.steps)]
-    return stages[first], stages[last]
+    stages = [*(s.before for s in record.steps), record.steps[-1].after] if record.steps else [traced]
+    return stages[first], stages[last], record.steps[first:last]
 
 
 def lines(d: Diff) -> Iterator[tuple[str, str]]:
@@ -139,6 +142,7 @@ def _moves(f: FuncDiff) -> Iterator[tuple[str, str]]:
 
 def _lines(c: Change, f: FuncDiff) -> Iterator[tuple[str, str]]:
     made = f"  [{c.new.made_by}]" if c.new and c.new.made_by else ""
+    gone = f"  [{c.removed_by}]" if c.removed_by else ""
     match c.kind, c.old, c.new:
         case "moved", old, new:
             if old and new and old.func == new.func:
@@ -148,6 +152,6 @@ def _lines(c: Change, f: FuncDiff) -> Iterator[tuple[str, str]]:
             yield "retyped", f"    was {old}"
         case kind, old, new:
             if old:
-                yield "removed", f"  - {old}"
+                yield "removed", f"  - {old}{gone}"
             if new:
                 yield kind, f"  {'!' if old else '+'} {new}{made}"

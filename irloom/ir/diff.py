@@ -55,16 +55,25 @@ class Item:
 
 @dataclass(frozen=True)
 class Change:
-    """One difference: what it was, what it is; None for what was not, or is not."""
+    """One difference: what it was, what it is; None for what was not, or is not.
+
+    ``removed_by`` is the pass that took it out, where that is known (see ``passes.blame``).
+    """
 
     kind: Kind
     old: Item | None
     new: Item | None
+    removed_by: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""
         sides = {"old": self.old and self.old.to_json(), "new": self.new and self.new.to_json()}
-        return {"kind": self.kind, **sides, "made_by": self.new.made_by if self.new else ""}
+        return {
+            "kind": self.kind,
+            **sides,
+            "made_by": self.new.made_by if self.new else "",
+            "removed_by": self.removed_by,
+        }
 
 
 @dataclass

@@ -61,6 +61,19 @@ def test_between_stages(irloom, model):
     assert irloom("diff", model, "--from", "trace", "--to", "trace").code == 0
 
 
+def test_over_several_passes_each_removal_names_its_own(irloom, model):
+    found = irloom("diff", model, "--from", "outline", "--to", "fuse-mlp", "--json").json
+    (layer,) = [f for f in found["functions"] if f["new"] == "layer"]
+    gone = {c["old"]["name"]: c["removed_by"] for c in layer["changes"] if c["kind"] == "removed"}
+    assert gone["v_proj"] == gone["k_proj_weight"] == "fuse-qkv"
+    assert gone["up_proj"] == gone["gate_proj_weight"] == "fuse-mlp"
+    assert set(gone.values()) == {"fuse-qkv", "fuse-mlp"}
+    found = irloom("diff", model, "--from", "trace", "--to", "fuse-mlp", "--json").json
+    (main,) = [f for f in found["functions"] if f["new"] == "main"]
+    gone = [c["removed_by"] for c in main["changes"] if c["kind"] == "removed"]
+    assert {"raise", "fuse-qkv", "fuse-mlp"} <= set(gone), "in the trace every node is in main"
+
+
 def test_an_engine_and_the_model_it_was_built_from(irloom, model, engine):
     assert irloom("diff", engine, model).code == 0
     assert irloom("diff", engine, model, "--to", "kv-cache").code == 1, "of the model alone: it is a stage"

@@ -48,7 +48,7 @@ class TestDump:
         assert "AddRmsNorm: 1 of 2 ops (rms_norm): x is a parameter, not add" in told.out
         assert reason.startswith("    AddRmsNorm: ")
         (found,) = irloom(command, model, "--why", "fuse-norm", "--json").json
-        assert [miss["reason"] for miss in found["absent"]] == ["no `layer_norm` in the program"]
+        assert "no `layer_norm` in the program" in [miss["reason"] for miss in found["absent"]]
 
     def test_the_lowered_program_is_python(self, irloom, model):
         compile(irloom("dump", model, "--lowered").out, "lowered.py", "exec")
