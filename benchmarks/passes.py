@@ -38,7 +38,7 @@ from irloom.runtime.core import Batch, Engine, Sampled
 from irloom.runtime.sampler import sample_batch
 
 DEMO = Path(__file__).resolve().parent.parent / ".demo" / "gemma-3-270m-q4_k_m.gguf"
-OPTIONAL = ("quantize(int8)", "quantize(int4)")
+OPTIONAL = ("quantize(int8)", "quantize(int4)", "fold-scales", "dedupe-weights")
 """What is not in the default pipeline; each goes where its order allows."""
 
 HEADS = ("", "nodes", "bytes/step", "decode ms", "of all", "prefill ms", "of all", "build s", "max abs", "KL")
