@@ -42,6 +42,55 @@ def test_an_engine_is_its_program(irloom, engine, tmp_path):
     assert data_of(tmp_path / "engine.html")["states"][0]["nodes"] > 10
 
 
+def test_verified_passes_and_the_error_of_every_value(irloom, model):
+    told = irloom(
+        "view", model, "--json", "--verify", "--random", "--layers", "1",
+        "--pipeline", "canonicalize, raise, fuse-mlp, quantize(int8)",
+    )  # fmt: skip
+    assert told.code == 0
+    steps = {s["name"]: s for s in told.json["steps"]}
+    assert steps["raise"]["numerics"]["error"] <= steps["raise"]["numerics"]["allowed"]
+    worst = {name: max(error for _, error in s["errors"]["main"]) for name, s in steps.items()}
+    assert worst["fuse-mlp"] < 1e-4 < worst["quantize"]
+
+
+def test_a_wrong_pass_is_named_and_its_page_written(irloom, model, tmp_path):
+    plugin = tmp_path / "opposite.py"
+    plugin.write_text(WRONG)
+    told = irloom(
+        "view", model, "-o", tmp_path / "page.html", "--verify", "--random", "--layers", "1",
+        "--plugin", plugin, "--pipeline", "canonicalize, raise, opposite",
+    )  # fmt: skip
+    assert told.code == core.Exit.USER
+    assert told.err.startswith("opposite: ")
+    assert data_of(tmp_path / "page.html")["steps"][-1]["numerics"]["error"] > 0.1
+
+
+WRONG = '''"""Take the activation of a Llama for its opposite: a mistake."""
+
+from dataclasses import dataclass
+
+from irloom import Pass, Rewrite, apply
+from irloom.ir.ops import neg, silu
+
+
+class Turn(Rewrite):
+    def match(self, x):
+        return silu(x)
+
+    def replace(self, x):
+        return neg(x)
+
+
+@dataclass(frozen=True)
+class Opposite(Pass):
+    """Negate."""
+
+    def run(self, m):
+        return apply(m, [Turn()])
+'''
+
+
 def test_a_place_that_cannot_be_written(irloom, model, tmp_path):
     told = irloom("view", model, "-o", tmp_path / "missing" / "page.html")
     assert told.code == core.Exit.USER

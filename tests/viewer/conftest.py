@@ -8,6 +8,7 @@ import pytest
 
 from irloom import parse, run_pipeline, trace
 from irloom.driver import Choice, passes_of
+from irloom.passes.node_errors import node_errors
 from irloom.viewer import Settings, document, render
 from tests.tiny import gemma_config
 
@@ -25,7 +26,8 @@ def record():
 def data(record):
     from irloom.ir.device import device
 
-    return document(record, Settings(device=device("h200")))
+    (fused,) = [i for i, s in enumerate(record.steps) if s.name == "fuse-mlp"]
+    return document(record, Settings(device=device("h200")), {fused: node_errors(record.steps[fused])})
 
 
 def chain(nodes):

@@ -188,6 +188,14 @@ def test_the_dearest_node_is_the_darkest(page):
     assert re.fullmatch(r"\d+ %|[\d.]+ %", seen["badge"])
 
 
+def test_errors_are_those_of_a_pass(opened, written, record):
+    with opened(written, f"#pass={pass_of(record, 'fuse-mlp')}&color=error") as page:
+        assert "relative error after this pass" in page.text("#legend")
+        key = next(b["key"] for b in page.state["boxes"] if b["key"].endswith("layer_sliding[i]:mlp"))
+        worst = page.tab.evaluate("irloom.painted", [key, "after"])["badge"]
+        assert 0 <= float(worst) < 1e-4
+
+
 def test_an_address_opens_the_same_view(opened, written, page):
     page.tab.fill("#search", "op:paged_attention window")
     page.tab.locator(".result").first.click()
