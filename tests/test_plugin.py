@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from irloom import EngineMismatch
+from irloom import LLM, EngineMismatch
 from irloom.backends.artifact import EngineReader
 from irloom.backends.core import quiet
+from irloom.backends.cpu.extern import KERNELS
+from irloom.backends.cpu.program import LOWERINGS
 from irloom.backends.machine import compiler
 from irloom.driver import engine_for
 from irloom.passes import PASSES, load_plugin
@@ -156,5 +158,9 @@ def test_a_file_of_passes_and_ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [(n.ops, n.file) for n in manifest.needs] == [(("gated_in_a_file",), str(file))]
     assert manifest.rebuild[-2:] == ["--plugin", str(file)]
     assert engine_for(tmp_path / "model", "cpu", None, quiet) == one
+    for kernels in (KERNELS, LOWERINGS):
+        monkeypatch.delitem(kernels, "gated_in_a_file")
+    with pytest.raises(EngineMismatch, match="op gated_in_a_file has no kernel here, and had one when"):
+        LLM(one)
     file.write_text(HALVED + "# no more\n")
     assert engine_for(tmp_path / "model", "cpu", None, quiet) != one

@@ -46,6 +46,9 @@ class Need:
         if found != self.version:
             return f"{wanted}, and {found} is installed", install
         try:
+            for name, offers in OPS.packages.offers().items():  # also one that only brings kernels
+                if any(o.package == package for o in offers):
+                    OPS.packages.load(name)
             missing = [name for name in self.ops if OPS.find(name) is None]
         except IrloomError as error:
             return f"{wanted}, which does not load: {error.message}", error.hint

@@ -7,6 +7,7 @@ An engine for the CPU brings no code of its own: ``lowered.py`` runs only if it 
 from __future__ import annotations
 
 import math
+import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from types import SimpleNamespace
@@ -104,8 +105,8 @@ class CpuBackend:
             )
         m = engine.module()
         program = lower(m)
-        if program.text != engine.read_text("lowered.py"):
-            raise engine.refuse("the program was lowered by another irloom than this one")
+        if program.text != (stored := engine.read_text("lowered.py")):
+            raise engine.refuse(_why_other(program, stored))
         settings = engine.manifest.settings
         max_context = limits.context(int(settings["max_context"]))
         made = pools(m, limits, max_context)
@@ -127,6 +128,15 @@ class CpuBackend:
         vocab = logits.type.dims[1]
         assert isinstance(vocab, int)
         return CpuEngine(runner, step, vocab, made, max_context, size(weights))
+
+
+def _why_other(program: Program, stored: str) -> str:
+    """Why lowering does not give what was stored: a plugin's kernel came or went, or irloom changed."""
+    called = set(re.findall(r"\bkernels\.(\w+)\(", stored))
+    for name in sorted(called ^ program.extern):
+        has, had = ("no kernel", "one") if name in called else ("a kernel", "none")
+        return f"op {name} has {has} here, and had {had} when the engine was built"
+    return "the program was lowered by another irloom than this one"
 
 
 def _caches(m: Module, step: Step) -> dict[str, AnyCache | list[AnyCache]]:
