@@ -44,7 +44,7 @@ WHOLE = ("linear", "embedding", "gelu", "silu", "relu", "softcap")
 
 @dataclass(frozen=True)
 class Raised:
-    """Nodes by op, FLOPs by op, and what almost matched with the reason."""
+    """Nodes by op, FLOPs by op, and what almost matched with the reason, the closest first."""
 
     model_ops: dict[str, int]
     tensor_ops: dict[str, int]
@@ -92,11 +92,12 @@ def count(m: Module, record: Record) -> Raised:
             nodes[n.op] += 1
             flops[n.op.name] += node_cost(n, TOKENS, 1, TOKENS).flops * times[f.name]
     ops = sorted(nodes.items(), key=lambda item: (-item[1], item[0].name))
+    closest = sorted(record.near_misses, key=lambda miss: (-miss[1].share, -miss[1].depth))
     return Raised(
         {op.name: n for op, n in ops if not is_tensor_op(op)},
         {op.name: n for op, n in ops if is_tensor_op(op)},
         dict(flops),
-        sorted({_without_numbers(f"{p}: {miss}") for p, miss in record.near_misses}),
+        list(dict.fromkeys(_without_numbers(f"{p}: {miss}") for p, miss in closest)),
     )
 
 
