@@ -35,13 +35,16 @@ def passes(ctx: click.Context, passes: tuple[Choice, ...], as_json: bool) -> Non
 
     pages = [_page(name, PASSES[name]) for name in sorted(PASSES)]
     orders = {choice.target: _order(choice) for choice in passes}
+    unknown = _unknown(pages)
     if as_json:
-        print_json({"passes": pages, "targets": orders, "left_out": _left_out()})
+        print_json({"passes": pages, "targets": orders, "unknown": unknown, "left_out": _left_out()})
     else:
         print_table([(p["name"], p["doc"].partition("\n")[0], _from(p)) for p in pages])
         for target, order in orders.items():
             click.echo(f"\n{target}")
             _print_order(order)
+        for said in unknown:
+            click.echo(f"\nnote: {said}")
     if any("error" in order for order in orders.values()):
         ctx.exit(1)
 
@@ -77,13 +80,17 @@ def _from(page: dict[str, Any]) -> str:
 
 
 def _order(choice: Choice) -> dict[str, Any]:
-    """The passes of a target in order, and why each stands there that the target itself does not name."""
+    """The passes of a target in order, and why each stands there that the target itself does not name.
+
+    A target that there is not is an error; an order that there is not is told.
+    """
     from ..driver import own_passes, passes_of
     from ..ir.errors import IrloomError
     from ..passes import name_of, reasons, spell
 
+    own = {name_of(type(p)) for p in own_passes(choice.target)}
     try:
-        order, own = passes_of(choice), {name_of(type(p)) for p in own_passes(choice.target)}
+        order = passes_of(choice)
     except IrloomError as error:
         return {"error": error.message, "hint": error.hint}
     names = [name_of(type(p)) for p in order]
@@ -103,6 +110,23 @@ def _print_order(order: dict[str, Any]) -> None:
     rows: Sequence[dict[str, Any]] = order["order"]
     said = ["" if r["own"] else ", ".join(r["because"]) or "it says nothing of its order" for r in rows]
     print_table([(f"{i:4}", r["text"], why) for i, (r, why) in enumerate(zip(rows, said, strict=True), 1)])
+
+
+def _unknown(pages: Sequence[dict[str, Any]]) -> list[str]:
+    """What passes say of passes and targets that are not installed: often a name that is misspelt."""
+    from difflib import get_close_matches
+
+    from ..backends.core import backends
+
+    names, out = [p["name"] for p in pages], list[str]()
+    for p in (p for p in pages if p["from"]["package"] != "irloom"):
+        for word in ORDER:
+            known = backends() if word == "targets" else [*names, "*", *(f"-{name}" for name in names)]
+            for other in (o for o in p[word] if o not in known):
+                near = get_close_matches(other, known, 1)
+                ask = f"; did you mean {near[0]!r}?" if near else ""
+                out.append(f"{p['name']} says {word} {other!r}, which is not installed{ask}")
+    return out
 
 
 def _left_out() -> dict[str, str]:

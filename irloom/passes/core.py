@@ -9,9 +9,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from irloom.ir.errors import PipelineError
 from irloom.ir.graph import Module
 
 from .near_miss import NearMiss
+
+ORDER = {"after", "before", "requires", "preserves", "targets"}
 
 
 class NoMatch(Exception):
@@ -51,6 +54,16 @@ class Pass(ABC):
     preserves: ClassVar[tuple[str, ...]] = ("*",)
     lossy: ClassVar[bool] = False
     targets: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse what would be ignored in silence: a name where a tuple of names belongs, or an option."""
+        super().__init_subclass__(**kwargs)
+        for word in ORDER & vars(cls).keys():
+            said = vars(cls)[word]
+            if isinstance(said, str):
+                raise PipelineError(f"{cls.__name__}: `{word}` is {said!r}, not a tuple: ({said!r},)")
+            if "ClassVar" not in str(vars(cls).get("__annotations__", {}).get(word, "ClassVar")):
+                raise PipelineError(f"{cls.__name__}: `{word}` has a type, as options do: {word} = {said!r}")
 
     @abstractmethod
     def run(self, m: Module) -> Changes:

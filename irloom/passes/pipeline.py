@@ -175,11 +175,7 @@ def _build(name: str, cls: type[Pass], values: list[Any], named: dict[str, Any])
     given = dict(zip(options, values, strict=False))
     for k, v in named.items():
         if k not in options:
-            near = get_close_matches(k, options, 1)
-            has = f"it has {', '.join(options)}" if options else "it has none"
-            raise PipelineError(
-                f"{name}: no option {k!r}", hint=f"did you mean {near[0]!r}?" if near else has
-            )
+            raise PipelineError(f"{name}: no option {k!r}", hint=_instead(cls, k, options))
         if k in given:
             raise PipelineError(f"{name}: option {k!r} is given twice")
         given[k] = v
@@ -190,6 +186,15 @@ def _build(name: str, cls: type[Pass], values: list[Any], named: dict[str, Any])
                 f"{name}: option {f.name!r} is missing", hint=f"{name}({f.name}=...), {_spell(hints[f.name])}"
             )
     return cls(**{k: _fitted(name, k, v, hints[k]) for k, v in given.items()})
+
+
+def _instead(cls: type[Pass], option: str, options: list[str]) -> str:
+    """What to do where a pass has no such option: most often a typing error, or a decorator forgotten."""
+    if option in vars(cls).get("__annotations__", {}):
+        return f"{cls.__name__} is no dataclass: put @dataclass(frozen=True) above it"
+    if near := get_close_matches(option, options, 1):
+        return f"did you mean {near[0]!r}?"
+    return f"it has {', '.join(options)}" if options else "it has none"
 
 
 def _fitted(name: str, option: str, value: Any, kind: Any) -> Any:

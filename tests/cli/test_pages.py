@@ -5,6 +5,7 @@ import textwrap
 import pytest
 
 from irloom.cli import core
+from irloom.passes import PASSES
 from tests.packages import install
 
 
@@ -95,8 +96,9 @@ def test_an_unknown_pass_is_told_the_nearest_one(irloom):
 
 
 @pytest.fixture
-def quiet_py(tmp_path):
-    """A file of one pass, as a user would write it."""
+def quiet_py(tmp_path, monkeypatch):
+    """A file of one pass, as a user would write it; forgotten when the test is over."""
+    monkeypatch.setattr(PASSES, "_files", {})
     file = tmp_path / "quiet.py"
     file.write_text(
         textwrap.dedent('''
@@ -134,6 +136,22 @@ def test_a_plugin_may_stand_before_the_command_and_joins_its_targets(irloom, qui
     assert "quiet" not in reference
     told = irloom("--plugin", quiet_py, "passes", "--without", "quiet", "--target", "cpu")
     assert "quiet" not in told.out.partition("\ncpu\n")[2]
+
+
+def test_a_misspelt_name_in_its_order_is_noted(irloom, quiet_py):
+    text = quiet_py.read_text()
+    quiet_py.write_text(text.replace('("canonicalize",)', '("canonicalise",)\n    targets = ("gpu",)'))
+    told = irloom("--plugin", quiet_py, "passes", "--target", "reference")
+    assert told.out.endswith(
+        "\nnote: quiet says after 'canonicalise', which is not installed; did you mean 'canonicalize'?\n"
+        "\nnote: quiet says targets 'gpu', which is not installed; did you mean 'cpu'?\n"
+    )
+
+
+def test_a_target_that_is_not_there_is_named(irloom):
+    told = irloom("passes", "--target", "tpu")
+    assert (told.code, told.out) == (core.Exit.USER, "")
+    assert told.err == "error: no target 'tpu'\nhint: there are cpu, reference\n"
 
 
 def test_two_plugins_of_one_name_are_both_named(irloom, quiet_py, tmp_path):

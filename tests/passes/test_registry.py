@@ -5,7 +5,7 @@ import pytest
 from irloom.ir.errors import PipelineError
 from irloom.ir.parse import parse
 from irloom.ir.plugins import PluginWarning
-from irloom.passes import PASSES, Pass, name_of, page, parse_pipeline, run_pipeline
+from irloom.passes import PASSES, Pass, load_plugin, name_of, page, parse_pipeline, run_pipeline
 from irloom.passes.registry import Registry
 from tests.packages import install, pass_file
 
@@ -86,6 +86,22 @@ class TestFiles:
                 "pass 'default' is defined by both irloom itself and {path}\nhint: rename the file",
             ),
             (
+                "eager.py",
+                pass_file("Eager", "after = ('raise')"),
+                (
+                    "plugin {path} does not load: PipelineError: "
+                    "Eager: `after` is 'raise', not a tuple: ('raise',)\n  --> {path}:6"
+                ),
+            ),
+            (
+                "typed.py",
+                pass_file("Typed", "before: tuple[str, ...] = ('raise',)"),
+                (
+                    "plugin {path} does not load: PipelineError: "
+                    "Typed: `before` has a type, as options do: before = ('raise',)\n  --> {path}:6"
+                ),
+            ),
+            (
                 "both.py",
                 pass_file("One") + pass_file("Two"),
                 (
@@ -102,6 +118,17 @@ class TestFiles:
         with pytest.raises(PipelineError) as caught:
             Registry().register(path)
         assert str(caught.value) == message.format(path=path)
+
+    def test_options_of_a_class_without_its_decorator_are_missed_by_name(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(PASSES, "_files", {})  # what is loaded here is forgotten
+        text = pass_file("Plain", "level: int = 1").replace("@dataclass(frozen=True)", "")
+        (tmp_path / "plain_one.py").write_text(text)
+        load_plugin(tmp_path / "plain_one.py")
+        with pytest.raises(PipelineError) as caught:
+            parse_pipeline("plain-one(level=3)")
+        assert str(caught.value) == (
+            "plain-one: no option 'level'\nhint: Plain is no dataclass: put @dataclass(frozen=True) above it"
+        )
 
     def test_a_folder_without_passes_is_refused(self, tmp_path):
         (tmp_path / "passes").mkdir()
