@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from irloom.ir.graph import Module
@@ -41,9 +41,15 @@ class Step:
         """The program as the pass left it."""
         return show(self.after)
 
+    @cached_property
+    def idle(self) -> bool:
+        """Whether the pass tells of changes, but the program is as it was: its count is wrong."""
+        return bool(self.changes.places) and replace(self.after, passes=self.before.passes) == self.before
+
     def __str__(self) -> str:
         near = f", {len(self.changes.near_misses)} near misses" if self.changes.near_misses else ""
-        return f"{self.text}: {len(self.changes)} changes{near} ({self.seconds * 1e3:.0f} ms)"
+        idle = " told, but the program is as it was" if self.idle else ""
+        return f"{self.text}: {len(self.changes)} changes{idle}{near} ({self.seconds * 1e3:.0f} ms)"
 
 
 @dataclass

@@ -103,6 +103,13 @@ def test_a_node_makes_as_many_values_as_its_op(refused):
     )
 
 
+def test_changes_that_are_none_show_in_the_record(tmp_path):
+    idle = written(tmp_path / "mine.py", "def run(self, m):\n    return Changes(['main.a: nothing'])")
+    _, record = run_pipeline(parse(PROGRAM), [idle(), "canonicalize, fuse-mlp"])
+    assert [s.idle for s in record.steps] == [True, False, False]
+    assert str(record.steps[0]).startswith("mine: 1 changes told, but the program is as it was (")
+
+
 def test_a_malformed_program_names_the_pass_and_the_change_that_broke_it(refused):
     body = """def run(self, m):
     changes = Changes()
