@@ -18,6 +18,7 @@ from irloom.ir.ops import add, add_layer_norm, add_rms_norm, layer_norm, mul, rm
 from irloom.ir.signature import Literal
 from irloom.ir.weight_expr import Affine
 
+from .across import apply_across
 from .core import Changes, NoMatch, Pass
 from .fold_weights import rounded
 from .rewrite import Rewrite, Site, apply
@@ -93,12 +94,18 @@ class ScaleNorm(Rewrite):
 
 @dataclass(frozen=True)
 class FuseNorm(Pass):
-    """No options."""
+    """``across``: also the last sum of a layer with the first norm of the next (false).
 
+    The sum then stands in the next layer, the first layer is a function of its own, and what the last one
+    leaves is added behind all. It must run before ``kv-cache``.
+    """
+
+    across: bool = False
     after = ("canonicalize", "raise", "gather-logits")
 
     def run(self, m: Module) -> Changes:
         changes = apply(m, [ScaleNorm()])
-        changes += apply(m, [NormAddRmsNorm(), AddRmsNorm(), AddLayerNorm()])
+        rules = (NormAddRmsNorm(), AddRmsNorm(), AddLayerNorm())
+        changes += apply_across(m, rules) if self.across else apply(m, rules)
         changes += apply(m, [NormAdd()])
         return changes
