@@ -31,9 +31,9 @@ def check_op(op: Op, *operands: Any, trials: int = 12, **attrs: Any) -> None:
     What a signature leaves open is given: operands as types (``"f32[T, 8]"``, ``"seqs[T, S]"``), numbers or
     None, and attributes, a list where several values are to be tried.
 
-    >>> from irloom.ir.ops import linear, slice
+    >>> from irloom.ir.ops import linear, split
     >>> check_op(linear)
-    >>> check_op(slice, "f32[T, 8]", dim=-1, start=[0, 3], stop=8)
+    >>> check_op(split, "f32[T, 8]", dim=-1, sizes=[(3, 5), (8,)])
     """
     drawn = Draw(op, attrs, elem_of_kernel(op))
     explicit = operands or not op.operands
