@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from irloom.ir.dims import sym
 from irloom.ir.elem import CACHES, ELEMS, SEQS, Elem, Paged, State
+from irloom.ir.errors import PipelineError
 from irloom.ir.graph import Builder, Call, Func, Index, Loop, Module, Node, Param, Slot, Stmt, Value
 from irloom.ir.op import Op
 from irloom.ir.ops import (
@@ -69,6 +70,9 @@ class KvCache(Pass):
 
     def run(self, m: Module) -> Changes:
         """Give every such op a cache; near misses are attentions that keep none, with the reason."""
+        for name in ("page", "snapshot"):
+            if (value := getattr(self, name)) < 1:
+                raise PipelineError(f"kv-cache: option `{name}` is {value}", hint="at least 1")
         changes = Changes()
         caches = {f.name: [kept for kept in self.wanted(f, changes) if spend()] for f in m.funcs.values()}
         lend(m, caches)

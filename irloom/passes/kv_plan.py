@@ -38,8 +38,8 @@ class KvPlan(Pass):
     before: ClassVar[tuple[str, ...]] = ("plan-memory",)
 
     def _check(self) -> None:
-        for name in ("page", "snapshot", "context", "max_seqs", "max_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
+        for name in ("page", "snapshot", "memory", "context", "max_seqs", "max_tokens"):
+            if isinstance(value := getattr(self, name), int) and value < 1:
                 raise PipelineError(f"kv-plan: option `{name}` is {value}", hint="at least 1")
 
     def run(self, m: Module) -> Changes:
