@@ -43,6 +43,7 @@ def how_options(fn: Callable[..., None]) -> Callable[..., None]:
 @click.argument("model")
 @how_options
 @click.option("--by-layer", is_flag=True, help="Also compare the hidden state behind each layer.")
+@click.option("--engine", is_flag=True, help="Also compare the target's engine with the interpreter.")
 @click.option("--any-version", is_flag=True, help="Run a reproducer of another irloom, too.")
 @pipeline_options
 @trust_option
@@ -63,13 +64,18 @@ def verify(ctx: click.Context, model: str, passes: Choice, as_json: bool, **opti
     from ..bisect import rerun
     from ..passes.reproducer import is_reproducer
     from ..verify import verify as verified
+    from ..verify import verify_engine
 
-    any_version, file = options.pop("any_version"), Path(model)
+    any_version, engine, file = options.pop("any_version"), options.pop("engine"), Path(model)
+    given = how(options)
     if is_reproducer(file):
-        found = rerun(file, how(options), any_version)
+        found = rerun(file, given, any_version)
     else:
         with progress_bars() as report:
-            found = verified(model, passes, how(options), report)
+            found = verified(model, passes, given, report)
+            if engine and not any(row.error for row in found.rows):
+                report("engine", 0, 1)
+                found.rows.append(verify_engine(model, passes, given))
     if as_json:
         print_json({"model": model, "ok": found.ok, "session": found.session, "passes": _json(found)})
     else:

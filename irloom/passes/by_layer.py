@@ -23,6 +23,15 @@ def hidden_states(m: Module) -> dict[Value, int | None]:
     return _flat(m.main) if all(isinstance(s, Node) for s in m.main.body) else {}
 
 
+def depth(m: Module) -> int:
+    """How many layers a program goes through, at least 1."""
+    if "main" not in m.funcs:
+        return 1
+    calls = sum(index is not None for _, index, _ in m.calls())
+    flat = all(isinstance(s, Node) for s in m.main.body)
+    return max(calls or (len(cut(m.main).layers) if flat else 1), 1)
+
+
 def _returned(f: Func) -> Value | None:
     made = {r for n in f.nodes for r in n.results}
     return next((v for v in f.returns if v in made and _of_tokens(v, f)), None)

@@ -89,7 +89,7 @@ class Pass(ABC):
         return outputs
 
     def budget(self) -> float:
-        """For a lossy pass: how far the outputs may move, as a share of their norm."""
+        """For a lossy pass: how far the outputs of one layer may move, as a share of their norm."""
         return 0.0
 
 

@@ -5,7 +5,8 @@ place, and each layer hands it on, larger or smaller. So there are two numbers p
 nothing is asked: what one function differs by when its sums are taken in another order. Above it the program
 itself says what rounding does to it: it is run again with every result moved at random within half a unit of
 its last place (Monte Carlo arithmetic; Parker, 1997), and ``SLACK`` times that difference is allowed. No
-program is so unstable that more than the *cap* is.
+program is so unstable that more than the *cap* is. A lossy pass has a budget for one layer; errors of layers
+add up as a random walk does, so the outputs of ``n`` layers may move by its ``sqrt(n)``-fold.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ SLACK = {torch.float64: 8.0, torch.float32: 8.0, torch.float16: 2.0, torch.bfloa
 A product in f32 or f64 adds up in the element itself, so that its order matters by more than the last place;
 one in 16 bits adds up in f32 and rounds once.
 """
+LOST = 0.5
+"""The largest share of their norm that outputs may lose to a lossy pass, whatever its budget and depth."""
 SMALL = 0.1
 """Rows are measured by their own largest entry, but by no less than this share of the largest of all rows."""
 

@@ -17,11 +17,11 @@ from irloom.ir.errors import IRError, IrloomError
 from irloom.ir.graph import Func, Module, Node
 from irloom.ir.interp import Interpreter
 
-from .by_layer import hidden_states
+from .by_layer import depth, hidden_states
 from .core import Pass
 from .feed import Feed, renew
 from .noise import Noise, coarsest, disturber, noise_between
-from .report import FLOOR, Report, report, row_errors
+from .report import FLOOR, LOST, Report, report, row_errors
 from .rows import Key, Rows, Table, Taken, collect, dims_of, keyed
 from .sample import entry, layer_of
 from .session import Session, in_steps
@@ -82,7 +82,7 @@ class Trial:
         """What a program gave against the one that was run last."""
         assert self._last is not None, "start() runs the first program"
         old, lengths = self._last, self.session.lengths
-        f, budget = entry(new.module), p.budget()
+        f, budget = entry(new.module), min(p.budget() * depth(old.module) ** 0.5, LOST)
         expected = [replace(s, outputs=p.expected(new.module, s.inputs, s.outputs)) for s in old.steps]
         known = [collect(f, expected, lengths), collect(entry(old.module), old.steps, lengths), *self._known]
         got = {

@@ -78,7 +78,14 @@ class TestVerify:
     def test_a_lossy_pass_is_held_to_its_budget(self, irloom, model):
         told = irloom("verify", model, "--with", "quantize(int8)", "--json").json
         (row,) = [row for row in told["passes"] if row["pass"] == "quantize"]
-        assert row["ok"] and row["measured"] == row["norm"] > 1e-4 and row["allowed"] == 0.02
+        assert row["ok"] and row["measured"] == row["norm"] > 1e-4
+        assert row["allowed"] == pytest.approx(0.02 * 2**0.5)  # two layers
+
+    def test_the_engine_is_compared_with_the_interpreter(self, irloom, model):
+        told = irloom("verify", model, "--pipeline", "default", "--engine", "--json")
+        row = told.json["passes"][-1]
+        assert told.code == 0 and row["pass"] == "engine (cpu)"
+        assert row["ok"] and 0 < row["measured"] <= row["allowed"] and row["rows"] > 20
 
     def test_a_device_that_is_not_there(self, irloom, program):
         told = irloom("verify", program, "--device", "abacus")
