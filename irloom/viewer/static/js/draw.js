@@ -93,7 +93,9 @@
 
   function legend(pane) {
     const { note, rows, ramp } = irloom.legend({ ...pane.how, shown: pane.shown });
-    const marks = Object.entries(irloom.marks(pane.shown, pane.scene.root, store.step, pane.side));
+    const sides = store.sides.map((side) => panes[side]).reverse();
+    const counts = sides.map((each) => irloom.marks(each.shown, each.scene.root, store.step, each.side));
+    const marks = Object.entries(Object.assign({}, ...counts));
     const row = ([{ fill, border }, words]) =>
       h("li", {}, h("span", { class: "swatch", style: `background:${fill};border-color:${border}` }), words);
     const mark = ([kind, n]) =>

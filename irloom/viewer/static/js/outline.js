@@ -15,7 +15,7 @@
       const rows = [];
       const visit = (box, level, at, of) => {
         if (level > 0)
-          rows.push(this.row(box, level, at, of, irloom.showMarks(irloom.marks(shown, box.item, how.step, pane.side))));
+          rows.push(this.row(box, level, at, of, noted(box.item, irloom.marks(shown, box.item, how.step, pane.side))));
         box.children.forEach((child, i) => visit(child, level + 1, i + 1, box.children.length));
       };
       visit(shown.root, 0, 1, 1);
@@ -80,6 +80,14 @@
       event.stopPropagation();
     }
   }
+
+  /** Of a group how many of each mark, of a node its mark. */
+  const noted = (item, counts) =>
+    item.isGroup
+      ? irloom.showMarks(counts)
+      : Object.keys(counts)
+          .map((kind) => irloom.SIGNS[kind])
+          .join("");
 
   irloom.Outline = Outline;
 }

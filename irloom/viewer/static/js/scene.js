@@ -3,8 +3,8 @@
 "use strict";
 {
   const { data, stmts, funcs, params, types, text, NODE, CALL, LOOP } = irloom;
-  const MOST_CHILDREN = 150,
-    CHUNK = 100;
+  const MOST_CHILDREN = 100;
+  const CHUNK = 50;
 
   class Group {
     constructor(kind, key, label, parent) {
@@ -249,7 +249,11 @@
       const cut = [];
       for (let i = 0; i < group.children.length; i += CHUNK) {
         const part = group.children.slice(i, i + CHUNK);
-        const made = new Group("chunk", `${group.key}~${part[0].key}`, `${i} – ${i + part.length - 1}`, group);
+        const from = part[0].kind === "chunk" ? part[0].from : i;
+        const last = part[part.length - 1];
+        const to = last.kind === "chunk" ? last.to : i + part.length - 1;
+        const made = new Group("chunk", `${group.key}~${part[0].key}`, `${from} – ${to}`, group);
+        Object.assign(made, { from, to });
         replaceChildren(made, part);
         cut.push(made);
       }
