@@ -415,8 +415,9 @@ def test_a_known_architecture_with_odd_metadata_is_not_blamed_on_the_library(tmp
     path = tmp_path / "m.gguf"
     lacks_heads = head(1, body=ARCH.replace(string("llama"), string("lfm2")))
     path.write_bytes(lacks_heads + tensor("token_embd.weight") + bytes(300))
-    assert refusal(path) == (
-        "PATH: transformers makes no config of `lfm2`: 'lfm2.attention.head_count_kv'\n"
+    said, hint = refusal(path).splitlines()
+    assert said.startswith("PATH: transformers makes no config of `lfm2`: ")
+    assert hint == (
         "hint: its metadata may be damaged: download it again, or use the model's safetensors checkpoint"
     )
 
