@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from irloom.ir.elem import CACHES, Cached, Paged, State
+from irloom.ir.elem import CACHES, SEQS, Cached, Paged, State
 from irloom.ir.graph import Loop, Module, Node, Stmt, Value
 from irloom.ir.ops import attention, block_index, partial_attention, sparse_index
 
@@ -72,12 +72,26 @@ class Session:
 
 
 def plan_session(modules: Sequence[Module], seed: int = 0, most: int = MOST) -> Session:
-    """A session for programs that are compared with each other: it fits the boundaries of all of them."""
+    """A session for programs that are compared with each other: it fits the boundaries of all of them.
+
+    A program for a fixed number of tokens gets one step of so many.
+    """
+    if (fixed := _fixed(modules[0])) is not None:
+        return Session((fixed,), seed)
     found = sorted({n for m in modules for n in boundaries(m)}) or [4]
     kept = [n for n in found if n <= most] or [min(most, 4)]
     chunks = [_chunks(max(kept)), *(_chunks(n) for n in kept[:-1] if n <= NEAR), *SHORT]
     steps = tuple(zip_longest(*chunks, fillvalue=0))
     return Session(steps, seed, tuple(n for n in found if n > most))
+
+
+def _fixed(m: Module) -> tuple[int, ...] | None:
+    """Tokens of each sequence where a program's types say how many there are; None where they do not."""
+    seqs = next((p.type for p in entry(m).data if p.type.elem == SEQS), None)
+    if seqs is None or not isinstance(seqs.dims[0], int):
+        return None
+    count = seqs.dims[1] if isinstance(seqs.dims[1], int) else 1
+    return tuple(seqs.dims[0] // count + (i < seqs.dims[0] % count) for i in range(count))
 
 
 def _chunks(boundary: int) -> list[int]:

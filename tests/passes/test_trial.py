@@ -58,6 +58,12 @@ class TestSessions:
         assert session.missed == (4096,)
         assert max(session.lengths) <= 66
 
+    def test_a_program_for_so_many_tokens_gets_so_many(self):
+        m = parse("def main(x: f32[7, 4], seqs: seqs[7, 2]):\n    y = exp(x)\n    return y")
+        session = plan_session([m])
+        assert session.steps == ((4, 3),)
+        assert trial(m).compare(m, EXACT).report.rows == 7
+
     def test_text_and_back(self):
         session = plan_session([layer()], seed=3)
         assert Session.read(session.text(), 3) == session
@@ -68,6 +74,12 @@ class TestSteps:
         before, after = layer(), run_pipeline(layer(), "kv-cache(page=4)")[0]
         report = trial(before, after).compare(after, EXACT).report
         assert report.ok and report.rows == sum(plan_session([before, after]).lengths)
+
+    def test_a_cache_in_another_element_has_a_budget_for_rounding(self):
+        (p,) = parse_pipeline("kv-cache(bf16, page=4)")
+        before, after = layer(), run_pipeline(layer(), [p])[0]
+        report = trial(before, after).compare(after, p).report
+        assert report.ok and FLOOR[torch.float32] < report.error == report.norm
 
     def test_a_window_that_is_one_too_short_shows_in_long_sequences_only(self):
         before, wrong = layer(window=6), layer(window=5)
