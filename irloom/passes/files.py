@@ -1,6 +1,7 @@
 """Files of passes and ops that are in no package: ``--plugin FILE.py``, or a folder of such files.
 
-A folder is loaded as a package, so that its files may import each other: ``from .my_op import my_op``.
+A folder is loaded as a package, so that its files may import each other: ``from .my_op import my_op``. One
+with an ``__init__.py`` has its own name, ``from my_package.my_op import my_op``, as when it is installed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def load_path(path: Path) -> list[tuple[Path, ModuleType]]:
     files = sorted(p for p in path.glob("*.py") if not p.name.startswith(("_", "test_", "conftest.")))
     if not files:
         raise PipelineError(f"plugin {path}: no Python file is in it", hint="a pass is a file: quiet.py")
-    package = PREFIX + _word(path.resolve().name)
+    name = _word(path.resolve().name)
+    package = name if (path / "__init__.py").is_file() else PREFIX + name
     with _loading(path):
         _open(path, package)
     return [(file, _imported(file, f"{package}.{file.stem}")) for file in files]
@@ -58,16 +60,17 @@ def _loading(path: Path) -> Generator[None]:
 
 def _open(folder: Path, name: str) -> None:
     """Make ``folder`` the package ``name``, whether or not it has an ``__init__.py``."""
-    for module in [m for m in sys.modules if m.startswith(f"{name}.")]:
-        del sys.modules[module]  # of a folder of the same name, loaded before
-    door = folder / "__init__.py"
-    places = [str(folder)]
-    if door.is_file():
+    door, places = folder / "__init__.py", [str(folder)]
+    if not door.is_file():
+        for module in [m for m in sys.modules if m.startswith(f"{name}.")]:
+            del sys.modules[module]  # of a folder of the same name, loaded before
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = places
+        _executed(name, spec)
+    elif name not in sys.modules:
         _executed(name, spec_from_file_location(name, door, submodule_search_locations=places))
-        return
-    spec = ModuleSpec(name, None, is_package=True)
-    spec.submodule_search_locations = places
-    _executed(name, spec)
+    elif Path(there := sys.modules[name].__file__ or "").resolve() != door.resolve():
+        raise ImportError(f"there is a module {name!r} already, {there or 'built in'}: rename the folder")
 
 
 def _executed(name: str, spec: ModuleSpec | None) -> ModuleType:

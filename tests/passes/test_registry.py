@@ -1,5 +1,7 @@
 """Which passes there are: irloom's own, those of files and folders, those of installed packages."""
 
+import json
+
 import pytest
 
 from irloom.ir.errors import PipelineError
@@ -56,6 +58,23 @@ class TestFiles:
         registry = Registry()
         assert [name_of(p) for p in registry.register(folder)] == ["be-loud", "be-still"]
         assert registry["be-still"].after == ("be-loud",)
+
+    def test_a_package_that_is_not_installed_keeps_its_name(self, tmp_path):
+        folder = tmp_path / "loom_unpacked"
+        folder.mkdir()
+        (folder / "__init__.py").touch()
+        (folder / "words.py").write_text("WORD = 'quiet'\n")
+        (folder / "be_calm.py").write_text(pass_file("Calm", top="from loom_unpacked.words import WORD"))
+        assert [name_of(p) for p in Registry().register(folder)] == ["be-calm"]
+        (tmp_path / "json").mkdir()
+        (tmp_path / "json" / "__init__.py").touch()
+        (tmp_path / "json" / "be_calm.py").write_text(pass_file("Calm"))
+        with pytest.raises(PipelineError) as caught:
+            Registry().register(tmp_path / "json")
+        assert str(caught.value) == (
+            f"plugin {tmp_path / 'json'} does not load: ImportError: "
+            f"there is a module 'json' already, {json.__file__}: rename the folder"
+        )
 
     @pytest.mark.parametrize(
         ("file", "text", "message"),
