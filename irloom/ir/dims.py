@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .errors import IRError
 
@@ -34,11 +35,7 @@ class Sym:
         return _make(out)
 
     def __mul__(self, other: Dim) -> Dim:
-        out: Counter[Monomial] = Counter()
-        for a, x in self.terms:
-            for b, y in _terms(other).items():
-                out[tuple(sorted(a + b))] += x * y
-        return _make(out)
+        return _times(self, other)
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -65,6 +62,15 @@ class Sym:
 
 
 Dim = int | Sym
+
+
+@lru_cache(maxsize=4096)  # a model has few dims, and every pass asks for them again
+def _times(a: Sym, b: Dim) -> Dim:
+    out: Counter[Monomial] = Counter()
+    for k, x in a.terms:
+        for other, y in _terms(b).items():
+            out[tuple(sorted(k + other))] += x * y
+    return _make(out)
 
 
 def _terms(x: Dim) -> dict[Monomial, int]:
@@ -95,8 +101,11 @@ def product(dims: Iterable[Dim]) -> Dim:
     return out
 
 
+@lru_cache(maxsize=4096)
 def divide(a: Dim, b: Dim) -> Dim:
     """``a / b`` where it is exact, else ``IRError``."""
+    if isinstance(a, int) and isinstance(b, int) and b and not a % b:
+        return a // b
     divisor = _terms(b)
     if len(divisor) != 1:
         raise IRError(f"{b} does not divide {a}")
