@@ -6,6 +6,7 @@ them where it then cancels with another, or becomes part of how a weight is read
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from irloom.ir.elem import Elem
@@ -16,6 +17,7 @@ from irloom.ir.types import Type
 
 from .core import Changes, spend
 from .draft import Draft
+from .layers import split_loc
 from .views import Step, View, cost, step_of
 
 DEEPEST = 16
@@ -95,6 +97,8 @@ class _Motion:
         if view is None or not _elementwise(made) or not self._only(chain.base, chain.nodes[0]):
             return
         assert isinstance(made, Node)
+        if _layer(made) != _layer(n):  # layers that are alike stay alike
+            return
         plan = self._past(made, view, DEEPEST)
         if plan is None or _sum(plan.cost, _less(cost(chain.steps))) >= (0, 0) or not spend():
             return
@@ -225,6 +229,12 @@ def _elementwise(s: Stmt | None) -> bool:
         and not s.result.type.partial
         and all(t.axes is not None and all(a.broadcast for a in t.axes) for t in s.op.signature.ins)
     )
+
+
+def _layer(n: Node) -> str:
+    """The module path of a node as far as its first number."""
+    found = re.match(r"(\S*?\.\d+)\b", split_loc(n.loc)[0])
+    return found[1] if found else ""
 
 
 def _same(t: Type, steps: list[Step], wanted: Type) -> bool:
