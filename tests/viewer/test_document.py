@@ -96,6 +96,13 @@ def test_marks_say_what_became_of_a_node(fused):
     assert "gate_up" in after
 
 
+def test_a_buffer_is_no_mark(data):
+    placed = data["steps"][-1]
+    assert placed["name"] == "plan-memory"
+    assert placed["changes"]
+    assert placed["after"] == {}
+
+
 def test_a_node_says_which_pass_made_it(fused):
     tables = document(fused)["tables"]
     made = {tables["ops"][row[1]]["name"]: tables["strings"][row[7]] for row in tables["stmts"]}
