@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @command("bisect")
 @click.argument("model")
 @how_options
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Where the reproducer goes.")
+@click.option(
+    "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Where the reproducer goes."
+)
 @pipeline_options
 @trust_option
 @json_option

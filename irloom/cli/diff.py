@@ -113,11 +113,14 @@ def lines(d: Diff) -> Iterator[tuple[str, str]]:
         yield from [("removed", f"  - {name} = {old}")] if old else []
         yield from [("added", f"  + {name} = {new}")] if new else []
     for f in d.funcs:
-        if f.changes or f.renamed or f.old is None or f.new is None:
+        if not f.same:
             yield "head", _heading(f)
             yield from _moves(f)
             for c in f.changes:
                 yield from _lines(c, f)
+            if f.returns:
+                yield "removed", f"  - return {f.returns[0]}"
+                yield "changed", f"  ! return {f.returns[1]}"
 
 
 def _heading(f: FuncDiff) -> str:

@@ -92,13 +92,9 @@ def _give(data: str | bytes, out: Path | None) -> None:
             raise click.UsageError("this format is binary: give -o FILE")
         click.echo(data, nl=False)
         return
-    part = out.with_name(f".{out.name}.part")
-    try:
-        part.write_bytes(data if isinstance(data, bytes) else data.encode())
-        part.replace(out)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise click.ClickException(f"{out}: {error.strerror}") from None
+    from ..ir.files import write_whole
+
+    write_whole(out, data)
 
 
 def _say_misses(record: Record) -> None:

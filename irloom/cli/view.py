@@ -63,8 +63,9 @@ def view(
     irloom view llama-3.1-8b/ --verify --random --layers 2
     """
     from ..backends.machine import device as named
+    from ..ir.files import write_whole
     from ..verify import How
-    from ..viewer import Settings, document, render, write
+    from ..viewer import Settings, document, render
     from ..viewer.model import recorded, verified
 
     settings = Settings(context, seqs, named(device) if device else None)
@@ -77,7 +78,7 @@ def view(
     else:
         out = out or Path(f"{_file_name(data['model'])}.html")
         text = render(data)
-        write(text, out)
+        write_whole(out, text)
         click.echo(f"{out}: {len(text.encode()) / 1e6:.1f} MB, {len(data['steps'])} passes")
     for name, why in shown.wrong.items():
         click.echo(f"{name}: {why}", err=True)

@@ -22,7 +22,7 @@ from irloom.frontends.hf.remote import remote_code
 from irloom.frontends.peft.frontend import Merged, identity
 from irloom.frontends.store import cache_dir, extensions
 from irloom.frontends.text import Text
-from irloom.ir.elem import ELEMS
+from irloom.ir.elem import ELEMS, floating
 from irloom.ir.errors import CheckpointError, EngineMismatch
 from irloom.ir.graph import Module
 from irloom.ir.op import OPS
@@ -44,7 +44,7 @@ def trace(
     ``dtype`` is the element of weights and activations (default: as stored); ``layers`` keeps the first.
     ``trust_remote_code`` runs Python files that a directory brings with it; without, they are refused.
     """
-    elem = ELEMS[dtype] if dtype else None
+    elem = floating(dtype) if dtype else None
     if isinstance(model, (str, Path)):
         path = find(str(model), trust_remote_code)
         return frontend_of(path).trace(path, TraceOptions(dtype=elem, layers=layers, trust=trust_remote_code))

@@ -8,6 +8,7 @@ from typing import NoReturn
 from irloom.frontends.core import TraceOptions
 from irloom.frontends.facts import DEFAULT_CONTEXT, Facts
 from irloom.ir.errors import CheckpointError
+from irloom.ir.files import read_text
 from irloom.ir.graph import Module
 from irloom.ir.parse import parse
 
@@ -26,7 +27,7 @@ class Text:
             return file.read(len(MARK)) == MARK
 
     def trace(self, path: Path, options: TraceOptions) -> Module:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(read_text(path))
 
     def checkpoint(self, path: Path, options: TraceOptions) -> NoReturn:
         raise CheckpointError(

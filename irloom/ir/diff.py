@@ -3,7 +3,7 @@
 Passes, numbering and names aside, two programs are the same when their nodes are. A node is *added* or
 *removed*; *replaced* where another op took its place; *changed* where its attributes or operands did;
 *retyped* where only its type did; *moved* where it stands in another function or in another order. The like
-goes for parameters. Whatever is new says which pass made it.
+goes for parameters, and what a function returns may differ. Whatever is new says which pass made it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from .align import Alignment, align, loc_of, op_of, reads, settings, statements
 from .copy import same_const
-from .graph import Func, Module, Node, Param, Stmt
+from .graph import Func, Module, Node, Param, Stmt, Value
 from .show import show_param, show_stmt
 from .weight_expr import show_weight
 
@@ -80,13 +80,15 @@ class Change:
 class FuncDiff:
     """What differs in a function; ``old`` or ``new`` is None where there is none. ``pairs`` is what stayed.
 
-    ``changes`` are in the order of the new function, with what is removed where it stood.
+    ``changes`` are in the order of the new function, with what is removed where it stood. ``returns`` is what
+    it returned and what it returns, where that is not the same.
     """
 
     old: Func | None
     new: Func | None
     pairs: Alignment
     changes: list[Change] = field(default_factory=list[Change])
+    returns: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -99,6 +101,12 @@ class FuncDiff:
     def renamed(self) -> bool:
         """Whether it has another name now."""
         return self.old is not None and self.new is not None and self.old.name != self.new.name
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs."""
+        there = self.old is not None and self.new is not None
+        return there and not (self.changes or self.renamed or self.returns)
 
     def of(self, kind: Kind) -> list[Change]:
         """The changes of one kind."""
@@ -118,9 +126,7 @@ class Diff:
     @property
     def same(self) -> bool:
         """Whether nothing differs, names and order of passes aside."""
-        return not self.header and not any(
-            f.changes or f.renamed or f.old is None or f.new is None for f in self.funcs
-        )
+        return not self.header and all(f.same for f in self.funcs)
 
     def func(self, name: str) -> FuncDiff:
         """What differs in the function called ``name``, now or before; ``KeyError`` if there is none."""
@@ -138,7 +144,8 @@ class Diff:
 def _json(f: FuncDiff) -> dict[str, Any]:
     counts = {kind: len(f.of(kind)) for kind in KINDS}
     names = {"old": f.old.name if f.old else None, "new": f.new.name if f.new else None}
-    return {**names, **counts, "changes": [c.to_json() for c in f.changes]}
+    returns = f.returns and dict(zip(("old", "new"), f.returns, strict=True))
+    return {**names, **counts, "returns": returns, "changes": [c.to_json() for c in f.changes]}
 
 
 def diff(a: Module, b: Module) -> Diff:
@@ -168,7 +175,8 @@ def _partners(a: Module, b: Module) -> list[tuple[Func, Func]]:
     free = [f for name, f in b.funcs.items() if name not in a.funcs]
     for f in left:
         for g in free:
-            if not _compare(f, g, {}).changes:
+            found = _compare(f, g, {})
+            if not found.changes and not found.returns:
                 pairs.append((f, g))
                 free.remove(g)
                 break
@@ -207,12 +215,14 @@ def _whole(old: Func | None, new: Func | None) -> FuncDiff:
 def _compare(old: Func, new: Func, renamed: dict[str, str]) -> FuncDiff:
     pairs = align(old, new, renamed)
     found = FuncDiff(old, new, pairs)
+    if [pairs.values.get(v) for v in old.returns] != new.returns:
+        found.returns = _names(old.returns), _names(new.returns)
     before: dict[Param | Stmt, Param | Stmt] = {
         b: a for a, b in (*pairs.params.items(), *pairs.stmts.items())
     }
     gone = [x for x in (*old.params, *statements(old.body)) if x not in pairs.stmts and x not in pairs.params]
     place = {x: i for i, x in enumerate((*old.params, *statements(old.body)))}
-    moved = _moved(pairs, place, new)
+    moved = {*_moved(pairs, place, new), *_exchanged(pairs, old, new)}
     for b in (*new.params, *statements(new.body)):
         a = before.get(b)
         if a is not None:  # what was removed before it goes before it
@@ -226,7 +236,11 @@ def _compare(old: Func, new: Func, renamed: dict[str, str]) -> FuncDiff:
 
 
 def _kind(
-    a: Param | Stmt | None, b: Param | Stmt, pairs: Alignment, renamed: dict[str, str], moved: set[Stmt]
+    a: Param | Stmt | None,
+    b: Param | Stmt,
+    pairs: Alignment,
+    renamed: dict[str, str],
+    moved: set[Param | Stmt],
 ) -> Kind | None:
     """How two paired things differ, the greatest difference first."""
     if a is None:
@@ -235,7 +249,9 @@ def _kind(
         assert isinstance(a, Param) and isinstance(b, Param)
         bound = [p.weight and show_weight(p.weight) for p in (a, b)]
         types = [(str(p.type), p.buffer) for p in (a, b)]
-        return "changed" if bound[0] != bound[1] else "retyped" if types[0] != types[1] else None
+        if bound[0] != bound[1]:
+            return "changed"
+        return "retyped" if types[0] != types[1] else "moved" if b in moved else None
     if renamed.get(op_of(a), op_of(a)) != op_of(b):
         return "replaced"
     if settings(a) != settings(b) or [pairs.values.get(v) for v in reads(a)] != reads(b):
@@ -243,6 +259,17 @@ def _kind(
     if [(str(r.type), r.buffer) for r in a.results] != [(str(r.type), r.buffer) for r in b.results]:
         return "retyped"
     return "moved" if b in moved else None
+
+
+def _names(values: list[Value]) -> str:
+    return ", ".join(v.name for v in values)
+
+
+def _exchanged(pairs: Alignment, old: Func, new: Func) -> set[Param]:
+    """Data that is given in another order; that of weights means nothing."""
+    was = [pairs.params[p] for p in old.data if p in pairs.params]
+    now = [p for p in new.data if p in was]
+    return {b for a, b in zip(was, now, strict=False) if a is not b}
 
 
 def _moved(pairs: Alignment, place: dict[Param | Stmt, int], new: Func) -> set[Stmt]:

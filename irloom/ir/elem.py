@@ -71,6 +71,20 @@ ELEMS: dict[str, Elem] = {
 }
 
 
+def floating(name: str) -> Elem:
+    """The element of weights and activations that is called ``name``; ``IRError`` where there is none.
+
+    >>> str(floating("bf16"))
+    'bf16'
+    """
+    floats = {known: elem for known, elem in ELEMS.items() if elem.kind == "float"}
+    if name not in floats:
+        raise IRError(
+            f"{name!r} is no element of weights and activations", hint=f"one of {', '.join(floats)}"
+        )
+    return floats[name]
+
+
 @dataclass(frozen=True)
 class Quant:
     """A quantized element: groups of ``group`` entries along the last dim share one scale.

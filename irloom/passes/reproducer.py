@@ -19,9 +19,6 @@ are refused with the line that says so.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -31,6 +28,7 @@ import torch
 from irloom import __version__
 from irloom.ir.checkpoint import Checkpoint, SafetensorsCheckpoint
 from irloom.ir.errors import CheckpointError, IRError
+from irloom.ir.files import read_text, write_whole
 from irloom.ir.graph import Module
 from irloom.ir.parse import parse
 from irloom.ir.show import show
@@ -67,9 +65,8 @@ class Reproducer:
         if self.weights is not None:
             tensors = _tensors(self.module, self.weights)
             beside = path.with_suffix(".safetensors").name
-            _replace(path.with_name(beside), lambda to: _save(tensors, to))
-        text = self.text(beside)
-        _replace(path, lambda to: to.write_text(text, encoding="utf-8"))
+            write_whole(path.with_name(beside), _saved(tensors))
+        write_whole(path, self.text(beside))
 
     def text(self, beside: str = RANDOM) -> str:
         """The file's text; ``beside`` is the name of the file of weights."""
@@ -99,7 +96,7 @@ def read_reproducer(path: Path, any_version: bool = False) -> Reproducer:
     """Read a file. ``IRError`` where it is of another format or version (unless ``any_version``), cut off or
     edited; ``CheckpointError`` where its weights are not there.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = read_text(path).split("\n")
     if lines[1].removeprefix(MARK).strip() != str(FORMAT):
         _refuse(path, 2, f"{lines[1]!r}, but this irloom reads format {FORMAT}", "update irloom")
     facts: dict[str, tuple[int, str]] = {}
@@ -140,7 +137,7 @@ def _beside(path: Path, line: int, name: str, m: Module) -> Checkpoint | None:
     if name == RANDOM:
         return None
     try:
-        found = SafetensorsCheckpoint(path.with_name(name))
+        found = SafetensorsCheckpoint(path.parent / name)
         for tensor in _names(m):
             found.dims(tensor)
     except CheckpointError as e:
@@ -163,10 +160,10 @@ def _tensors(m: Module, weights: Checkpoint) -> dict[str, torch.Tensor]:
     return {n: weights.read(n).clone().contiguous() for n in names}
 
 
-def _save(tensors: dict[str, torch.Tensor], to: Path) -> None:
+def _saved(tensors: dict[str, torch.Tensor]) -> bytes:
     from safetensors.torch import save
 
-    to.write_bytes(save(tensors))
+    return save(tensors)
 
 
 def _refuse(path: Path, line: int, why: str, hint: str) -> NoReturn:
@@ -175,16 +172,3 @@ def _refuse(path: Path, line: int, why: str, hint: str) -> NoReturn:
 
 def _digest(lines: list[str]) -> str:
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the place and rename: what stands there is whole."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    made = Path(name)
-    try:
-        write(made)
-        made.chmod(0o644)
-        made.replace(path)
-    finally:
-        made.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from irloom.frontends.core import TraceOptions, frontend_of
 from irloom.frontends.hf.hub import find
 from irloom.frontends.text import Text
 from irloom.ir.checkpoint import Checkpoint
-from irloom.ir.elem import ELEMS
+from irloom.ir.elem import floating
 from irloom.ir.errors import CheckpointError, EngineMismatch
 from irloom.ir.graph import Module
 from irloom.passes.random_weights import RandomWeights
@@ -88,10 +88,8 @@ def opened(model: str | Path, choice: Choice, how: How) -> tuple[Module, Checkpo
             f"{path}: an engine's passes have run", hint="verify the model that it was compiled from"
         )
     front = frontend_of(path)
-    dtype = how.dtype or backend(choice.target).dtype
-    if dtype not in ELEMS:
-        raise CheckpointError(f"--dtype {dtype}: no such element", hint=f"there are {', '.join(ELEMS)}")
-    options = TraceOptions(dtype=ELEMS[dtype], layers=how.layers, trust=how.trust)
+    dtype = floating(how.dtype or backend(choice.target).dtype)
+    options = TraceOptions(dtype=dtype, layers=how.layers, trust=how.trust)
     m = front.trace(path, options)
     if how.random or isinstance(front, Text):
         return m, None

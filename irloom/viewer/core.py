@@ -6,7 +6,7 @@ from pathlib import Path
 
 from irloom.backends.machine import device as named
 from irloom.ir.device import Device
-from irloom.ir.errors import IrloomError
+from irloom.ir.files import write_whole
 from irloom.ir.graph import Module
 from irloom.passes import Record
 
@@ -31,17 +31,5 @@ def view(
         device = named(device)
     text = render(document(what, Settings(context, seqs, device)))
     if out is not None:
-        write(text, Path(out))
+        write_whole(Path(out), text)
     return text
-
-
-def write(text: str, out: Path) -> None:
-    """Write a page beside its place, then move it there: it is whole or it is not there."""
-    part = out.with_name(out.name + ".part")
-    try:
-        part.write_text(text, "utf-8")
-        part.replace(out)
-    except OSError as error:
-        raise IrloomError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -37,6 +37,14 @@ def test_lines_say_what_was_and_what_is(irloom, texts):
     )
 
 
+def test_what_is_returned_counts(irloom, tmp_path):
+    one, other = tmp_path / "one.irloom", tmp_path / "other.irloom"
+    one.write_text(MLP.replace("return y", "return y, s"))
+    other.write_text(MLP.replace("return y", "return s, y"))
+    told = irloom("diff", one, other)
+    assert (told.code, told.out) == (1, "main\n  - return y, s\n  ! return s, y\n")
+
+
 def test_json(irloom, texts):
     one, other, _ = texts
     told = irloom("diff", one, other, "--json")

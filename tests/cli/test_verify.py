@@ -91,6 +91,20 @@ class TestVerify:
         told = irloom("verify", program, "--device", "abacus")
         assert told.err == "error: --device abacus: no such device\nhint: cpu, cuda or cuda:1\n"
 
+    @pytest.mark.parametrize("command", ["verify", "bisect", "view", "explain"])
+    def test_an_element_that_weights_cannot_have(self, irloom, program, command):
+        for name in ("foo", "i32"):
+            told = irloom(command, program, "--dtype", name)
+            assert told.code == core.Exit.USER
+            assert told.err.startswith(
+                f"error: '{name}' is no element of weights and activations\nhint: one of"
+            )
+
+    def test_a_program_that_is_not_text(self, irloom, program):
+        program.write_bytes(program.read_bytes() + b"\xff")
+        told = irloom("verify", program)
+        assert told.code == core.Exit.USER and "is not UTF-8" in told.err
+
     def test_an_engine_has_no_passes_left_to_verify(self, irloom, engine):
         told = irloom("verify", engine)
         assert told.code == core.Exit.USER and "verify the model that it was compiled from" in told.err
@@ -113,6 +127,10 @@ class TestBisect:
         assert "rewrite  main.s: Halve  (change 1 of 1)" in told
         assert "-    s: f32[T, 4] = add(a, b)" in told
         assert "+    s: f32[T, 4] = mul(a, 2.0)" in told
+
+    def test_a_file_that_cannot_be_written(self, irloom, program, wrong, tmp_path):
+        told = irloom("bisect", program, *wrong, "-o", tmp_path / "missing" / "found.irloom")
+        assert told.code == core.Exit.USER and "cannot be written" in told.err
 
     def test_where_all_is_right_it_says_so(self, irloom, program, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

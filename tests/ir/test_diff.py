@@ -113,6 +113,19 @@ class TestKinds:
         assert changes(one, one.replace("add(a, x)", "add(a, z)")) == [("changed", "b", "b")]
         assert changes(one, one.replace("2.0", "3.0")) == [("changed", "y", "y")]
 
+    def test_other_values_are_returned_or_in_another_order(self):
+        one = rows("a = silu(x)", "b = gelu(x)").replace("return b", "return a, b")
+        for returned in ("b, a", "a", "a, b, b"):
+            found = diff(parse(one), parse(one.replace("return a, b", f"return {returned}")))
+            assert not found.same and found.func("main").returns == ("a, b", returned)
+            assert not found.func("main").changes
+
+    def test_data_is_given_in_another_order(self):
+        one = "def main(x: f32[T, 8], y: f32[T, 8], z: f32[T, 8]):\n    s = sub(x, y)\n    return s"
+        other = one.replace("x: f32[T, 8], y: f32[T, 8]", "y: f32[T, 8], x: f32[T, 8]")
+        found = [(kind, new) for kind, _, new in changes(one, other)]
+        assert found == [("moved", "y"), ("moved", "x")]
+
     def test_types_alone_change(self):
         other = MLP.replace("f32", "bf16")
         assert {kind for kind, _, _ in changes(MLP, other)} == {"retyped"}

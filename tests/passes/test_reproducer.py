@@ -72,7 +72,7 @@ class TestAFile:
         old = file.read_text()
         made = read_reproducer(file)
         monkeypatch.setattr("pathlib.Path.replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(IrloomError, match="cannot be written: disk full"):
             made.write(file)
         assert file.read_text() == old
         assert [p.name for p in file.parent.iterdir()] == ["found.irloom"]
@@ -107,6 +107,16 @@ class TestBadFiles:
         edited(file, "session: 2 1; 1 0", "session: 2 1; 1")
         edited(file, re.search("digest: .*", file.read_text())[0], "digest: ")
         assert "session and seed cannot be read" in refused(file)
+
+    @pytest.mark.parametrize("beside", ["", "a/b.safetensors"])
+    def test_weights_that_are_nowhere(self, file, beside):
+        edited(file, "weights: random", f"weights: {beside}")
+        edited(file, re.search("digest: .*", file.read_text())[0], "digest: ")
+        assert refused(file).endswith("--> DIR/found.irloom:8")
+
+    def test_bytes_that_are_no_text(self, file):
+        file.write_bytes(file.read_bytes() + b"\xff")
+        assert "is not UTF-8" in refused(file)
 
     def test_a_pass_that_is_not_installed(self, file):
         edited(file, "fuse-mlp(join=false)", "fuse-mpl")

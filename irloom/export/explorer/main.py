@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from irloom.ir.files import read_text
 from irloom.ir.parse import parse
 
 from . import graphs
@@ -27,7 +28,7 @@ def adapter() -> type[Any]:
         )
 
         def convert(self, model_path: str, settings: dict[str, Any]) -> dict[str, Any]:
-            m = parse(Path(model_path).read_text(encoding="utf-8"))
+            m = parse(read_text(Path(model_path)))
             made = graphs(m, list(m.funcs.values()))
             return {"graphs": [from_dict(explorer.graph_builder.Graph, g) for g in made]}
 
