@@ -43,6 +43,7 @@ vendor: $(VENV)/.package
 
 docs: $(VENV)/.package
 	$(BIN)/python docs/structure.py
+	$(BIN)/python docs/reference.py
 
 format: $(VENV)/.package
 	$(BIN)/ruff check --fix

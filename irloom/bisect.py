@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from difflib import unified_diff
 from pathlib import Path
+from typing import Any
 
 from irloom.driver import Choice, passes_of
 from irloom.ir.checkpoint import Checkpoint
@@ -44,7 +45,7 @@ def _lines(m: Module) -> list[str]:
 
 
 def bisect(
-    model: str | Path,
+    model: Any,
     choice: Choice | None = None,
     how: How = HOW,
     out: Path | None = None,

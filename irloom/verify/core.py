@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from irloom.backends.artifact import is_engine
 from irloom.backends.core import backend
 from irloom.driver import Choice, passes_of
-from irloom.frontends.core import TraceOptions, frontend_of
+from irloom.frontends.core import Frontend, TraceOptions, frontend_of, source
 from irloom.frontends.hf.hub import find
 from irloom.frontends.text import Text
 from irloom.ir.checkpoint import Checkpoint
@@ -53,14 +54,14 @@ HOW = How()
 
 
 def verify(
-    model: str | Path, choice: Choice | None = None, how: How = HOW, progress: Progress | None = None
+    model: Any, choice: Choice | None = None, how: How = HOW, progress: Progress | None = None
 ) -> Verified:
-    """Check every pass of the chosen pipeline on ``model``; a row per pass."""
+    """Check every pass of the chosen pipeline on a model (a path, a hub id or an ``nn.Module``); a row each."""
     ran, trial = prepared(model, choice or Choice(), how)
     return verify_passes(ran, trial, progress=progress)
 
 
-def prepared(model: str | Path, choice: Choice, how: How) -> tuple[Ran, Trial]:
+def prepared(model: Any, choice: Choice, how: How) -> tuple[Ran, Trial]:
     """The chosen passes, run on the program of a model, and what to try them on."""
     passes = passes_of(choice)
     m, weights = opened(model, choice, how)
@@ -78,8 +79,21 @@ def trial_of(
     return Trial(session, SharedWeights(weights, device, how.memory), how.by_layer)
 
 
-def opened(model: str | Path, choice: Choice, how: How) -> tuple[Module, Checkpoint | None]:
+def opened(model: Any, choice: Choice, how: How) -> tuple[Module, Checkpoint | None]:
     """The traced program, and its weights; None where they are to be random."""
+    front, path = _front(model, how)
+    dtype = floating(how.dtype or backend(choice.target).dtype)
+    options = TraceOptions(dtype=dtype, layers=how.layers, trust=how.trust)
+    m = front.trace(path, options)
+    if how.random or isinstance(front, Text):
+        return m, None
+    return m, front.checkpoint(path, options)
+
+
+def _front(model: Any, how: How) -> tuple[Frontend, Path]:
+    """What reads ``model``, a path, a hub id or an ``nn.Module``, and where it is."""
+    if not isinstance(model, (str, Path)):
+        return source(model)
     path = find(str(model), how.trust, weights=not how.random)
     if path.name == "config.json":
         path = path.parent
@@ -87,13 +101,7 @@ def opened(model: str | Path, choice: Choice, how: How) -> tuple[Module, Checkpo
         raise EngineMismatch(
             f"{path}: an engine's passes have run", hint="verify the model that it was compiled from"
         )
-    front = frontend_of(path)
-    dtype = floating(how.dtype or backend(choice.target).dtype)
-    options = TraceOptions(dtype=dtype, layers=how.layers, trust=how.trust)
-    m = front.trace(path, options)
-    if how.random or isinstance(front, Text):
-        return m, None
-    return m, front.checkpoint(path, options)
+    return frontend_of(path), path
 
 
 def placed(device: str) -> torch.device:
