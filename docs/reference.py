@@ -123,7 +123,7 @@ def _pass(name: str, cls: type) -> str:
     assert module is not None, cls
     texts = [inspect.cleandoc(t.__doc__ or "") for t in (module, cls)]
     constraints = [
-        f"- {word}: {', '.join(f'[`{n}`](#{n})' for n in getattr(cls, word))}"
+        f"- {word}: {', '.join('all others' if n == '*' else f'[`{n}`](#{n})' for n in getattr(cls, word))}"
         for word in ("after", "before", "requires")
         if getattr(cls, word)
     ]

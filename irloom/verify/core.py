@@ -56,7 +56,7 @@ HOW = How()
 def verify(
     model: Any, choice: Choice | None = None, how: How = HOW, progress: Progress | None = None
 ) -> Verified:
-    """Check every pass of the chosen pipeline on a model (a path, a hub id or an ``nn.Module``); a row each."""
+    """Check every pass of the chosen pipeline on a path, a hub id or an ``nn.Module``; a row per pass."""
     ran, trial = prepared(model, choice or Choice(), how)
     return verify_passes(ran, trial, progress=progress)
 
