@@ -20,7 +20,7 @@ from .core import Changes, spend
 
 
 def fold_weights(f: Func) -> Changes:
-    """Bind weights to expressions of weights where the function computes them, and drop what is read no more.
+    """Bind weights to expressions of weights where the function computes them; ``drop`` takes out what is read no more.
 
     A chain folds from its start: ``add(cast(w, to=f32), 1)`` becomes ``affine(cast(w, f32), 1.0, 1.0)``.
     """
@@ -51,8 +51,6 @@ def fold_weights(f: Func) -> Changes:
         changes.places.append(f"{f.name}.{source.name}: {s.op.name} of a weight is read with it")
     f.body = kept
     f.replace_uses(swap)
-    unread = {p for p in f.weights if not readers.get(p) and p not in f.returns}
-    f.params = [p for p in f.params if p not in unread]
     return changes
 
 
