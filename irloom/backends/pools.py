@@ -19,7 +19,7 @@ def cache_plan(m: Module) -> KVPlan:
     plan = kv_plan(m)
     if not plan.groups:
         raise PipelineError(
-            f"{m.model}: the program has no cache, so it cannot continue a sequence",
+            f"{m.model or 'the program'}: it has no cache, so it cannot continue a sequence",
             hint="a pipeline for an engine ends in kv-cache, kv-plan",
         )
     return plan

@@ -283,7 +283,10 @@ class Module:
 
     @property
     def main(self) -> Func:
-        """The entry."""
+        """The entry; ``IRError`` where the program has none."""
+        if "main" not in self.funcs:
+            there = ", ".join(self.funcs) or "nothing"
+            raise IRError(f"the program has no function `main`, only {there}", hint="main is what runs")
         return self.funcs["main"]
 
     def calls(self) -> Iterator[tuple[Call, int | None, list[int]]]:
@@ -293,7 +296,7 @@ class Module:
 
     def runs(self) -> Iterator[tuple[Call, dict[str, int]]]:
         """Every call of ``main`` as it runs, and what loop variables are then."""
-        for s in self.main.body:
+        for s in self.main.body if "main" in self.funcs else ():
             if isinstance(s, Call):
                 yield s, {}
             elif isinstance(s, Loop):

@@ -20,7 +20,7 @@ from .core import Changes, spend
 
 
 def fold_weights(f: Func) -> Changes:
-    """Bind weights to expressions of weights where the function computes them; ``drop`` takes out what is read no more.
+    """Bind weights to expressions of weights where the function computes them; ``drop`` takes out the rest.
 
     A chain folds from its start: ``add(cast(w, to=f32), 1)`` becomes ``affine(cast(w, f32), 1.0, 1.0)``.
     """

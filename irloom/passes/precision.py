@@ -107,7 +107,7 @@ def _wanted(
     active: set[Value],
     base: Elem | None,
 ) -> Wanted:
-    calls = (c.loc for c, _ in m.runs() if c.callee == f.name) if "main" in m.funcs else iter(())
+    calls = (c.loc for c, _ in m.runs() if c.callee == f.name)
     path = next(calls, "").replace("{i}", str(index))
     elems: list[Elem | None] = []
     for n in f.nodes:

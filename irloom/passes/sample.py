@@ -196,9 +196,8 @@ def weight_dims(modules: Sequence[Module]) -> dict[str, tuple[int, ...]]:
 def bindings(m: Module) -> Iterator[tuple[Param, int | None]]:
     """Every weight of a module with each layer index it is bound at; 0 where nothing calls the function."""
     layers: dict[str, list[int | None]] = {}
-    if "main" in m.funcs:
-        for call, index, _ in m.calls():
-            layers.setdefault(call.callee, []).append(index)
+    for call, index, _ in m.calls():
+        layers.setdefault(call.callee, []).append(index)
     for f in m.funcs.values():
         for p in f.weights:
             for index in layers.get(f.name, [layer_of(f)]):

@@ -80,7 +80,7 @@ class Layers:
     def of(m: Module) -> Layers:
         """Read them off the calls of ``main``; of a flat one off names, as ``outline`` does."""
         out = Layers()
-        for call, index, _ in m.calls() if "main" in m.funcs else ():
+        for call, index, _ in m.calls():
             known = out.calls.setdefault(call.callee, [])
             if index not in known:
                 known.append(index)

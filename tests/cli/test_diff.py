@@ -37,6 +37,18 @@ def test_lines_say_what_was_and_what_is(irloom, texts):
     )
 
 
+def test_a_program_without_main_is_compared_but_takes_no_pass_that_needs_one(irloom, tmp_path):
+    one, other = tmp_path / "one.irloom", tmp_path / "other.irloom"
+    one.write_text(MLP.replace("main", "layer"))
+    other.write_text(MLP.replace("main", "layer").replace("silu", "gelu"))
+    assert irloom("diff", one, other).out.startswith("layer: 1 replaced\n")
+    told = irloom("diff", one).err
+    assert told.startswith("error: the program has no function `main`, only layer\n")
+    assert told.endswith("  --> in pass outline\n")
+    told = irloom("dump", one, "--layer", 1, "--pipeline", "")
+    assert told.err == "error: the program: no layer 1\nhint: its layers are not outlined here\n"
+
+
 def test_what_is_returned_counts(irloom, tmp_path):
     one, other = tmp_path / "one.irloom", tmp_path / "other.irloom"
     one.write_text(MLP.replace("return y", "return y, s"))
