@@ -22,7 +22,7 @@ from irloom.frontends.hf.trace import trace_config
 from irloom.ir import ops
 from irloom.ir.elem import ELEMS
 from irloom.ir.parse import parse
-from irloom.ir.weight_expr import Concat, Slice
+from irloom.ir.weight_expr import Concat, Scale, Slice
 from irloom.passes import (
     absorb_mla,
     algebra,
@@ -234,7 +234,7 @@ def wrong_axis(patch):
 
     def times(x, by, elem):
         made = real(x, by, elem)
-        return made and replace(made, dim=1 - made.dim)
+        return replace(made, dim=1 - made.dim) if isinstance(made, Scale) else made
 
     patch.setattr(fold_weights, "_times", times)
 

@@ -28,22 +28,31 @@ def written(path, body, rules=""):
     """The pass of a file."""
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     path.write_text(f"{HEAD}{rules}\n@dataclass(frozen=True)\nclass Mine(Pass):\n    'Mine.'\n{lines}\n")
-    return Registry().register_file(path)
+    found = Registry().register_file(path)
+    assert found
+    return found
+
+
+class Refused:
+    """What a pipeline says that runs a pass whose body is given; paths are file names in it."""
+
+    error: IrloomError
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, body, before=(), rules="", program=PROGRAM, then=""):
+        mine = written(self.folder / "mine.py", body, rules)
+        after = [written(self.folder / "then.py", then)()] if then else []
+        with pytest.raises(IrloomError) as caught:
+            run_pipeline(parse(program), [*before, mine(), *after])
+        self.error = caught.value
+        return str(caught.value).replace(f"{self.folder}/", "")
 
 
 @pytest.fixture
 def refused(tmp_path):
-    """What a pipeline says that runs a pass whose body is given; paths as file names."""
-
-    def run(body, before=(), rules="", program=PROGRAM, then=""):
-        mine = written(tmp_path / "mine.py", body, rules)
-        after = [written(tmp_path / "then.py", then)()] if then else []
-        with pytest.raises(IrloomError) as caught:
-            run_pipeline(parse(program), [*before, mine(), *after])
-        run.error = caught.value
-        return str(caught.value).replace(f"{tmp_path}/", "")
-
-    return run
+    return Refused(tmp_path)
 
 
 def test_what_it_raises_is_named_with_its_own_line(refused):

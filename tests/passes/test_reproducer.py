@@ -37,6 +37,13 @@ def file(tmp_path):
     return path
 
 
+def digest(path) -> str:
+    """The line of the digest."""
+    found = re.search("digest: .*", path.read_text())
+    assert found
+    return found[0]
+
+
 def edited(path, old, new):
     text = path.read_text()
     assert old in text
@@ -90,7 +97,7 @@ class TestBadFiles:
     def test_another_version_that_is_asked_for_must_still_be_whole(self, file):
         edited(file, f"irloom {__version__},", "irloom 0.0.1,")
         assert "the text is not the one that was written" in refused(file, any_version=True)
-        edited(file, re.search("digest: .*", file.read_text())[0], "digest: ")
+        edited(file, digest(file), "digest: ")
         assert read_reproducer(file, any_version=True).change == "main.y: FuseSiluMul"
 
     def test_another_format(self, file):
@@ -105,13 +112,13 @@ class TestBadFiles:
 
     def test_a_session_that_is_none(self, file):
         edited(file, "session: 2 1; 1 0", "session: 2 1; 1")
-        edited(file, re.search("digest: .*", file.read_text())[0], "digest: ")
+        edited(file, digest(file), "digest: ")
         assert "session and seed cannot be read" in refused(file)
 
     @pytest.mark.parametrize("beside", ["", "a/b.safetensors"])
     def test_weights_that_are_nowhere(self, file, beside):
         edited(file, "weights: random", f"weights: {beside}")
-        edited(file, re.search("digest: .*", file.read_text())[0], "digest: ")
+        edited(file, digest(file), "digest: ")
         assert refused(file).endswith("--> DIR/found.irloom:8")
 
     def test_bytes_that_are_no_text(self, file):
@@ -120,7 +127,7 @@ class TestBadFiles:
 
     def test_a_pass_that_is_not_installed(self, file):
         edited(file, "fuse-mlp(join=false)", "fuse-mpl")
-        edited(file, re.search("digest: .*", file.read_text())[0], "digest: ")
+        edited(file, digest(file), "digest: ")
         with pytest.raises(IrloomError, match="fuse-mpl"):
             rerun(file)
 

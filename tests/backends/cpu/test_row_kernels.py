@@ -110,10 +110,10 @@ def test_rope_append_is_what_its_parts_do(
                 kernels.rms_norm(x[:, h], w, normed[:, h], 1e-6)
             x = normed
         kernels.rope(x, cos, sin, y, interleaved=interleaved)
-    kernels.kv_append(turned, v, *caches[0], slots)
+    kernels.kv_append(turned, v, caches[0][0], caches[0][1], slots)
     kernels.raw.rope_append(
         *(a for x in (q, k, v) for a in (x.data_ptr(), x.stride(0))),
-        norm, *(w.data_ptr() if weights else 0 for w in (wq, wk)), cos.data_ptr(), sin.data_ptr(),
+        norm, *(0 if w is None else w.data_ptr() for w in (wq, wk)), cos.data_ptr(), sin.data_ptr(),
         got.data_ptr(), got.stride(0), *(c.data_ptr() for c in caches[1]), ELEMS[elem], slots.data_ptr(),
         t, heads, kv, dim, wide, rotary, interleaved, 1e-6,
     )  # fmt: skip
