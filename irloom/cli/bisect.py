@@ -56,7 +56,8 @@ def bisect(
 def _show(found: Found) -> None:
     culprit, reduced = found.culprit, found.reduced
     click.echo(f"pass     {culprit.name}")
-    click.echo(f"rewrite  {culprit.place}  (change {culprit.change} of {culprit.changes})")
+    which = f"  (change {culprit.change} of {culprit.changes})" if culprit.change else ""
+    click.echo(f"rewrite  {culprit.place}{which}")
     click.echo(f"failure  {culprit.failure}")
     if reduced:
         click.echo(

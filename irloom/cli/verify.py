@@ -62,6 +62,7 @@ def verify(ctx: click.Context, model: str, passes: Choice, as_json: bool, **opti
     irloom verify MODEL --with "quantize(int8)" --by-layer
     """
     from ..bisect import rerun
+    from ..driver import Choice
     from ..passes.reproducer import is_reproducer
     from ..verify import verify as verified
     from ..verify import verify_engine
@@ -69,6 +70,8 @@ def verify(ctx: click.Context, model: str, passes: Choice, as_json: bool, **opti
     any_version, engine, file = options.pop("any_version"), options.pop("engine"), Path(model)
     given = how(options)
     if is_reproducer(file):
+        if engine or passes != Choice():
+            raise click.UsageError(f"{model} says which pipeline it is for: no other is run, and no engine")
         found = rerun(file, given, any_version)
     else:
         with progress_bars() as report:

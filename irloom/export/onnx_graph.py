@@ -38,7 +38,7 @@ DTYPES = {
 def write(m: Module, functions: list[Func]) -> bytes:
     """The file. ``functions`` beside ``main`` are ONNX functions; without it, the first one is the graph."""
     onnx = _onnx()
-    graph = m.main if m.main in functions else functions[0]
+    graph = next((f for f in functions if f.name == "main"), functions[0])
     used = [f for f in functions if f is not graph]
     model = onnx.helper.make_model(
         _Writer(m, {}).graph(graph),
@@ -226,9 +226,10 @@ class _Writer:
         return int(getattr(self.onnx.TensorProto, DTYPES[kind]))
 
     def _weight(self, p: Param, number: int | None) -> str:
-        """The initializer of a weight for a layer; one for all that read it."""
+        """The initializer of a weight for a layer, or for any (``{i}``) where the layer is the graph."""
         assert p.weight is not None
-        text = tensor_name(p.weight.name if isinstance(p.weight, Tensor) else show_weight(p.weight), number)
+        text = p.weight.name if isinstance(p.weight, Tensor) else show_weight(p.weight)
+        text = text if number is None else tensor_name(text, number)
         if text not in self.weights:
             self.weights[text] = self._initializer(text, p)
         return text

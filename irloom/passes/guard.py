@@ -32,7 +32,7 @@ def run_guarded(p: Pass, m: Module, before: Module) -> Changes:
         raise
     except IrloomError as e:
         raise e.at(f"  --> in pass {name}") from None
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise _raised(p, f"pass {name}", e) from e
     if not isinstance(changes, Changes):
         raise PipelineError(
@@ -83,7 +83,7 @@ def preserved(p: Pass, earlier: Sequence[Pass]) -> list[Pass]:
     return [q for q in earlier if p.keeps(name_of(type(q)))]
 
 
-def _raised(p: Pass, what: str, e: Exception) -> PipelineError:
+def _raised(p: Pass, what: str, e: Exception | SystemExit) -> PipelineError:
     """What a person needs of an exception: what it says, the line of the pass, and the rule at work."""
     said = f": {e}" if str(e) else ""
     error = PipelineError(
@@ -94,7 +94,7 @@ def _raised(p: Pass, what: str, e: Exception) -> PipelineError:
     return error.at(f"  --> {_line(p, e)}")
 
 
-def _line(p: Pass, e: Exception) -> str:
+def _line(p: Pass, e: BaseException) -> str:
     """The innermost line of the pass's own code, which may lie in files beside the pass's own."""
     folder = Path(type(p).run.__code__.co_filename).parent
     frames = traceback.extract_tb(e.__traceback__)

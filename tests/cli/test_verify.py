@@ -121,6 +121,14 @@ class TestBisect:
         again = irloom("verify", out, *wrong[:2])
         assert again.code == 1 and "BAD" in again.out
         assert irloom("dump", out, "--after", "trace").code == 0
+        for more in (["--engine"], ["--with", "quantize(int8)"], ["--pipeline", "raise"]):
+            told = irloom("verify", out, *wrong[:2], *more)
+            assert told.code == core.Exit.USER and "no other is run" in told.err
+
+    def test_a_pass_that_asks_for_no_fuel_has_no_first_change(self, irloom, program, tmp_path, wrong):
+        wrong[1].write_text(PLUGIN.replace("return apply(m, [Halve()])", "raise ValueError"))
+        told = irloom("bisect", program, *wrong, "-o", tmp_path / "found.irloom")
+        assert "rewrite" in told.out and "(change" not in told.out
 
     def test_it_prints_the_smallest_program_before_and_after(self, irloom, program, wrong, tmp_path):
         told = irloom("bisect", program, *wrong, "-o", tmp_path / "found.irloom").out

@@ -155,6 +155,12 @@ class TestOnnx:
         dims = [d.dim_param or d.dim_value for d in types[ops["linear"].output[0]].shape.dim]
         assert dims == ["T", 8]
 
+    def test_a_layer_alone_is_the_graph(self, program):
+        onnx = pytest.importorskip("onnx")
+        read = onnx.load_model_from_string(export(program, "onnx", ["layer"]))
+        assert read.graph.name == "layer" and not read.functions
+        assert [x.name for x in read.graph.initializer] == ["model.layers.{i}.n", "model.layers.{i}.attn.w"]
+
     def test_without_the_package_it_says_what_to_install(self, program, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "onnx", None)
         with pytest.raises(IRError, match=r"needs the package onnx\nhint: pip install 'irloom\[onnx\]'"):

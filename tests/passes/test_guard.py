@@ -65,6 +65,12 @@ def test_what_it_raises_is_named_with_its_own_line(refused):
     assert isinstance(refused.error.__cause__, AttributeError)
 
 
+def test_a_pass_does_not_end_the_process(refused):
+    assert refused("def run(self, m):\n    raise SystemExit(3)") == (
+        "pass mine raised SystemExit: 3\nhint: `irloom --debug` shows the traceback\n  --> mine.py:10 in run"
+    )
+
+
 def test_what_a_rule_raises_is_named_with_the_place_of_the_match(refused):
     rule = "class Loud(Rewrite):\n    def match(self, x):\n        return silu(x)\n"
     rule += "    def replace(self, x):\n        return relu(x, 1 / 0)\n"
