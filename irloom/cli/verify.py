@@ -26,7 +26,10 @@ def how_options(fn: Callable[..., None]) -> Callable[..., None]:
         click.option("--layers", type=click.IntRange(min=1), metavar="N", help="Only the first N layers."),
         click.option("--device", default="cpu", show_default=True, help="Where to run: cpu, cuda."),
         click.option("--random", is_flag=True, help="Seeded random weights; a config.json is enough."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of inputs and random weights."),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
+            help="Of inputs and random weights.",
+        ),
         click.option("--dtype", help="Of weights and activations, such as bf16; default: the target's."),
         click.option(
             "--tokens", type=click.IntRange(min=4), default=1024, show_default=True,

@@ -104,7 +104,8 @@ def available() -> dict[str, type[Pass]]:
 def load_plugin(path: str | Path) -> list[type[Pass]]:
     """Load a file of a pass and ops, or a folder of such files, without packaging them: the passes.
 
-    One whose file has the name of a file loaded before takes its place.
+    One whose file has the name of a file loaded before takes its place. A file that defines ops is loaded
+    once: an op has one definition.
     """
     return PASSES.register(Path(path))
 

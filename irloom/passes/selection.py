@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
 
+from irloom.ir.errors import PipelineError
 from irloom.ir.graph import Func, Module, Node, Param
 from irloom.ir.weight_expr import offsets, tensor_names
 
@@ -41,7 +42,9 @@ class Selection:
 
     @staticmethod
     def of(text: str) -> Selection:
-        """Read the text form."""
+        """Read the text form; ``PipelineError`` for an empty one, which would be everything."""
+        if not text.strip():
+            raise PipelineError(f"{text!r} is no layer and no name", hint="'*' is everything, () nothing")
         head, colon, tail = text.partition(":")
         if not _LAYERS.fullmatch(head):
             return Selection((), text.strip())
