@@ -22,7 +22,7 @@ demo: $(VENV)/.package $(MODEL)
 # summary closes the output.
 test: export OMP_NUM_THREADS = 1
 test: lint types imports changes $(MODEL)
-	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --slow 0.1
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --slow 0.1
 
 lint: $(VENV)/.package
 	$(BIN)/ruff check

@@ -9,6 +9,7 @@ import torch
 
 from irloom.backends.core import backend, backends
 from irloom.driver import Choice, passes_of, targets
+from irloom.driver.core import _loaded, _plugins
 from irloom.frontends.core import TraceOptions, frontend_of
 from irloom.ir.errors import IRError, PipelineError, TraceError
 from irloom.ir.graph import Module
@@ -16,7 +17,7 @@ from irloom.ir.interp import Interpreter
 from irloom.ir.op import OPS
 from irloom.ir.parse import parse
 from irloom.ir.plugins import PluginWarning, origin, sources
-from irloom.passes import parse_pipeline, spell
+from irloom.passes import PASSES, load_plugin, parse_pipeline, spell
 from tests.packages import install, pass_file
 
 
@@ -199,6 +200,16 @@ class TestEngines:
         (p,) = parse_pipeline("key")
         found = sources([type(p), type(parse_pipeline("raise")[0])])
         assert [f.relative_to(site).name for f in found] == ["__init__.py", "p.py", "rules.py"]
+
+    def test_an_engine_is_made_anew_when_a_file_that_only_adds_a_kernel_is_loaded(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(PASSES, "loaded", {})
+        before = _plugins([])
+        (tmp_path / "adds_a_kernel.py").write_text("KERNEL = 1\n")
+        load_plugin(tmp_path / "adds_a_kernel.py")
+        assert _plugins([]) != before
+        assert _loaded([], []) == ["--plugin", str(tmp_path / "adds_a_kernel.py")]
 
 
 class TestChoice:

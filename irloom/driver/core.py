@@ -27,7 +27,7 @@ from irloom.ir.errors import CheckpointError, EngineMismatch
 from irloom.ir.graph import Module
 from irloom.ir.op import OPS
 from irloom.ir.plugins import HERE, origin, sources
-from irloom.passes import Pass, Record, run_pipeline, spell
+from irloom.passes import PASSES, Pass, Record, run_pipeline, spell
 from irloom.passes.pipeline import Pipeline
 
 from .pipelines import CHOICE, Choice, available, passes_of, until
@@ -238,15 +238,16 @@ def engine_for(
 
 
 def _loaded(passes: Sequence[Pass], needed: Sequence[Need]) -> list[str]:
-    """``--plugin FILE`` for each file of passes or ops that is in no package."""
+    """``--plugin FILE`` for each file of passes, ops or kernels that is in no package."""
     made = [origin(type(p)) for p in passes]
     files = [o.file for o in made if o.package is None] + [n.file for n in needed if n.package is None]
+    files += map(str, PASSES.loaded)
     return [word for file in dict.fromkeys(files) for word in ("--plugin", file)]
 
 
 def _plugins(passes: Sequence[Pass]) -> str:
-    """A digest of code from outside of irloom: the packages of these passes, and all ops known by now."""
-    files = [*sources(map(type, passes)), *(file_of(op) for op in OPS)]
+    """A digest of code from outside of irloom: these passes, ops known by now, files loaded."""
+    files = [*sources(map(type, passes)), *(file_of(op) for op in OPS), *PASSES.loaded]
     return code(f for f in files if not f.is_relative_to(HERE))
 
 

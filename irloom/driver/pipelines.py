@@ -75,7 +75,8 @@ def until(passes: list[Pass], stage: str | None) -> list[Pass]:
     ends = [i for i, other in enumerate(names, 1) if other == name]
     if not ends:
         has = f"it has {', '.join(dict.fromkeys(names))}, and trace"
-        raise PipelineError(f"the pipeline has no pass {name!r}", hint=has)
+        hint = f"--with {name} adds it; {has}" if name in PASSES else has
+        raise PipelineError(f"the pipeline has no pass {name!r}", hint=hint)
     if run and not (run.isdecimal() and 0 < int(run) <= len(ends)):
         times = f"{len(ends)} times" if len(ends) > 1 else "once"
         raise PipelineError(

@@ -369,6 +369,10 @@ class Builder:
         while args and args[-1] is None:
             args = args[:-1]
         full = op.complete(attrs)
+        for name, given in full.items():
+            if isinstance(given, Value):
+                hint = f"in a pattern, `{name}: Literal` takes numbers alone"
+                raise IRError(f"{op.name}: attribute `{name}` is the value {given.name}", hint=hint)
         types = op.infer([a.type if isinstance(a, Value) else a for a in args], full)
         base, self.name = self.name or op.name, None
         results = [Value(self.fresh(base), t) for t in types]

@@ -15,6 +15,11 @@
 | ``?``     | after an operand: it may be absent                                             |
 
 A dim that stands left only is summed: when it is split over an axis the result is a partial sum.
+
+Elements are not in it: a result has that of the first operand. Where an op says otherwise, as one whose first
+operand is an index, a hook does: ``@name.dtype`` on a function ``(types, attrs)`` that gives the element.
+What else a signature cannot say goes the same way: ``.verify`` refuses, ``.shape`` gives result types where
+dims depend on attributes, ``.flops`` and ``.bytes`` count.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from irloom.ir.verify import verify
 from .core import Changes, Pass, limited
 from .registry import name_of
 
-FRAMEWORK = [Path(__file__).with_name(f"{name}.py") for name in ("rewrite", "pattern", "draft", "guard")]
+RULES = ("rewrite", "rewrite_pass", "pattern", "draft", "guard")
+FRAMEWORK = [Path(__file__).with_name(f"{name}.py") for name in RULES]
 """Files beside irloom's own passes whose lines say nothing about a pass."""
 
 

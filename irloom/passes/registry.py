@@ -35,6 +35,7 @@ class Registry(Mapping[str, type[Pass]]):
     def __init__(self) -> None:
         self.packages = Group("irloom.passes", "pass", PipelineError, _accepted, _taken)
         self.names: dict[type[Pass], str] = {}  # of those that are not files of this folder
+        self.loaded: dict[Path, None] = {}  # files of plugins, whatever they define
         self._files: dict[str, tuple[type[Pass], Path]] = {}
 
     def __getitem__(self, name: str) -> type[Pass]:
@@ -75,7 +76,9 @@ class Registry(Mapping[str, type[Pass]]):
         ``PipelineError`` when there is no such file, it does not load, defines several passes, or one whose
         name is taken.
         """
-        return [self._register(file, module) for file, module in load_path(path) if _passes(module)]
+        found = load_path(path)
+        self.loaded.update((file.resolve(), None) for file, _ in found)
+        return [self._register(file, module) for file, module in found if _passes(module)]
 
     def _register(self, file: Path, module: ModuleType) -> type[Pass]:
         found, name = _passes(module), _name(file)

@@ -239,3 +239,15 @@ def test_passes_say_whether_their_work_holds(name, lacks):
 def test_inlining_says_that_it_undoes_outlining():
     m, _ = run_pipeline(parse(MODEL), "outline, inline, outline")
     assert list(m.funcs) == ["layer", "main"]
+
+
+def test_a_pass_that_is_its_own_rule_is_located_in_its_own_file(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from irloom import RewritePass\nfrom irloom.ir.ops import silu\n\n\nclass Own(RewritePass):\n"
+        "    def match(self, x):\n        return silu(x)\n\n    def replace(self, x):\n        return 1 / 0\n"
+    )
+    own = Registry().register_file(file)
+    assert own
+    with pytest.raises(IrloomError, match=r"own\.py:10 in replace"):
+        run_pipeline(parse(PROGRAM), [own()])

@@ -546,3 +546,16 @@ def test_a_pass_may_be_its_own_rule():
     m = parse("def main(x: f32[T, 4]):\n    y = exp(x)\n    return y")
     assert len(Capped(2.0).run(m)) == 1
     assert "minimum(x, 2.0)" in str(m)
+
+
+def test_a_value_is_no_attribute():
+    class Capped(RewritePass):
+        def match(self, x, limit):
+            return minimum(x, limit)
+
+        def replace(self, x, limit):
+            return softcap(x, cap=limit)
+
+    m = parse("def main(x: f32[T, 4], most: f32[4]):\n    y = minimum(x, most)\n    return y")
+    (miss,) = Capped().run(m).near_misses
+    assert miss.reason == "softcap: attribute `cap` is the value most"
