@@ -149,6 +149,7 @@ def test_a_file_of_passes_and_ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """An engine says which file it needs and how to build it again; another file, another engine."""
     monkeypatch.setattr("irloom.driver.core.cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr(PASSES, "_files", dict(PASSES._files))
+    monkeypatch.setattr(PASSES, "loaded", {})
     save_model(llama_config(num_hidden_layers=2), tmp_path / "model")
     file = tmp_path / "gate_in_a_file.py"
     file.write_text(HALVED)
