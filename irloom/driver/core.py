@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import irloom
 from irloom import __version__
 from irloom.backends.artifact import EngineReader, EngineWriter, Manifest, is_engine
 from irloom.backends.core import Report, backend, quiet
@@ -219,8 +218,8 @@ def engine_for(
     steps = [spell(p) for p in passes]
     frontend_of(path)
     which = identity(path, Path(adapter) if adapter else None)
-    facts = [which, target, steps, list(cpu_features()), __version__, version("torch"), _code(), extensions()]
-    facts += [_plugins(passes)]
+    facts = [which, target, steps, list(cpu_features()), __version__, version("torch"), extensions()]
+    facts += [code([HERE / "__init__.py"]), _plugins(passes)]
     facts += [trust_remote_code] if remote_code(path) else []
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     out = cache_dir() / "engines" / key
@@ -249,12 +248,3 @@ def _plugins(passes: Sequence[Pass]) -> str:
     """A digest of code from outside of irloom: these passes, ops known by now, files loaded."""
     files = [*sources(map(type, passes)), *(file_of(op) for op in OPS), *PASSES.loaded]
     return code(f for f in files if not f.is_relative_to(HERE))
-
-
-def _code() -> str:
-    """A digest of irloom's own code: an engine of another state of it is not used again."""
-    digest = hashlib.sha256()
-    root = Path(irloom.__file__).parent
-    for file in sorted(p for kind in ("*.py", "*.cpp", "*.h") for p in root.rglob(kind)):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from irloom.ir.errors import IRError
-from irloom.ir.graph import Call, Func, Loop, Module, Node, Stmt, Value
+from irloom.ir.graph import Call, Func, Loop, Module, Node, Stmt, Value, take_name
 from irloom.ir.show import show_arg, show_attr
 from irloom.ir.weight_expr import show_weight
 from irloom.passes.layers import split_loc
@@ -117,20 +117,12 @@ class _Vertices:
         by: str = "",
         loops: tuple[str, ...] = (),
     ) -> Vertex:
-        id = self._fresh(makes[0].name if makes else op)
+        id = take_name(makes[0].name if makes else op, self.taken, "#", 2)
         path, place = split_loc(loc)
         edges = [Edge(*self.source[v], i, v) for i, v in enumerate(reads)]
         self.source.update((v, (id, i)) for i, v in enumerate(makes))
         parts = tuple(path.split(".")) if path else ()
         return Vertex(id, kind, op, edges, list(makes), attrs or {}, parts, place, by, loops)
-
-    def _fresh(self, name: str) -> str:
-        id, n = name, 1
-        while id in self.taken:
-            n += 1
-            id = f"{name}#{n}"
-        self.taken.add(id)
-        return id
 
 
 def _attrs(n: Node) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 from irloom import __version__
 from irloom.ir.elem import CACHES, Elem, Opaque, Paged, Quant, State
 from irloom.ir.errors import IRError
-from irloom.ir.graph import Call, Func, Loop, Module, Node, Param, Stmt, Value
+from irloom.ir.graph import Call, Func, Loop, Module, Node, Param, Stmt, Value, take_name
 from irloom.ir.interp import cache_types
 from irloom.ir.op import Attr
 from irloom.ir.show import show_attr
@@ -84,7 +84,7 @@ class _Writer:
     def function(self, f: Func) -> Any:
         """A function: data, then weights are its inputs."""
         for p in (*f.data, *f.weights):
-            self.env[p] = self._fresh(p.name)
+            self.env[p] = take_name(p.name, self.taken)
             self.infos.append(self._info(self.env[p], p.type))
         self._body(f.body, {})
         outputs = [self._copied(r, f) for r in f.returns]
@@ -99,7 +99,7 @@ class _Writer:
         """What a function returns must not be one of its inputs: that goes through an Identity."""
         if r not in f.params:
             return self.env[r]
-        name = self._fresh(r.name)
+        name = take_name(r.name, self.taken)
         self.nodes.append(self.onnx.helper.make_node("Identity", [self.env[r]], [name]))
         return name
 
@@ -152,7 +152,7 @@ class _Writer:
             stack[i] = name
 
     def _results(self, s: Node | Call, called: Sequence[str] | None = None) -> list[str]:
-        names = [self._fresh(name) for name in called or [r.name for r in s.results]]
+        names = [take_name(name, self.taken) for name in called or [r.name for r in s.results]]
         self._same(s.results, names)
         self.infos += [self._info(name, r.type) for name, r in zip(names, s.results, strict=True)]
         return names
@@ -163,7 +163,7 @@ class _Writer:
         return "/".join((*path.split("."), self.env[s.results[0]])).lstrip("/") if s.results else path
 
     def _number(self, a: Any) -> str:
-        name = self._fresh("number")
+        name = take_name("number", self.taken)
         kind = {"value_int": a} if isinstance(a, int) else {"value_float": a}
         self.nodes.append(self.onnx.helper.make_node("Constant", [], [name], **kind))
         return name
@@ -192,10 +192,10 @@ class _Writer:
 
     def _input(self, p: Param) -> list[Any]:
         if p.type.elem != CACHES:
-            self.env[p] = self._fresh(p.name)
+            self.env[p] = take_name(p.name, self.taken)
             return [self._info(self.env[p], p.type)]
         types = {i: t for i, t in cache_types(self.m).items() if isinstance(i, int)}
-        self.stacks[p] = {i: self._fresh(f"{p.name}[{i}]") for i in types}
+        self.stacks[p] = {i: take_name(f"{p.name}[{i}]", self.taken) for i in types}
         self.env[p] = p.name
         return [self._info(self.stacks[p][i], t) for i, t in types.items()]
 
@@ -243,11 +243,3 @@ class _Writer:
         made.data_location = self.onnx.TensorProto.EXTERNAL
         made.external_data.add(key="location", value=ABSENT)
         return made
-
-    def _fresh(self, name: str) -> str:
-        base, n = name, 0
-        while name in self.taken:
-            n += 1
-            name = f"{base}_{n}"
-        self.taken.add(name)
-        return name

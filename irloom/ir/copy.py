@@ -9,7 +9,7 @@ import networkx as nx
 import torch
 
 from .elem import Elem
-from .graph import Arg, Call, Func, Loop, Module, Node, Param, Slot, Stmt, Value, retype
+from .graph import Arg, Call, Func, Loop, Module, Node, Param, Slot, Stmt, Value, retype, take_name
 
 
 def copy_module(m: Module) -> Module:
@@ -144,12 +144,10 @@ def to_networkx(f: Func) -> nx.MultiDiGraph[str]:
     """
     g: nx.MultiDiGraph[str] = nx.MultiDiGraph(name=f.name)
     source: dict[Value, str] = {}
+    taken: set[str] = set()
 
     def vertex(results: list[Value], **facts: Any) -> str:
-        name, n = results[0].name, 1
-        while name in g:
-            n += 1
-            name = f"{results[0].name}#{n}"
+        name = take_name(results[0].name, taken, "#", 2)
         g.add_node(name, type=str(results[0].type), **facts)
         source.update(dict.fromkeys(results, name))
         return name

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from .dims import Dim
@@ -357,12 +358,7 @@ class Builder:
 
     def fresh(self, base: str) -> str:
         """``base``, or ``base_1``, ``base_2``, ... when it is taken; taken from now on."""
-        name, n = base, 0
-        while name in self.taken:
-            n += 1
-            name = f"{base}_{n}"
-        self.taken.add(name)
-        return name
+        return take_name(base, self.taken)
 
     def emit(self, op: Op, args: Sequence[Any], attrs: dict[str, Any]) -> Any:
         """Append ``op(*args, **attrs)``; its value, or a tuple of them where the op has several results."""
@@ -386,6 +382,15 @@ class Builder:
 
     def __exit__(self, *error: Any) -> None:
         self._block.__exit__(*error)
+
+
+def take_name(base: str, taken: set[str], mark: str = "_", start: int = 1) -> str:
+    """``base``, or the first of ``base_1``, ``base_2``, ... that is not ``taken``; taken from now on."""
+    name, numbers = base, count(start)
+    while name in taken:
+        name = f"{base}{mark}{next(numbers)}"
+    taken.add(name)
+    return name
 
 
 def retype(func: Func) -> None:

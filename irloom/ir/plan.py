@@ -219,11 +219,15 @@ def show_bytes(n: float) -> str:
     >>> show_bytes(96), show_bytes(1536), show_bytes(5 * 1024**3)
     ('96 B', '1.5 KiB', '5.0 GiB')
     """
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if n < 1024 or unit == "TiB":
-            break
-        n /= 1024
-    return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+    return scaled(n, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def scaled(n: float, by: int, units: Sequence[str]) -> str:
+    """``n`` in the first of ``units``, each ``by`` times the one before, in which it is less than ``by``."""
+    unit = 0
+    while n >= by and unit < len(units) - 1:
+        n, unit = n / by, unit + 1
+    return f"{n:.1f} {units[unit]}" if unit else f"{n:.0f} {units[0]}"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

@@ -15,24 +15,9 @@ from typing import Any
 
 from irloom.ir.elem import Elem
 from irloom.ir.graph import Arg, Module, Node, Param, Stmt, Value
-from irloom.ir.op import Op
-from irloom.ir.ops import (
-    add,
-    div,
-    gelu,
-    linear,
-    linear_act,
-    mish,
-    mul,
-    quick_gelu,
-    relu,
-    relu2,
-    sigmoid,
-    silu,
-    softcap,
-    softplus,
-    tanh,
-)
+from irloom.ir.op import OPS, Op
+from irloom.ir.ops import add, div, linear, linear_act, mul, softcap
+from irloom.ir.ops.activation import ACTIVATIONS
 
 from .core import Changes, NoMatch, Pass, spend
 from .draft import Draft
@@ -103,8 +88,7 @@ def _sum(e: Epilogue, n: Node, y: Value) -> Epilogue | None:
 
 
 TAKES: dict[Op, Take] = {
-    **{op: _activation(op.name) for op in (gelu, silu, relu, relu2, sigmoid, tanh)},
-    **{op: _activation(op.name) for op in (quick_gelu, mish, softplus)},
+    **{OPS[name]: _activation(name) for name in ACTIVATIONS if name in OPS},
     mul: _number,
     div: _number,
     softcap: _cap,

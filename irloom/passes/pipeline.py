@@ -42,12 +42,14 @@ def run_pipeline(m: Module, pipeline: Pipeline, progress: Progress | None = None
     passes = parse_pipeline(pipeline)
     check_order(passes, m.passes)
     verify(m)
-    with _uncollected():
-        return _run(m, passes, progress)
+    now = m.copy()
+    with uncollected():
+        return now, Record(list(steps(now, passes, progress)))
 
 
-def _run(m: Module, passes: Sequence[Pass], progress: Progress | None) -> tuple[Module, Record]:
-    now, before, record, kept = m.copy(), m.copy(), Record(), list[Pass]()
+def steps(now: Module, passes: Sequence[Pass], progress: Progress | None = None) -> Iterator[Step]:
+    """Run ``passes`` on ``now`` itself, one at a time: what each was and did."""
+    before, kept = now.copy(), list[Pass]()
     for i, p in enumerate(passes):
         name, start = name_of(type(p)), time.perf_counter()
         if progress:
@@ -60,13 +62,12 @@ def _run(m: Module, passes: Sequence[Pass], progress: Progress | None) -> tuple[
         now.passes.append(name)
         after = now.copy() if changes.places else replace(before, passes=list(now.passes))
         seconds = time.perf_counter() - start
-        record.steps.append(Step(name, spell(p), before, after, changes, seconds, p))
+        yield Step(name, spell(p), before, after, changes, seconds, p)
         before = after
-    return now, record
 
 
 @contextmanager
-def _uncollected() -> Generator[None]:
+def uncollected() -> Generator[None]:
     """Programs hold no cycles, and a record holds many programs: the collector would only walk them all."""
     was = gc.isenabled()
     gc.disable()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from irloom.ir.elem import Quant
-from irloom.ir.graph import Func, Module, Node, Param, Stmt, Value
+from irloom.ir.graph import Func, Module, Node, Param, Stmt, Value, take_name
 from irloom.ir.types import Type
 from irloom.ir.weight_expr import WeightExpr
 
@@ -51,12 +51,7 @@ class Site:
 
     def new_weight(self, name: str, type: Type, expr: WeightExpr) -> Param:
         """A weight parameter of the function, bound to ``expr``. It is added when the rewrite succeeds."""
-        base, n = name, 0
-        while name in self.draft.taken:
-            n += 1
-            name = f"{base}_{n}"
-        self.draft.taken.add(name)
-        self.new_params.append(Param(name, type, weight=expr))
+        self.new_params.append(Param(take_name(name, self.draft.taken), type, weight=expr))
         return self.new_params[-1]
 
     def fold(self, v: Value, name: str = "") -> Param:

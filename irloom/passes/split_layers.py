@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 from irloom.ir.copy import copy_func
-from irloom.ir.graph import Call, Func, Index, Loop, Module, Node, Slot, Stmt, Value, substitute
+from irloom.ir.graph import Call, Func, Index, Loop, Module, Node, Slot, Stmt, Value, substitute, take_name
 
 from .roll import rename_carried
 
@@ -39,11 +39,8 @@ def split_layers(m: Module, kinds: Mapping[str, Mapping[int | None, Kind]]) -> d
 
 
 def _copy(f: Func, taken: set[str]) -> Func:
-    new, n = copy_func(f), 0
-    while new.name in taken:
-        n += 1
-        new.name = f"{f.name}_{n}"
-    taken.add(new.name)
+    new = copy_func(f)
+    new.name = take_name(f.name, taken)
     return new
 
 
@@ -133,7 +130,7 @@ class _Cutter:
             results = list(s.results)
             slots = [Slot(x.stack, index(x.index)) for x in s.slots] if isinstance(s, Call) else []
             for v in results[: len(results) - len(slots)]:
-                name = v.name if v.name in carried or not fresh else self.free(v.name)
+                name = v.name if v.name in carried or not fresh else take_name(v.name, self.taken)
                 seen[v] = Value(name, v.type, v.buffer)
             for v, x in zip(results[len(results) - len(slots) :], slots, strict=True):
                 seen[v] = Value(str(x), v.type, v.buffer)
@@ -147,12 +144,3 @@ class _Cutter:
                 given = [seen.get(a, a) if isinstance(a, Value) else a for a in s.args]
                 out.append(Node(s.op, given, dict(s.attrs), made, s.loc, s.made_by))
         return out, seen
-
-    def free(self, name: str) -> str:
-        """``name``, or one like it that is not taken; taken from now on."""
-        base, n = name, 0
-        while name in self.taken:
-            n += 1
-            name = f"{base}_{n}"
-        self.taken.add(name)
-        return name

@@ -10,9 +10,11 @@ from typing import Any
 from irloom.ir.errors import IrloomError
 from irloom.ir.graph import Loop, Module
 from irloom.ir.show import show
+from irloom.ir.verify import verify
 
 from .core import Pass
-from .pipeline import run_pipeline, spell
+from .order import check_order
+from .pipeline import spell, steps, uncollected
 from .record import Record, Step
 from .registry import name_of
 from .report import Report
@@ -94,18 +96,15 @@ class Ran:
 
 def run_as_far(m: Module, passes: Sequence[Pass]) -> Ran:
     """Run ``passes`` up to the first that raises, leaves a malformed program or undoes another."""
+    record, error, made = Record(), None, steps(m.copy(), passes)
     try:
-        return Ran(m, passes, run_pipeline(m, passes)[1])
+        verify(m)
+        with uncollected():
+            for i in range(len(passes)):
+                check_order(passes[: i + 1], m.passes)
+                record.steps.append(next(made))
     except IrloomError as e:
         error = e
-    good, bad = 0, len(passes)
-    record = Record()
-    while bad - good > 1:
-        half = (good + bad) // 2
-        try:
-            good, record = half, run_pipeline(m, passes[:half])[1]
-        except IrloomError as e:
-            bad, error = half, e
     return Ran(m, passes, record, error)
 
 

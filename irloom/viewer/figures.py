@@ -5,7 +5,7 @@ from __future__ import annotations
 from irloom.ir.cost import count_weights, step_nodes
 from irloom.ir.errors import IRError
 from irloom.ir.graph import Module
-from irloom.ir.plan import kv_plan, show_bytes
+from irloom.ir.plan import kv_plan, scaled, show_bytes
 
 from .costs import Costs
 
@@ -53,11 +53,7 @@ def _short(n: float) -> str:
     >>> _short(268_098_176), _short(1.5e12), _short(12)
     ('268.1 M', '1.5 T', '12 ')
     """
-    for unit in ("", "k", "M", "G", "T"):
-        if n < 1000 or unit == "T":
-            break
-        n /= 1000
-    return f"{n:.0f} {unit}" if unit == "" else f"{n:.1f} {unit}"
+    return scaled(n, 1000, ("", "k", "M", "G", "T"))
 
 
 def _seconds(s: float) -> str:
