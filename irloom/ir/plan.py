@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .elem import Cached, Paged, State
+from .dims import symbols
+from .elem import SEQS, Cached, Paged, State
 from .errors import IRError
 from .types import Type
 
@@ -151,6 +152,26 @@ def kv_plan(m: Module) -> KVPlan:
         found.setdefault(pool, {})[key if isinstance(key, str) else f"{stack}[{key}]"] = t
     order = sorted(found, key=lambda pool: (pool[0] == STATES, pool[1] is not None, pool[1] or 0))
     return KVPlan(tuple(CacheGroup(*pool, _page(found[pool]), found[pool]) for pool in order))
+
+
+def is_linear(m: Module) -> bool:
+    """Whether a sequence has one page, a slot, in every cache of keys: ``kv-plan(layout="linear")``.
+
+    A window is kept whole then, and there are as many slots as sequences.
+    """
+    from .interp import cache_types
+
+    most = max(
+        (m.dims[s][1] for p in m.main.data if p.type.elem == SEQS for s in symbols(p.type.dims[1])), default=1
+    )
+    paged = [t for t in cache_types(m).values() if isinstance(t.elem, Paged)]
+    return all(_one_page(t, m, most) for t in paged)
+
+
+def _one_page(t: Type, m: Module, sequences: int) -> bool:
+    assert isinstance(t.elem, Paged)
+    pages = [m.dims[s][1] for s in symbols(t.dims[0])] or [t.dims[0]]
+    return t.elem.window is None and pages[0] == sequences
 
 
 def page_of(t: Type) -> int:

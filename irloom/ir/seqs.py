@@ -94,6 +94,7 @@ class PagedCache:
 
     Values have a last dim of their own, 0 where only keys are kept; of every ``stride`` tokens the last is
     kept. One that is renewed ``in_place`` writes into its own tensors: nothing may read it as it was before.
+    They may lie in memory in any order of dims.
     """
 
     k: torch.Tensor
@@ -132,17 +133,18 @@ class PagedCache:
             last = (seqs.positions + 1) % self.stride == 0
             at, k, v = at[last], k[last], None if v is None else v[last]
         keys, values = (self.k, self.v) if self.in_place else (self.k.clone(), self.v.clone())
-        keys.view(-1, *keys.shape[2:])[at] = k.to(keys.dtype)
+        place = at // keys.shape[1], at % keys.shape[1]
+        keys[place] = k.to(keys.dtype)
         if v is not None:
-            values.view(-1, *values.shape[2:])[at] = v.to(values.dtype)
+            values[place] = v.to(values.dtype)
         return replace(self, k=keys, v=values)
 
     def read(self, seqs: Seqs, s: int, since: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [n, kv heads, head dim] of sequence ``s`` from its key ``since`` on."""
         at = torch.arange(since, int(seqs.context[s]) // self.stride, device=self.k.device)
         entries = self.k.shape[1]
-        rows = seqs.table(self.pool)[s, at // entries].long() * entries + at % entries
-        return self.k.flatten(0, 1)[rows], self.v.flatten(0, 1)[rows]
+        place = seqs.table(self.pool)[s, at // entries].long(), at % entries
+        return self.k[place], self.v[place]
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def sizes(
     most = max((int(t.max()) + 3 for t in tables.values()), default=0)
     for i, (name, (low, high)) in enumerate(names.items()):
         size = sum(batch.lengths) if name == "T" else len(batch.lengths) if name == "S" else 3 + 2 * i
-        env.setdefault(name, min(max(size, most, low), high))
+        env.setdefault(name, max(min(max(size, low), high), most))
     return env
 
 

@@ -119,15 +119,21 @@ class Pages:
         pools = zip(self.pools, table.last, strict=True)
         return min((last + pool.available) * pool.spec.page for pool, last in pools) - table.stored
 
-    def fits(self, table: PageTable, length: int, spare: int) -> bool:
-        """Whether ``length`` tokens could be stored now with ``spare`` pages of every pool left over."""
-        for pool, first, last in zip(self.pools, table.first, table.last, strict=True):
+    def fits(self, table: PageTable, length: int) -> bool:
+        """Whether ``length`` tokens fit now, with a spare page for each other table that may want one."""
+        for i, (pool, first, last) in enumerate(zip(self.pools, table.first, table.last, strict=True)):
             need = -(-length // pool.spec.page) - last
             if pool.spec.window is not None:
                 need = min(need, max(live_pages(pool.spec) - (last - first), 1))
-            if need + spare > pool.available:
+            if need + self._growing(i, table) > pool.available:
                 return False
         return True
+
+    def _growing(self, i: int, but: PageTable) -> int:
+        """Other tables whose pages of pool ``i`` end before the longest sequence does."""
+        page = self.specs[i].page
+        others = (t for t in self.open_tables.values() if t is not but)
+        return sum(t.last[i] * page < self.max_context for t in others)
 
     def grow(self, table: PageTable, count: int) -> None:
         """Take the pages for ``count`` more tokens, a chunk that is ``uncut``; there must be ``room``."""

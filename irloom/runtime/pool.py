@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, OrderedDict
 
 from irloom.ir.plan import Pool
@@ -18,7 +19,7 @@ class PagePool:
     def __init__(self, spec: Pool) -> None:
         self.spec = spec
         self.refs = [0] * spec.pages
-        self.blank = list(range(spec.pages - 1, -1, -1))
+        self.blank = list(range(spec.pages))  # a heap: the first go first, so those in use lie close together
         self.idle: OrderedDict[int, None] = OrderedDict()
         self.keys: list[bytes | None] = [None] * spec.pages
         self.published: dict[bytes, int] = {}
@@ -35,7 +36,7 @@ class PagePool:
     def take(self) -> int:
         """A page for one writer; evicts the least recently used idle page when none is blank."""
         if self.blank:
-            page = self.blank.pop()
+            page = heapq.heappop(self.blank)
         else:
             page, _ = self.idle.popitem(last=False)
             key = self.keys[page]
@@ -57,7 +58,7 @@ class PagePool:
         if self.refs[page]:
             return
         if self.keys[page] is None:
-            self.blank.append(page)
+            heapq.heappush(self.blank, page)
         else:
             self.idle[page] = None
 

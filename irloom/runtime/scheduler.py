@@ -102,9 +102,9 @@ class Scheduler:
     def _admit(self) -> None:
         """Let waiting requests join in order of rank; none overtakes the first.
 
-        A newcomer behind all others must find pages for its whole prompt and one spare page for each that
-        runs, or it would soon be preempted. One that outranks a running request just starts: it takes the
-        pages as it needs them.
+        A newcomer behind all others must find pages for its whole prompt and a spare page for each that runs
+        and may want one, or it would soon be preempted. One that outranks a running request just starts: it
+        takes the pages as it needs them.
         """
         while self._left and (request := self._next()) is not None:
             outranks = bool(self.running) and request.rank < self.running[-1].rank
@@ -113,7 +113,7 @@ class Scheduler:
                     return
                 self._preempt(self.running[-1])
             table = self.pages.open(request.prefix, request.known - 1)
-            if self.running and not outranks and not self.pages.fits(table, request.known, len(self.running)):
+            if self.running and not outranks and not self.pages.fits(table, request.known):
                 self.pages.close(table)
                 return
             heapq.heappop(self.waiting)

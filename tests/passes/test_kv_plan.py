@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from irloom.ir.cost import count_weights, plan, step_cost
 from irloom.ir.errors import IRError
 from irloom.ir.parse import parse
-from irloom.ir.plan import CacheGroup, KVPlan, kv_plan
+from irloom.ir.plan import CacheGroup, KVPlan, is_linear, kv_plan
 from irloom.ir.show import show
 from irloom.passes import run_pipeline
 
@@ -97,6 +97,49 @@ def test_without_memory_every_sequence_gets_its_pages(program):
     m, _ = run_pipeline(program, "kv-plan(context=160, max_seqs=7)")
     assert m.dims["S"] == (1, 7)
     assert m.dims["P"] == (1, 70)
+
+
+def test_a_linear_layout_has_one_slot_a_sequence_in_one_pool(program):
+    """A window is kept whole: all caches count the same slots, as long as the longest sequence."""
+    m, record = run_pipeline(program, "kv-plan(layout='linear', context=1000, max_seqs=7)")
+    assert {str(t) for t in kv_plan(m).groups[0].caches.values()} == {"paged[f32, 1000][P, 1, 32]"}
+    assert m.dims == {"T": (1, 8192), "S": (1, 7), "P": (1, 7)}
+    assert [p.split(": ")[1] for p in record.steps[0].changes.places] == [
+        "6 caches, 1.5 MiB a sequence, 7 slots, 10.3 MiB"
+    ]
+    assert kv_plan(m).table((10, 1000)).splitlines() == [
+        "pool  page  caches          each  bytes/page  bytes/token  10 tokens  1000 tokens",
+        "full  1000       6  2 f32[1, 32]     1.5 MiB      1.5 KiB    1.5 MiB      1.5 MiB",
+    ]
+    assert parse(show(m)).dims == m.dims
+    assert is_linear(m)
+    assert not is_linear(run_pipeline(program, "kv-plan(page=1000, context=1000, max_seqs=7)")[0])
+
+
+def test_states_and_strides_have_slots_too():
+    """A stride divides its slot, so that one may be longer than the longest sequence."""
+    m = parse("""
+T: dim[1, 64]; S: dim[1, 4]; P: dim[1, 99]; Ps4: dim[1, 99]; N: dim[1, 99]
+
+def main(
+    x: f32[T, 4, 8], taps: f32[8, 4], seqs: seqs[T, S],
+    a: paged[f32, 16][P, 4, 8], b: paged[f32, 64](stride=4)[Ps4, 4, 8], n: state[f32, 256][N, 8, 3],
+):
+    a1 = kv_append(a, x, x, seqs)
+    b1 = kv_append(b, x, x, seqs)
+    h = sum(x, dim=1, keep=False)
+    c, n1 = carried_causal_conv(h, taps, seqs, n)
+    return c, a1, b1, n1
+""")
+    m, _ = run_pipeline(m, "kv-plan(layout='linear', context=50)")
+    plan = kv_plan(m)
+    assert [(g.name, g.page, g.window) for g in plan.groups] == [
+        ("full", 50, None),
+        ("stride 4", 52, None),
+        ("state", 50, 2),
+    ]
+    assert [p.pages for p in plan.pools(50, 4)] == [4, 4, 4]
+    assert is_linear(m)
 
 
 def test_a_page_table_has_one_page_size():

@@ -102,9 +102,28 @@ def test_what_was_hit_last_is_evicted_last():
 
 def test_fits_counts_a_window_once():
     """40 tokens need 10 pages without a window, 3 with one of 6; one more may be spared of 11."""
-    for pool, spare, fits in (((None, 4, 11), 1, True), ((None, 4, 11), 2, False), ((6, 4, 4), 1, True)):
+    for pool, others, fits in (((None, 4, 11), 1, True), ((None, 4, 11), 2, False), ((6, 4, 4), 1, True)):
         pages = open_pages(pool)
-        assert pages.fits(pages.open(Prefix(TOKENS, 4), 39), 40, spare) == fits
+        for _ in range(others):
+            pages.open(Prefix(TOKENS, 4), 0)
+        assert pages.fits(pages.open(Prefix(TOKENS, 4), 39), 40) == fits
+
+
+def test_a_sequence_that_holds_its_last_page_wants_no_spare_one():
+    """A page as long as the longest sequence is a slot: the second sequence may take the last of two."""
+    for page, fits in ((100, True), (99, False)):
+        pages = open_pages((None, page, 2))
+        fill(pages, 1)
+        assert pages.fits(pages.open(Prefix(TOKENS[50:], page), 0), 1) == fits
+
+
+def test_the_first_free_page_is_taken():
+    """However they come back: what is in use lies close together."""
+    pages = open_pages((None, 100, 4))
+    tables = [fill(pages, 1, tokens=TOKENS[i:]) for i in range(4)]
+    for i in (1, 3, 0):
+        pages.close(tables[i])
+    assert [int(pages.tables[0][fill(pages, 1).slot, 0]) for _ in range(3)] == [0, 1, 3]
 
 
 @pytest.mark.parametrize(

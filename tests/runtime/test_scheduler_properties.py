@@ -17,6 +17,8 @@ from irloom.runtime.request import SamplingParams
 
 from .engine import POISON, HashEngine, oracle
 
+LONG = 61
+"""A page that holds a whole sequence: a slot."""
 STEMS = [[5] * 40, [1, 2, 3, 4] * 10, list(range(40))]
 
 attention = st.builds(
@@ -37,6 +39,14 @@ states = st.builds(
     cut=st.just(True),
 )
 pools = st.lists(st.one_of(attention, states), min_size=1, max_size=3)
+slots = st.builds(
+    lambda window, cut, n: [Pool("slot", window, LONG, 0, n), Pool("state", 2, LONG, 0, n, cut=True)][
+        : 1 + cut
+    ],
+    st.sampled_from([None, 5]),
+    st.booleans(),
+    st.integers(1, 6),
+)
 sampling = st.builds(
     SamplingParams,
     max_tokens=st.one_of(st.none(), st.integers(1, 12)),
@@ -55,7 +65,12 @@ prompts = st.builds(
 class Serving(RuleBasedStateMachine):
     """A loop and what its requests should say."""
 
-    @initialize(pools=pools, budget=st.integers(1, 12), seqs=st.integers(1, 5), context=st.integers(4, 60))
+    @initialize(
+        pools=st.one_of(pools, slots),
+        budget=st.integers(1, 12),
+        seqs=st.integers(1, 5),
+        context=st.integers(4, 60),
+    )
     def open(self, pools: list[Pool], budget: int, seqs: int, context: int) -> None:
         self.pools = pools
         self.engine = HashEngine(tuple(pools), budget, seqs, context)
@@ -102,16 +117,25 @@ class Serving(RuleBasedStateMachine):
 
     def step(self) -> None:
         """Something runs, what runs says what it should, and blank pages are spoiled afterwards."""
-        steps = len(self.engine.batches)
+        steps, live = len(self.engine.batches), self.loop.unfinished
         for delta in self.loop.step():
             self.said[delta.id] += delta.token_ids
             if delta.output is not None:
                 assert delta.output.token_ids == self.said[delta.id]
                 self.compare(delta.id, delta.output.finish_reason)
         assert len(self.engine.batches) == steps + 1 or not self.loop.unfinished
+        if live and self.pools[0].page == LONG:
+            self.check_slots(live)
         for pool, cache in zip(self.loop.pages.pools, self.engine.caches, strict=True):
             cache[pool.blank] = POISON
         self.loop.check()
+
+    def check_slots(self, live: int) -> None:
+        """A sequence has one slot; every slot is used as long as requests wait and tokens are left."""
+        pages, batch = self.loop.pages, self.engine.batches[-1]
+        assert all(pool.in_use == len(self.loop.scheduler.running) for pool in pages.pools)
+        most = min(live, pages.max_slots, self.pools[0].pages)
+        assert len(batch.context) == most or len(batch.tokens) == self.engine.max_tokens
 
     def compare(self, name: str, reason: str) -> None:
         prompt, params = self.asked[name]

@@ -85,9 +85,11 @@ def test_a_sequence_asks_for_one_slot_and_one_to_spare():
     """However long it gets; a snapshot that it shares stays with the others."""
     pages = Pages((state(3),), 4, 100)
     table = pages.open(Prefix(TOKENS, 8), 99)
-    assert pages.fits(table, 100, 1)
-    assert not pages.fits(table, 100, 2)
-    assert pages.fits(table, 8, 2)
+    pages.open(Prefix(TOKENS, 8), 0)
+    assert pages.fits(table, 100)
+    pages.open(Prefix(TOKENS, 8), 0)
+    assert not pages.fits(table, 100)
+    assert pages.fits(table, 8)
 
 
 @pytest.mark.parametrize(
