@@ -24,6 +24,8 @@ _TORCH = {
     "bf16": "bfloat16",
     "f8e4m3": "float8_e4m3fn",
     "f8e5m2": "float8_e5m2",
+    "f8e8m0": "float8_e8m0fnu",
+    "f4e2m1": "float8_e4m3fn",  # has every value of it; torch packs two a byte and computes nothing with them
     "i64": "int64",
     "i32": "int32",
     "i16": "int16",
@@ -65,6 +67,7 @@ def _plain(kind: str, *rows: tuple[str, int]) -> dict[str, Elem]:
 
 ELEMS: dict[str, Elem] = {
     **_plain("float", ("f64", 64), ("f32", 32), ("f16", 16), ("bf16", 16), ("f8e4m3", 8), ("f8e5m2", 8)),
+    **_plain("float", ("f8e8m0", 8), ("f4e2m1", 4)),
     **_plain("int", ("i64", 64), ("i32", 32), ("i16", 16), ("i8", 8), ("i4", 4)),
     **_plain("uint", ("u8", 8), ("u4", 4)),
     **_plain("bool", ("bool", 8)),

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
     from .emitter import Emitter
 
-Sizes = Mapping[str, int]
-"""What each symbol is in one step."""
+
+class Sizes(dict[str, int]):
+    """What each symbol is in one step, and the device that it runs on."""
+
+    device: torch.device | None = None
 
 
 class NotExpressible(IrloomError):
@@ -145,13 +148,14 @@ class Network:
         """The symbols that its inputs depend on: what an optimization profile gives ranges for."""
         return frozenset(s for t in self.inputs for d in t.dims for s in symbols(d))
 
-    def sizes(self, given: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    def sizes(self, given: Mapping[str, torch.Tensor]) -> Sizes:
         """What the symbols are, from the shapes of the inputs."""
-        found: dict[str, int] = {}
+        found = Sizes()
         for t in self.inputs:
             for d, n in zip(t.dims, given[t.name].shape, strict=True):
                 if isinstance(d, Sym) and len(symbols(d)) == 1 and str(d) in symbols(d):
                     found.setdefault(str(d), n)
+            found.device = given[t.name].device
         return found
 
     def run(
@@ -178,7 +182,7 @@ class Network:
         return "\n".join(rows)
 
 
-def size_of(d: Dim, sizes: Sizes) -> int:
+def size_of(d: Dim, sizes: Mapping[str, int]) -> int:
     """A dim as a number."""
     if isinstance(d, int):
         return d
@@ -190,7 +194,7 @@ def size_of(d: Dim, sizes: Sizes) -> int:
     return total
 
 
-def _check(t: Tensor, x: torch.Tensor, sizes: Sizes) -> None:
+def _check(t: Tensor, x: torch.Tensor, sizes: Mapping[str, int]) -> None:
     wanted = tuple(size_of(d, sizes) for d in t.dims)
     assert tuple(x.shape) == wanted, f"{t}: {list(x.shape)}, not {list(wanted)}"
     assert x.dtype == t.elem.torch, f"{t}: {x.dtype}"

@@ -1,0 +1,89 @@
+"""The TensorRT that is installed: ``tensorrt``, or ``tensorrt_rtx`` for consumer GPUs. One API, two names."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from irloom.ir.errors import IrloomError
+
+OLDEST = {"tensorrt": (11, 0), "tensorrt_rtx": (1, 5)}
+INSTALL = "pip install tensorrt-cu13 (11 or later), or tensorrt_rtx_cu13 (1.5 or later) for a consumer GPU"
+
+
+class LibraryMissing(IrloomError):
+    """TensorRT is not installed, does not load, or is too old."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """A loaded library: ``trt`` is its Python API.
+
+    ``packed`` says whether its attention takes packed queries over a padded cache. TensorRT for RTX has no
+    kernel for that and does not decompose it, so rows are padded to one width a slot there.
+    """
+
+    name: str
+    version: str
+    trt: Any
+
+    @property
+    def packed(self) -> bool:
+        """Whether attention takes packed queries."""
+        return self.name == "tensorrt"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@cache
+def load() -> Library:
+    """The library of this machine; ``LibraryMissing`` says what is in the way and what to install."""
+    tried: list[str] = []
+    for name, module, wheel in _PLACES:
+        if importlib.util.find_spec(module) is None:
+            tried.append(f"{module} is not installed")
+            continue
+        if wheel and not _preload(wheel):
+            tried.append(f"{module} is installed, but the libraries of {wheel} are not")
+            continue
+        try:
+            trt = importlib.import_module(module)
+        except (ImportError, OSError, RuntimeError) as e:
+            tried.append(f"{module} does not load: {e}")
+            continue
+        version = str(trt.__version__)
+        if _release(version) >= OLDEST[name]:
+            return Library(name, version, trt)
+        tried.append(f"{name} {version} is older than {'.'.join(map(str, OLDEST[name]))}")
+    raise LibraryMissing(f"TensorRT: {'; '.join(tried)}", hint=INSTALL)
+
+
+_PLACES = (
+    ("tensorrt", "tensorrt", ""),
+    ("tensorrt_rtx", "tensorrt_rtx", ""),
+    ("tensorrt_rtx", "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"),
+)
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor, *_ = version.split(".")
+    return int(major), int(minor)
+
+
+def _preload(package: str) -> bool:
+    """Load the libraries that lie in another package's directory, where bindings come without them."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return False
+    folder = Path(spec.submodule_search_locations[0])
+    names = "libcudart", "libtensorrt_rtx", "libtensorrt_onnxparser_rtx"  # each needs those before it
+    found = [file for name in names for file in sorted(folder.glob(f"{name}.so*"))]
+    for file in found:
+        ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+    return any("tensorrt" in f.name for f in found)
