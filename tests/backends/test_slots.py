@@ -84,9 +84,7 @@ class SlotEngine:
 
     def idle(self, step: SlotStep) -> set[int]:
         """Slots in which a filled step has a row of nobody."""
-        owned = {
-            step.first + int(np.searchsorted(step.starts, step.last[row], "right")) - 1 for row in step.rows
-        }
+        owned = np.searchsorted(step.starts, step.last[list(step.rows)], "right") - 1 + step.first
         return set(range(step.first, step.first + step.slots)) - set(owned.tolist())
 
     def hidden(self, step: SlotStep) -> list[int]:
