@@ -171,10 +171,15 @@ def _read(site: Site, moved: Value, of: Value) -> Value:
 
 
 def _inside(site: Site, index: Value, experts: int) -> Value | None:
-    """Where an index chooses an expert; None where all do, since they come from the largest of so many."""
+    """Where an index chooses an expert; None where all do, since they are the largest of as many scores.
+
+    Of more scores than experts the last ones choose none (LongCat's experts that do nothing).
+    """
     maker = site.producer(index)
     if maker is not None and maker.op in (topk, route):
-        return None
+        scores = maker.args[0]
+        if isinstance(scores, Value) and scores.type.dims[-1] == experts:
+            return None
     return logical_and(ge(index, 0), lt(index, experts))
 
 
