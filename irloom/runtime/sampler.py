@@ -122,17 +122,24 @@ def nucleus(
 
     Sorting a whole vocabulary is the dearest part of sampling: the best hundred mostly hold enough.
     """
-    vocab = scores.shape[-1]
-    goal = share * chances.masked_fill(scores < least, 0).sum(-1, keepdim=True, dtype=torch.float64)
-    size = min(vocab, 128)
+    size = min(scores.shape[-1], 128)
     while True:
-        top, at = scores.topk(size)
-        mass = chances.gather(1, at).masked_fill(top < least, 0).double().cumsum(-1)
-        enough = (mass[:, -1:] >= goal) | (top[:, -1:] < least)
-        if size == vocab or bool(enough.all()):
-            count = (mass < goal).sum(-1, keepdim=True).clamp_max(size - 1)
-            return least.maximum(top.gather(1, count))
-        size = min(vocab, size * 8)
+        found, enough = nucleus_among(scores, chances, least, share, size)
+        if bool(enough.all()):
+            return found
+        size = min(scores.shape[-1], size * 8)
+
+
+def nucleus_among(
+    scores: torch.Tensor, chances: torch.Tensor, least: torch.Tensor, share: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``nucleus`` where it is among the best ``size`` scores, and for each row [rows] whether it is."""
+    goal = share * chances.masked_fill(scores < least, 0).sum(-1, keepdim=True, dtype=torch.float64)
+    top, at = scores.topk(size)
+    mass = chances.gather(1, at).masked_fill(top < least, 0).double().cumsum(-1)
+    enough = (mass[:, -1] >= goal[:, 0]) | (top[:, -1] < least[:, 0])
+    count = (mass < goal).sum(-1, keepdim=True).clamp_max(size - 1)
+    return least.maximum(top.gather(1, count)), enough | (size == scores.shape[-1])
 
 
 def pick(chances: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -146,7 +153,7 @@ def pick(chances: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     sums = blocks.sum(-1, dtype=torch.float64)
     upto = sums.cumsum(-1)
     target = uniform * upto[:, -1:]
-    block = torch.searchsorted(upto, target, right=True)
+    block = torch.searchsorted(upto, target, right=True).clamp_max(upto.shape[-1] - 1)  # past it: of NaN
     inside = blocks.gather(1, block.unsqueeze(2).expand(-1, 1, width)).squeeze(1).double().cumsum(-1)
     # the two sums differ in their last bits: stay where the block has chances
     rest = (target - (upto - sums).gather(1, block)).clamp_min(0).minimum(inside[:, -1:] * (1 - 1e-12))
