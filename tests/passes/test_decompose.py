@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from irloom.frontends.hf.live import LiveCheckpoint
+from irloom.frontends.hf.selfcheck import import_tiny
 from irloom.ir.interp import Interpreter
 from irloom.ir.parse import parse
 from irloom.passes import run_pipeline
-from irloom.passes.decompose import DECOMPOSED
+from irloom.passes.check import compare
+from irloom.passes.decompose import DECOMPOSED, Decompose
 from irloom.testing.markdown import headings
+from irloom.zoo.models import Specimen
 
 INF = float("inf")
 
@@ -85,3 +89,33 @@ def test_an_expert_that_overflows_leaves_tokens_alone_that_did_not_choose_it(exp
     got = Interpreter(after)(*given)[0]
     assert got.isfinite().all()
     torch.testing.assert_close(got, Interpreter(m)(*given)[0])
+
+
+ARCHITECTURES = (
+    "gpt_oss",
+    "longcat_flash",
+    "deepseek_v3",
+    "qwen3_next",
+    "apertus",
+    "llama4_text",
+    "mamba2",
+    "dbrx",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "longcat_flash" else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES]
+)
+def test_a_traced_model_means_the_same_in_either_form_of_experts(name):
+    specimen = Specimen.of(name)
+    traced, _ = import_tiny(specimen.config, specimen.model)
+    fused, _ = run_pipeline(
+        traced, "canonicalize, raise, canonicalize, outline, absorb-mla, fuse-mlp, fuse-moe, fuse-norm"
+    )
+    for experts in ("dense", "gathered"):
+        p = Decompose(experts=experts)
+        after, _ = run_pipeline(fused, [p])
+        left = {n.op.name for f in after.funcs.values() for n in f.nodes} & set(DECOMPOSED)
+        assert not left
+        report = compare(fused, after, p, LiveCheckpoint(specimen.model))
+        assert report.ok, report
