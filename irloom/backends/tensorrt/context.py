@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from irloom.ir.dims import Dim
 from irloom.ir.elem import Elem
@@ -30,6 +30,7 @@ class Pair:
     v: Tensor | None
 
 
+M = TypeVar("M")
 Made = Tensor | Pair
 Handler = Callable[["Context"], "Made | Sequence[Made]"]
 LOWERINGS: dict[str, Handler] = {}
@@ -121,6 +122,16 @@ class Context:
     def step(self, name: str) -> Tensor:
         """An array of the step, one of ``STEP``."""
         return self.to.step(name)
+
+    # what nodes share, and what they say
+
+    def once(self, key: Hashable, make: Callable[[], M]) -> M:
+        """What ``make`` gives, made the first time that the network needs it: masks, angles."""
+        return self.to.once(key, make)
+
+    def note(self, form: str) -> None:
+        """Say which form was taken, and why: ``explain`` reads it."""
+        self.to.notes.append(form)
 
     # layers
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Literal
 
+from irloom.backends.slots import length
 from irloom.ir.elem import SEQS, Cached, Elem, Paged, State
 from irloom.ir.errors import IRError, PipelineError
 from irloom.ir.graph import Func, Module, Node, Param, Value, take_name
@@ -136,7 +137,7 @@ class _Lowering:
             to.back(mark)
             raise
         kinds = tuple(type(p.layer).__name__ for p in to.network.layers[mark.layers :])
-        self.nodes.append(Lowered(n, kinds))
+        self.nodes.append(Lowered(n, kinds, form="; ".join(to.notes[mark.notes :])))
         for v in n.results:
             self.made_in[v] = self.ready_at[v] = at
 
@@ -192,7 +193,8 @@ class _Lowering:
         dims = {k: v for k, v in self.m.dims.items() if k in (tokens, seqs)}
         rows, slots = dims.get(str(tokens), (1, 1)), dims.get(str(seqs), (1, 1))
         pages = [p.type.elem.page for p in self.m.main.data if isinstance(p.type.elem, Paged)]
-        own = {"B": slots, "N": (1, rows[1]), "L": (1, max(pages, default=1) + rows[1])}
+        held = length(max(pages, default=1), rows[1])
+        own = {"B": slots, "N": (1, rows[1]), "L": (held, held)}
         return {**dims, **own}
 
     def caches(self) -> tuple[Cache, ...]:

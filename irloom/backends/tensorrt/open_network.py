@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from irloom.backends.slots import length
 from irloom.ir.dims import Dim, symbols
 from irloom.ir.elem import SEQS, Elem, Paged, State
 from irloom.ir.graph import Module, Node, Param, Value
 
-from .context import Made, Pair
+from .context import M, Made, Pair
 from .forms import inline
 from .layers.fill import Constant
-from .network import Layer, Network, NotExpressible, Tensor
-from .program import I32, B, L, Source, symbol
+from .network import Layer, Network, NotExpressible, Tensor, size_of
+from .program import I32, B, Source, symbol
 
 
 @dataclass
 class OpenNetwork:
     """The network of one segment. ``arrays`` are the dims of the step's arrays, ``roots`` says which cache a
-    cache value is of, and keys and values lie in slots where it is ``linear``.
+    cache value is of, and keys and values lie in slots where it is ``linear``. ``shared`` is what nodes have
+    made for all of them, ``notes`` what they say of their forms.
     """
 
     module: Module
@@ -31,6 +34,8 @@ class OpenNetwork:
     given: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     sources: dict[str, Source] = field(default_factory=dict[str, Source])
     own: dict[Value, None] = field(default_factory=dict[Value, None])
+    shared: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any])
+    notes: list[str] = field(default_factory=list[str])
 
     # what is taken from outside
 
@@ -44,12 +49,16 @@ class OpenNetwork:
         match v.type.elem:
             case Paged() if not self.linear:
                 raise NotExpressible("keys and values lie in pages, and layers take slots")
-            case Paged(elem=elem) as kept:
+            case Paged(stride=stride) if stride > 1:
+                raise NotExpressible(f"of every {stride} tokens one has a key, and layers keep them all")
+            case Paged(elem=elem, page=page) as kept:
                 _, heads, dim = v.type.dims
-                name = self.roots[v].name
-                k = self.input(f"{name}.k", elem, (B, heads, L, dim))
+                name, held = self.roots[v].name, length(page, self.most(self.arrays["ids"][0]))
+                k = self.input(f"{name}.k", elem, (B, heads, held, dim))
                 values = dim if kept.values is None else kept.values
-                return Pair(name, k, self.input(f"{name}.v", elem, (B, heads, L, values)) if values else None)
+                return Pair(
+                    name, k, self.input(f"{name}.v", elem, (B, heads, held, values)) if values else None
+                )
             case State(elem=elem):
                 return self.input(self.roots[v].name, elem, (B, *v.type.dims[1:]))
             case Elem() as elem:
@@ -82,6 +91,16 @@ class OpenNetwork:
         self.sources[name] = Source(p, form)
         self.given[name] = self.network.weight(name, elem or p.type.plain, sizes)
         return self.given[name]
+
+    def most(self, d: Dim) -> int:
+        """The largest that a dim of the module can be."""
+        return size_of(d, {name: high for name, (_, high) in self.module.dims.items()})
+
+    def once(self, key: Hashable, make: Callable[[], M]) -> M:
+        """See ``Context.once``."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
 
     # layers
 
@@ -117,13 +136,15 @@ class OpenNetwork:
     def mark(self) -> Mark:
         """How far it has come, to go back to."""
         n = self.network
-        return Mark(len(n.inputs), len(n.weights), len(n.layers), dict(self.given), dict(self.made))
+        counts = len(n.inputs), len(n.weights), len(n.layers), len(self.notes)
+        return Mark(*counts, dict(self.given), dict(self.made), dict(self.shared))
 
     def back(self, to: Mark) -> None:
         """Take back what was added since."""
         n = self.network
         del n.inputs[to.inputs :], n.weights[to.weights :], n.layers[to.layers :]
-        self.given, self.made = to.given, to.made
+        self.given, self.made, self.shared = to.given, to.made, to.shared
+        del self.notes[to.notes :]
         self.sources = {name: s for name, s in self.sources.items() if name in self.given}
         named = [t.name for t in (*n.inputs, *n.weights)]
         named += [x for p in n.layers for x in (p.name, *(t.name for t in p.outputs))]
@@ -132,10 +153,12 @@ class OpenNetwork:
 
 @dataclass(frozen=True)
 class Mark:
-    """How many inputs, weights and layers a network had; what stood for what."""
+    """How many inputs, weights, layers and notes a network had; what stood for what."""
 
     inputs: int
     weights: int
     layers: int
+    notes: int
     given: dict[str, Tensor]
     made: dict[Value, Made]
+    shared: dict[Hashable, Any]

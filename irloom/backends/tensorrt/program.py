@@ -12,8 +12,8 @@ from irloom.ir.show import show_attr
 
 from .network import Network, Tensor
 
-B, N, L = sym("B"), sym("N"), sym("L")
-"""Slots of a step, tokens that a slot brings at most, length of a cache."""
+B, N = sym("B"), sym("N")
+"""Slots of a step, and tokens that a slot brings at most. A network knows how long its caches are, ``L``."""
 
 
 def step_arrays(tokens: Dim, seqs: Dim) -> dict[str, tuple[Dim, ...]]:
@@ -115,19 +115,29 @@ Part = Segment | Outside
 
 @dataclass(frozen=True)
 class Lowered:
-    """What became of one node: the kinds of layers it is made of, or why it runs its body."""
+    """What became of one node: the kinds of layers it is made of, or why it runs its body.
+
+    ``form`` says which of several forms was taken, and why, where there is something to say.
+    """
 
     node: Node
     layers: tuple[str, ...] = ()
     reason: str | None = None
+    form: str = ""
 
     @property
     def how(self) -> str:
-        """``native``: one layer, but for casts and views; ``composed`` of several; or ``outside``."""
+        """``native``: one layer, but for casts and views, or the layer made for it; ``composed`` of several;
+        or ``outside``.
+        """
         if self.reason is not None:
             return "outside"
-        return "native" if len([x for x in self.layers if x not in PLAIN]) <= 1 else "composed"
+        own = MADE_FOR.intersection(self.layers)
+        return "native" if own or len([x for x in self.layers if x not in PLAIN]) <= 1 else "composed"
 
+
+MADE_FOR = frozenset({"Attention", "KVCacheUpdate", "RotaryEmbedding", "MoE", "Normalization"})
+"""Layers that stand for a whole op of a language model, whatever prepares their inputs."""
 
 PLAIN = ("Cast", "Constant", "Shuffle", "Slice")
 """Layers that compute nothing of their own."""

@@ -1,0 +1,130 @@
+"""Attention over slots is the op: each of its forms, in steps that decode, prefill and leave slots out."""
+
+from __future__ import annotations
+
+import pytest
+
+from irloom.backends.tensorrt.lower import lower
+from irloom.backends.tensorrt.program import Outside
+from tests.backends.tensorrt.traffic import CONTEXT, Beside, module
+
+TOLERANCE = {"f32": 2e-5, "f16": 4e-3, "bf16": 3e-2}
+
+
+def text(
+    elem: str = "f32",
+    heads: int = 4,
+    kv: int = 2,
+    dim: int = 8,
+    values: int | None = None,
+    given: dict[str, str] | None = None,
+    kept: str | None = None,
+    features: int | None = None,
+    **attrs: object,
+) -> str:
+    """``kv_append`` and ``paged_attention``, with operands ``given`` by name and type."""
+    given = given or {}
+    own = "" if values is None else f"(values={values})"
+    cache = f"paged[{kept or elem}, {CONTEXT}]{own}[P, {kv}, {dim}]"
+    v = dim if values is None else values
+    features = v if features is None else features
+    extra = "".join(f", {name}: {t}" for name, t in given.items())
+    names = "".join(f", {name if name in given else None}" for name in ("sinks", "slopes", "index", "bias"))
+    said = "".join(f", {k}={x}" for k, x in {"scale": 0.4, **attrs}.items())
+    value = f"v: {elem}[T, {kv}, {v}], " if v else ""
+    return (
+        f"def main(q: {elem}[T, {heads}, {dim}], k: {elem}[T, {kv}, {dim}], {value}kv: {cache}, "
+        f"seqs: seqs[T, S]{extra}) -> ({elem}[T, {heads}, {features}], {cache}):\n"
+        f"    kv1: {cache} = kv_append(kv, k, {'v' if v else None}, seqs)\n"
+        f"    y: {elem}[T, {heads}, {features}] = paged_attention(q, kv1, seqs{names}{said})\n"
+        "    return y, kv1\n"
+    )
+
+
+LATENTS = text(kv=1, values=0, features=6).replace("scale=0.4", "scale=0.4, values=6")
+
+FORMS: dict[str, tuple[str, str]] = {
+    "all that is behind": (text(), ""),
+    "one head a key": (text(kv=4), ""),
+    "one key for all heads": (text(kv=1), ""),
+    "scale 1": (text(scale=1.0), ""),
+    "a window": (text(window=5), "masked: window 5"),
+    "chunks": (text(chunk=6), "masked: chunk 6"),
+    "a window in chunks": (text(window=3, chunk=6), "masked: window 3, chunk 6"),
+    "a window that reaches all": (text(window=100, chunk=64), ""),
+    "latents": (LATENTS, ""),
+    "values less wide": (text(values=6), "products and a softmax: values of 6 features, keys of 8"),
+    "values wider": (text(values=12), "products and a softmax: values of 12 features, keys of 8"),
+    "softcap": (text(softcap=2.0), "products and a softmax: softcap"),
+    "softcap in a window": (text(softcap=2.0, window=4), "products and a softmax: softcap"),
+    "sinks": (text(given={"sinks": "f32[4]"}), "products and a softmax: sinks"),
+    "sinks of tokens": (text(given={"sinks": "f32[T, 4]"}, window=5), "products and a softmax: sinks"),
+    "slopes": (text(given={"slopes": "f32[4]"}), "products and a softmax: slopes"),
+    "bias": (text(given={"bias": "f32[T, 4, 3]"}), "products and a softmax: bias"),
+    "everything": (
+        text(
+            given={"sinks": "f32[4]", "slopes": "f32[4]", "bias": "f32[T, 4, 7]"},
+            values=6, window=9, chunk=16, softcap=3.0,
+        ),
+        "products and a softmax: softcap, sinks, slopes, bias, values of 6 features, keys of 8",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["ragged", "filled"])
+@pytest.mark.parametrize("name", FORMS)
+def test_each_form_is_the_op(name: str, filled: bool) -> None:
+    source, form = FORMS[name]
+    beside = Beside(module(source), seed=len(name), filled=filled)
+    beside.run(8, TOLERANCE["f32"])
+    (said,) = [n.form for n in beside.program.nodes if n.node.op.name == "paged_attention"]
+    assert said == form
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMS)
+def test_each_form_is_the_op_over_many_steps(name: str) -> None:
+    Beside(module(FORMS[name][0]), seed=11).run(50, TOLERANCE["f32"])
+
+
+@pytest.mark.parametrize("elem", ["f16", "bf16"])
+@pytest.mark.parametrize("attrs", [{}, {"window": 5}, {"softcap": 4.0}], ids=["all", "window", "softcap"])
+def test_shorter_floats(elem: str, attrs: dict[str, object]) -> None:
+    Beside(module(text(elem, **attrs))).run(6, TOLERANCE[elem])
+
+
+def test_a_cache_of_shorter_floats() -> None:
+    Beside(module(text("f32", kept="bf16"))).run(6, TOLERANCE["bf16"])
+
+
+def test_masks_are_made_once_a_network() -> None:
+    layer = (
+        "    kv{j}: paged[f32, 24][P, 2, 8] = kv_append(kv{i}, k, v, seqs)\n"
+        "    y{j}: f32[T, 4, 8] = paged_attention(y{i}, kv{j}, seqs, scale=1.0, window={w})\n"
+    )
+    cache = "paged[f32, 24][P, 2, 8]"
+    source = (
+        f"def main(y0: f32[T, 4, 8], k: f32[T, 2, 8], v: f32[T, 2, 8], kv0: {cache}, kw0: {cache}, "
+        f"kx0: {cache}, seqs: seqs[T, S]) -> (f32[T, 4, 8], {cache}, {cache}, {cache}):\n"
+        + layer.format(i=0, j=1, w=5)
+        + layer.format(i=1, j=2, w=5).replace("kv1", "kw0").replace("kv2", "kw1")
+        + layer.format(i=2, j=3, w=7).replace("kv2", "kx0").replace("kv3", "kx1")
+        + "    return y3, kv1, kw1, kx1\n"
+    )
+    beside = Beside(module(source))
+    beside.run(6, TOLERANCE["f32"])
+    masks = {p.layer.mask for p in beside.network.layers if type(p.layer).__name__ == "Attention"}  # type: ignore[attr-defined]
+    assert len(masks) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (text(given={"index": "i32[T, 3]"}), "no layer attends to chosen keys alone"),
+        (text("f16", kept="f8e4m3"), "a cache of f8e4m3: layers keep f32, f16, bf16"),
+    ],
+    ids=["chosen keys", "f8 cache"],
+)
+def test_what_no_layer_has_a_word_for_stays_outside(source: str, reason: str) -> None:
+    outside = [p for p in lower(module(source)).parts if isinstance(p, Outside)]
+    assert any(reason in p.reason for p in outside)
