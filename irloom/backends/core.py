@@ -79,7 +79,11 @@ class Backend(Protocol):
         ...
 
 
-BUILT_IN = {"cpu": "irloom.backends.cpu.backend", "reference": "irloom.backends.reference.backend"}
+BUILT_IN = {
+    "cpu": "irloom.backends.cpu.backend",
+    "onnx": "irloom.backends.onnx.backend",
+    "reference": "irloom.backends.reference.backend",
+}
 """Targets by name; the module of each is loaded when it is used."""
 
 PLUGINS = Group[Backend](
