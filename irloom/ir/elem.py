@@ -73,6 +73,8 @@ ELEMS: dict[str, Elem] = {
     **_plain("bool", ("bool", 8)),
 }
 
+STORED = ("f8e8m0", "f4e2m1")  # scales of blocks and entries of blocks: nothing is computed in them
+
 
 def floating(name: str) -> Elem:
     """The element of weights and activations that is called ``name``; ``IRError`` where there is none.
@@ -80,7 +82,7 @@ def floating(name: str) -> Elem:
     >>> str(floating("bf16"))
     'bf16'
     """
-    floats = {known: elem for known, elem in ELEMS.items() if elem.kind == "float"}
+    floats = {known: e for known, e in ELEMS.items() if e.kind == "float" and known not in STORED}
     if name not in floats:
         raise IRError(
             f"{name!r} is no element of weights and activations", hint=f"one of {', '.join(floats)}"

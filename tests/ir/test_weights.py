@@ -72,7 +72,9 @@ def test_the_text_of_an_expression_reads_back_as_the_expression(expr):
 
 
 FORMS = "hint: one of weight, const, concat, slice, transpose, reshape, cast, affine, scale, exp, quantize"
-ELEM_HINT = "hint: known: f64, f32, f16, bf16, f8e4m3, f8e5m2, i64, i32, i16, i8, i4, u8, u4, bool"
+ELEM_HINT = (
+    "hint: known: f64, f32, f16, bf16, f8e4m3, f8e5m2, f8e8m0, f4e2m1, i64, i32, i16, i8, i4, u8, u4, bool"
+)
 SCHEME_HINT = f"hint: known: {', '.join(SCHEMES)}"
 REFUSED = {
     "wieght('a')": f"`wieght` is unknown\n{FORMS}",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from irloom.ir.dims import Dim, Sym, symbols
 from irloom.ir.elem import ELEMS, Elem
 
-from .network import Network, NotExpressible, Placed, Tensor
+from .network import Layer, Network, NotExpressible, Placed, Tensor
 from .weights import as_weights, data_type
 
 if TYPE_CHECKING:
@@ -21,6 +22,28 @@ def bindings(net: Network) -> dict[str, str]:
     return {name: f"{name}.out" if name in given else name for name in net.outputs}
 
 
+class Refused(NotExpressible):
+    """The library does not take what its documentation allows; the log of the builder says why."""
+
+
+class Definition:
+    """A network definition of the API, whose calls raise where the API returns nothing."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._network, name)
+        return partial(self._add, name, found) if name.startswith("add_") else found
+
+    @staticmethod
+    def _add(name: str, call: Callable[..., Any], *args: Any) -> Any:
+        made = call(*args)
+        if made is None:
+            raise Refused(f"{name}: the library makes nothing of it", hint="the log of the builder says why")
+        return made
+
+
 class Emitter:
     """``trt`` is the Python API, ``network`` the definition that is being made, ``to[tensor]`` a value in it.
 
@@ -29,7 +52,7 @@ class Emitter:
     """
 
     def __init__(self, trt: Any, network: Any, weights: Callable[[Tensor], torch.Tensor]) -> None:
-        self.trt, self.network, self.weights = trt, network, weights
+        self.trt, self.network, self.weights = trt, Definition(network), weights
         self.values: dict[Tensor, Any] = {}
         self._held: list[torch.Tensor] = []
         self._sources: dict[str, tuple[Tensor, int]] = {}
@@ -108,8 +131,6 @@ class Emitter:
 
     def _input(self, t: Tensor) -> Any:
         made = self.network.add_input(t.name, self.dtype(t.elem), self.dims(t.dims))
-        if made is None:
-            raise NotExpressible(f"{t} is no input of a network", hint="see the log of the builder")
         for i, d in enumerate(t.dims):
             if isinstance(d, Sym):
                 made.set_dimension_name(i, str(d))
@@ -133,8 +154,8 @@ class Emitter:
             rest = f".{count - 1 - i}" if i < count - 1 else ""
             self.network.get_layer(i).name = f"{p.name}{rest}"
         for t, value in zip(p.outputs, made, strict=True):
-            if len(value.shape) != len(t.dims):
-                raise NotExpressible(f"{t}: the library makes {list(value.shape)} of it", hint=p.layer.source)
+            if len(_shape(value, p.layer)) != len(t.dims):
+                raise Refused(f"{t}: the library makes {list(value.shape)} of it", hint=p.layer.source)
             value.name = t.name
             self.values[t] = value
 
@@ -144,3 +165,11 @@ class Emitter:
             value = self.network.add_identity(value).get_output(0)
         value.name = name
         self.network.mark_output(value)
+
+
+def _shape(value: Any, layer: Layer) -> tuple[int, ...]:
+    """The dims of a value, which the library works out when it is asked."""
+    try:
+        return tuple(value.shape)
+    except (RuntimeError, ValueError) as e:
+        raise Refused(f"{type(layer).__name__}: {e}", hint=f"see {layer.source}") from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from irloom.ir.dims import Dim
 
 from ..network import Inferred, Layer, Sizes, Tensor, Value
-from .rules import NUMBERS, OPERATORS, allow, same_elem
+from .rules import FLOATS, OPERATORS, allow, same_elem
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ class Einsum(Layer):
         if len(terms) != len(self.operands) or len(terms) > 2:
             raise self.refuse(f"{len(self.operands)} operands for {self.equation!r}: one or two, as it says")
         same_elem(self, *self.operands)
-        allow(self, "an operand", self.operands[0], NUMBERS)
+        allow(self, "an operand", self.operands[0], FLOATS)
         size: dict[str, Dim] = {}
         for letters, t in zip(terms, self.operands, strict=True):
             if len(letters) != len(t.dims) or len(set(letters)) != len(letters):

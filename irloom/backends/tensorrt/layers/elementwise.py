@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from irloom.ir.elem import ELEMS, Elem
 
 from ..network import Inferred, Layer, Sizes, Tensor, Value
-from .rules import FLOATS, NUMBERS, OPERATORS, allow, broadcast, same_elem
+from .rules import FLOATS, NUMBERS, OPERATORS, PLAIN, allow, broadcast, same_elem
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class ElementWise(Layer):
         if self.op in LOGICAL:
             allow(self, self.op, self.a, ("bool",))
         elif self.op in COMPARISONS:
-            allow(self, self.op, self.a, (*NUMBERS, "bool") if self.op == "equal" else NUMBERS)
+            allow(self, self.op, self.a, PLAIN if self.op == "equal" else NUMBERS)
         elif self.op in ARITHMETIC:
             allow(self, self.op, self.a, NUMBERS)
         else:
@@ -127,7 +127,7 @@ class Activation(Layer):
     def infer(self) -> tuple[Inferred, ...]:
         if self.op not in ACTIVATIONS:
             raise self.refuse(f"no operation {self.op!r}")
-        allow(self, self.op, self.x, FLOATS)
+        allow(self, self.op, self.x, NUMBERS if self.op == "relu" else FLOATS)
         takes = ACTIVATIONS[self.op]
         for name, given in (("alpha", self.alpha), ("beta", self.beta)):
             if (given is not None) != (name in takes):
@@ -187,7 +187,7 @@ class Cast(Layer):
     elem: Elem
 
     def infer(self) -> tuple[Inferred, ...]:
-        plain = (*NUMBERS, "bool", "u8", "i8")
+        plain = (*PLAIN, "u8", "i8")
         allow(self, "x", self.x, plain)
         if self.elem.name not in plain:
             raise self.refuse(f"to {self.elem}, not one of {', '.join(plain)}")
@@ -213,7 +213,7 @@ class Select(Layer):
     def infer(self) -> tuple[Inferred, ...]:
         allow(self, "condition", self.condition, ("bool",))
         same_elem(self, self.a, self.b)
-        allow(self, "a", self.a, (*NUMBERS, "bool"))
+        allow(self, "a", self.a, PLAIN)
         return ((self.a.elem, broadcast(self, self.condition, self.a, self.b)),)
 
     def run(self, value: Value, sizes: Sizes) -> tuple[torch.Tensor, ...]:

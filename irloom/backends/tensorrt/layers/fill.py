@@ -83,7 +83,8 @@ class Linspace(Layer):
         import torch
 
         kind = self.elem.torch
-        layer = to.network.add_fill(to.dims(self.dims), to.trt.FillOperation.LINSPACE, to.dtype(self.elem))
+        said = (1,) * len(self.dims) if to.symbolic(self.dims) else to.dims(self.dims)
+        layer = to.network.add_fill(said, to.trt.FillOperation.LINSPACE, to.dtype(self.elem))
         if to.symbolic(self.dims):
             layer.set_input(0, to.sizes(self.dims))
         layer.set_input(1, to.constant(self.elem, torch.tensor(self.start, dtype=kind)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from irloom.ir.dims import Dim
 
 from ..network import Inferred, Layer, Sizes, Tensor, Value
-from .rules import INTS, OPERATORS, allow, axis_of, same_elem
+from .rules import INTS, OPERATORS, PLAIN, allow, axis_of, same_elem
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ class Gather(Layer):
     batch: int = 0
 
     def infer(self) -> tuple[Inferred, ...]:
+        allow(self, "x", self.x, PLAIN)
         allow(self, "indices", self.indices, INTS)
         axis = axis_of(self, self.axis, len(self.x.dims))
         if self.batch not in (0, 1) or axis < self.batch:
@@ -69,6 +70,7 @@ class GatherElements(Layer):
     axis: int
 
     def infer(self) -> tuple[Inferred, ...]:
+        allow(self, "x", self.x, PLAIN)
         allow(self, "indices", self.indices, INTS)
         axis = axis_of(self, self.axis, len(self.x.dims))
         _same_but(self, self.x, self.indices, axis)
@@ -93,6 +95,7 @@ class GatherNd(Layer):
     indices: Tensor
 
     def infer(self) -> tuple[Inferred, ...]:
+        allow(self, "x", self.x, PLAIN)
         allow(self, "indices", self.indices, INTS)
         depth = _depth(self, self.x, self.indices)
         return ((self.x.elem, (*self.indices.dims[:-1], *self.x.dims[depth:])),)
@@ -118,6 +121,7 @@ class ScatterElements(Layer):
 
     def infer(self) -> tuple[Inferred, ...]:
         same_elem(self, self.x, self.updates)
+        allow(self, "x", self.x, PLAIN)
         allow(self, "indices", self.indices, INTS)
         axis_of(self, self.axis, len(self.x.dims))
         if self.indices.dims != self.updates.dims or len(self.indices.dims) != len(self.x.dims):
@@ -146,7 +150,8 @@ class ScatterNd(Layer):
 
     def infer(self) -> tuple[Inferred, ...]:
         same_elem(self, self.x, self.updates)
-        allow(self, "indices", self.indices, ("i32",))
+        allow(self, "x", self.x, PLAIN)
+        allow(self, "indices", self.indices, INTS)
         depth = _depth(self, self.x, self.indices)
         if self.updates.dims != (*self.indices.dims[:-1], *self.x.dims[depth:]):
             raise self.refuse(f"{self.updates} are not what {self.indices} picks of {self.x}")
@@ -175,6 +180,7 @@ class OneHot(Layer):
 
     def infer(self) -> tuple[Inferred, ...]:
         allow(self, "indices", self.indices, ("i32",))
+        allow(self, "values", self.values, PLAIN)
         if self.values.dims != (2,):
             raise self.refuse(f"values are {self.values}: the off value and the on value")
         axis = axis_of(self, self.axis, len(self.indices.dims) + 1)

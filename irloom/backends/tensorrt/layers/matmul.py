@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 from irloom.ir.dims import Dim
 
 from ..network import Inferred, Layer, Sizes, Tensor, Value
+from .rules import FLOATS, OPERATORS, allow, same_elem
 
 if TYPE_CHECKING:
     import torch
 
     from ..emitter import Emitter
 
-FLOATS = ("f32", "f16", "bf16", "f8e4m3")
-
 
 @dataclass(frozen=True)
 class MatrixMultiply(Layer):
     """``a @ b`` over the last two dims, either transposed first; the dims before them broadcast."""
 
-    source = "docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/MatrixMultiply.html"
+    source = f"{OPERATORS}/MatrixMultiply.html"
 
     a: Tensor
     b: Tensor
@@ -30,10 +29,8 @@ class MatrixMultiply(Layer):
     transpose_b: bool = False
 
     def infer(self) -> tuple[Inferred, ...]:
-        if self.a.elem != self.b.elem:
-            raise self.refuse(f"inputs are {self.a.elem} and {self.b.elem}, not of one type")
-        if self.a.elem.name not in FLOATS:
-            raise self.refuse(f"inputs are {self.a.elem}, not one of {', '.join(FLOATS)}")
+        same_elem(self, self.a, self.b)
+        allow(self, "an input", self.a, FLOATS)
         if len(self.a.dims) != len(self.b.dims) or len(self.a.dims) < 2:
             raise self.refuse(f"ranks {len(self.a.dims)} and {len(self.b.dims)}: equal, and at least 2")
         (*left, m, k), (*right, k2, n) = _turned(self.a, self.transpose_a), _turned(self.b, self.transpose_b)

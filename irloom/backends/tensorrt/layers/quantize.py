@@ -10,7 +10,7 @@ from irloom.ir.dims import Dim
 from irloom.ir.elem import ELEMS, Elem
 
 from ..network import Inferred, Layer, Sizes, Tensor, Value
-from .rules import FLOATS, OPERATORS, allow, axis_of, with_dim
+from .rules import FLOATS, OPERATORS, QUANTIZED, allow, axis_of, with_dim
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ..emitter import Emitter
 
 I8, I4, F8, F4, E8 = (ELEMS[name] for name in ("i8", "i4", "f8e4m3", "f4e2m1", "f8e8m0"))
-QUANTIZED = ("i8", "i4", "f8e4m3", "f4e2m1")
 
 
 def _check_scale(layer: Layer, x: Tensor, scale: Tensor, axis: int | None) -> None:

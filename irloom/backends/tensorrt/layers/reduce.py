@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from irloom.ir.elem import ELEMS
 
 from ..network import Inferred, Layer, Sizes, Tensor, Value
-from .rules import FLOATS, NUMBERS, OPERATORS, allow, axes_mask, axis_of, with_dim
+from .rules import FLOATS, NUMBERS, OPERATORS, allow, at_least, axes_mask, axis_of, with_dim
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,7 @@ class Softmax(Layer):
 
     def infer(self) -> tuple[Inferred, ...]:
         allow(self, "x", self.x, FLOATS)
+        at_least(self, self.x, 2)
         axis_of(self, self.axis, len(self.x.dims))
         return ((self.x.elem, self.x.dims),)
 
@@ -98,6 +99,7 @@ class TopK(Layer):
         if self.op not in ("max", "min"):
             raise self.refuse(f"no operation {self.op!r}")
         allow(self, "x", self.x, NUMBERS)
+        at_least(self, self.x, 2)
         axis = axis_of(self, self.axis, len(self.x.dims))
         entries = self.x.dims[axis]
         if not 1 <= self.k <= 3840 or (isinstance(entries, int) and self.k > entries):

@@ -11,6 +11,13 @@ from ..network import Layer, Tensor
 FLOATS = ("f32", "f16", "bf16")
 INTS = ("i32", "i64")
 NUMBERS = (*FLOATS, *INTS)
+PLAIN = (*NUMBERS, "bool")  # what is moved about; u8 is only cast
+QUANTIZED = (
+    "i8",
+    "i4",
+    "f8e4m3",
+    "f4e2m1",
+)  # what is dequantized, and before that joined or reshaped at most
 
 OPERATORS = "docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators"
 GUIDE = "docs.nvidia.com/deeplearning/tensorrt/latest/inference-library"
@@ -26,6 +33,12 @@ def same_elem(layer: Layer, *tensors: Tensor) -> None:
     """Refuse inputs of different elements: networks are strongly typed, nothing is converted."""
     if len({t.elem for t in tensors}) > 1:
         raise layer.refuse(f"inputs are {' and '.join(str(t.elem) for t in tensors)}, not of one type")
+
+
+def at_least(layer: Layer, t: Tensor, rank: int) -> None:
+    """Refuse ``t`` where it has fewer dims than ``rank``."""
+    if len(t.dims) < rank:
+        raise layer.refuse(f"{t} has fewer than {rank} dims")
 
 
 def axis_of(layer: Layer, axis: int, rank: int) -> int:

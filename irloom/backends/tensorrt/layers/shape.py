@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from irloom.ir.dims import Dim, product
 
 from ..network import Inferred, Layer, Sizes, Tensor, Value, size_of
-from .rules import OPERATORS, axis_of, same_elem, with_dim
+from .rules import OPERATORS, PLAIN, QUANTIZED, allow, axis_of, same_elem, with_dim
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ class Shuffle(Layer):
     second: tuple[int, ...] | None = None
 
     def infer(self) -> tuple[Inferred, ...]:
+        allow(self, "x", self.x, (*PLAIN, *QUANTIZED))
         turned = self._turned(self.x.dims, self.first)
         if self.dims is not None and product(self.dims) != product(turned):
             raise self.refuse(f"{self.x} has no {product(self.dims)} entries for [{_list(self.dims)}]")
@@ -93,6 +94,7 @@ class Slice(Layer):
         return self.stride if self.stride is not None else (1,) * len(self.x.dims)
 
     def infer(self) -> tuple[Inferred, ...]:
+        allow(self, "x", self.x, PLAIN)
         rank = len(self.x.dims)
         if not rank or {len(self.start), len(self.size), len(self._strides)} != {rank}:
             raise self.refuse(f"start, size and stride need {rank} entries each, and at least 1")
@@ -163,6 +165,7 @@ class Concatenation(Layer):
         if not self.parts:
             raise self.refuse("nothing to join")
         same_elem(self, *self.parts)
+        allow(self, "a part", self.parts[0], (*PLAIN, *QUANTIZED))
         first = self.parts[0]
         axis = axis_of(self, self.axis, len(first.dims))
         if any(with_dim(t, axis, 0) != with_dim(first, axis, 0) for t in self.parts):
