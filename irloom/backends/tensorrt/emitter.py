@@ -63,6 +63,7 @@ class Emitter:
 
     def emit(self, net: Network) -> None:
         """Add every input, weight and layer of ``net``, and mark its outputs."""
+        net.check()
         for t in net.inputs:
             self.values[t] = self._input(t)
         for t in net.weights:

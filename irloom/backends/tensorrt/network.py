@@ -51,10 +51,12 @@ Inferred = tuple[Elem, tuple[Dim, ...]]
 class Layer:
     """What a network is made of; a leaf is a frozen dataclass whose ``Tensor`` fields are its inputs.
 
-    ``source`` names the page of TensorRT's documentation that its rules come from.
+    ``source`` names the page of TensorRT's documentation that its rules come from. ``renews`` is the field
+    whose memory its output takes, where there is one.
     """
 
     source: ClassVar[str]
+    renews: ClassVar[str | None] = None
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -143,6 +145,16 @@ class Network:
         among.append(Tensor(name, elem, tuple(dims)))
         return among[-1]
 
+    def check(self) -> None:
+        """Hold what no layer sees alone: what is renewed in place comes from outside, and leaves again."""
+        renewed = [(p, getattr(p.layer, p.layer.renews)) for p in self.layers if p.layer.renews]
+        for p, cache in renewed:
+            name = next((n for n, t in self.outputs.items() if t is p.outputs[0]), None)
+            if cache not in self.inputs or name is None or self.aliases.get(name) != cache.name:
+                raise p.layer.refuse(f"{cache} is no input of the network that leaves it as an alias")
+            if sum(c is cache for _, c in renewed) > 1:
+                raise p.layer.refuse(f"{cache} is renewed twice")
+
     @property
     def symbols(self) -> frozenset[str]:
         """The symbols that its inputs depend on: what an optimization profile gives ranges for."""
@@ -162,6 +174,7 @@ class Network:
         self, given: Mapping[str, torch.Tensor], weights: Callable[[str], torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Every output, computed in torch. What a layer leaves must be of the element and dims it said."""
+        self.check()
         sizes = self.sizes(given)
         values: dict[Tensor, torch.Tensor] = {t: given[t.name] for t in self.inputs}
         values |= {t: weights(t.name) for t in self.weights}

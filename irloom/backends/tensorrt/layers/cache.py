@@ -25,16 +25,12 @@ class KVCacheUpdate(Layer):
     """
 
     source = f"{OPERATORS}/KVCacheUpdate.html"
+    renews = "cache"
 
     cache: Tensor
     new: Tensor
     past: Tensor
     starts: Tensor | None = None
-
-    @property
-    def packed(self) -> bool:
-        """Whether new rows come packed."""
-        return self.starts is not None
 
     def infer(self) -> tuple[Inferred, ...]:
         allow(self, "cache", self.cache, FLOATS)
@@ -43,7 +39,7 @@ class KVCacheUpdate(Layer):
         if len(self.cache.dims) != 4 or not isinstance(length, int):
             raise self.refuse(f"{self.cache} is not [B, heads, L, head dim] with a static L")
         new = self.new.dims
-        allow(self, "past", self.past, ("i32", "i64"))
+        allow(self, "past", self.past, ("i32",))
         if self.past.dims != (slots,):
             raise self.refuse(f"{self.past} is not [{slots}]")
         if self.starts is not None:

@@ -77,4 +77,6 @@ class DistCollective(Layer):
         op = getattr(to.trt.CollectiveOperation, self.op.upper())
         how = getattr(to.trt.ReduceOperation, (self.reduce or "none").upper())
         groups = np.array(self.ranks, np.int64)
-        return [to.network.add_dist_collective(to[self.x], op, how, -1, groups).get_output(0)]
+        layer = to.network.add_dist_collective(to[self.x], op, how, -1, groups)
+        layer.num_ranks = len(self.ranks)
+        return [layer.get_output(0)]

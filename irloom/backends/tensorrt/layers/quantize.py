@@ -20,17 +20,24 @@ if TYPE_CHECKING:
 I8, I4, F8, F4, E8 = (ELEMS[name] for name in ("i8", "i4", "f8e4m3", "f4e2m1", "f8e8m0"))
 
 
-def _check_scale(layer: Layer, x: Tensor, scale: Tensor, axis: int | None) -> None:
-    """Refuse a scale that is neither one number, one an entry of ``axis``, nor one a block."""
+def _check_scale(layer: Layer, x: Tensor, scale: Tensor, axis: int | None, kind: Elem, plain: Elem) -> None:
+    """Refuse a scale of a ``kind`` that is neither one number, one an entry of ``axis``, nor one a block.
+
+    Scales of blocks have the element ``plain`` of what is quantized or comes back, or are powers of two.
+    """
     if not scale.dims:
         return
     if axis is not None:
         if scale.dims != (x.dims[axis_of(layer, axis, len(x.dims))],):
             raise layer.refuse(f"{scale} is not one an entry of dim {axis} of {x}")
         return
-    blocks = zip(x.dims, scale.dims, strict=False)
-    if len(scale.dims) != len(x.dims) or any(not _divides(s, d) for d, s in blocks):
+    pairs = list(zip(x.dims, scale.dims, strict=False))
+    if len(scale.dims) != len(x.dims) or any(not _divides(s, d) for d, s in pairs):
         raise layer.refuse(f"{scale} is neither one number nor one a block of {x}")
+    if kind == I4 and sum(d != s for d, s in pairs) > 1:
+        raise layer.refuse(f"{scale}: i4 is blocked along one dim")
+    if scale.elem != plain and scale.elem != E8:
+        raise layer.refuse(f"scales of blocks are {scale.elem}, not {plain}")
 
 
 def _divides(blocks: Dim, entries: Dim) -> bool:
@@ -39,11 +46,13 @@ def _divides(blocks: Dim, entries: Dim) -> bool:
     return isinstance(blocks, int) and isinstance(entries, int) and entries % blocks == 0
 
 
-def _block_shape(x: Tensor, scale: Tensor) -> tuple[int, ...]:
-    return tuple(
-        d // s if isinstance(d, int) and isinstance(s, int) else 1
-        for d, s in zip(x.dims, scale.dims, strict=True)
-    )
+def _say_blocks(made: Any, x: Tensor, scale: Tensor, axis: int | None, kind: Elem) -> None:
+    """Tell the API how values and scales belong together; of i4 it works that out by itself."""
+    if axis is not None:
+        made.axis = axis % len(x.dims)
+    elif scale.dims and kind != I4:
+        pairs = zip(x.dims, scale.dims, strict=True)
+        made.block_shape = tuple(1 if d == s else int(str(d)) // int(str(s)) for d, s in pairs)
 
 
 def _scales(scale: torch.Tensor, like: torch.Tensor, axis: int | None) -> torch.Tensor:
@@ -78,7 +87,7 @@ class Quantize(Layer):
     """``x / scale``, rounded to ``elem``.
 
     ``scale`` is one number, one an entry of ``axis``, or, without an axis, of the rank of ``x`` with one a
-    block. ``QuantizeDynamic`` finds scales while it runs.
+    block. ``DynamicQuantize`` finds scales while it runs.
     """
 
     source = f"{OPERATORS}/Quantize.html"
@@ -93,7 +102,9 @@ class Quantize(Layer):
         allow(self, "scale", self.scale, FLOATS)
         if self.elem.name not in QUANTIZED:
             raise self.refuse(f"to {self.elem}, not one of {', '.join(QUANTIZED)}")
-        _check_scale(self, self.x, self.scale, self.axis)
+        _check_scale(self, self.x, self.scale, self.axis, self.elem, self.x.elem)
+        if self.elem == F4 and self.scale.dims and self.axis is None:
+            raise self.refuse("blocks of f4e2m1 are DynamicQuantize's")
         return ((self.elem, self.x.dims),)
 
     def run(self, value: Value, sizes: Sizes) -> tuple[torch.Tensor, ...]:
@@ -102,10 +113,7 @@ class Quantize(Layer):
 
     def emit(self, to: Emitter) -> Sequence[Any]:
         layer = to.network.add_quantize(to[self.x], to[self.scale], to.dtype(self.elem))
-        if self.axis is not None:
-            layer.axis = self.axis % len(self.x.dims)
-        elif self.scale.dims:
-            layer.block_shape = _block_shape(self.x, self.scale)
+        _say_blocks(layer, self.x, self.scale, self.axis, self.elem)
         return [layer.get_output(0)]
 
 
@@ -122,10 +130,10 @@ class Dequantize(Layer):
 
     def infer(self) -> tuple[Inferred, ...]:
         allow(self, "x", self.x, QUANTIZED)
-        allow(self, "scale", self.scale, (*FLOATS, "f8e4m3", "f8e8m0"))
+        allow(self, "scale", self.scale, (*FLOATS, *(["f8e8m0"] if self.x.elem == F8 else [])))
         if self.elem.name not in FLOATS:
             raise self.refuse(f"to {self.elem}, not one of {', '.join(FLOATS)}")
-        _check_scale(self, self.x, self.scale, self.axis)
+        _check_scale(self, self.x, self.scale, self.axis, self.x.elem, self.elem)
         return ((self.elem, self.x.dims),)
 
     def run(self, value: Value, sizes: Sizes) -> tuple[torch.Tensor, ...]:
@@ -134,10 +142,7 @@ class Dequantize(Layer):
 
     def emit(self, to: Emitter) -> Sequence[Any]:
         layer = to.network.add_dequantize(to[self.x], to[self.scale], to.dtype(self.elem))
-        if self.axis is not None:
-            layer.axis = self.axis % len(self.x.dims)
-        elif self.scale.dims:
-            layer.block_shape = _block_shape(self.x, self.scale)
+        _say_blocks(layer, self.x, self.scale, self.axis, self.x.elem)
         return [layer.get_output(0)]
 
 
@@ -192,11 +197,13 @@ class DynamicQuantize(Layer):
         return to_quantized(torch.where(used == 0, 0, x / used), self.elem), scale
 
     def emit(self, to: Emitter) -> Sequence[Any]:
-        shape = [1] * len(self.x.dims)
-        shape[self.axis] = self.block
-        kind = F8 if self.elem == F4 else E8
-        given = to[self.x], tuple(shape), to.dtype(self.elem), to.dtype(kind)
-        layer = to.network.add_dynamic_quantize_v2(*given)
+        elem, kind = to.dtype(self.elem), to.dtype(F8 if self.elem == F4 else E8)
         if self.scale is not None:
+            axis = self.axis % len(self.x.dims)
+            layer = to.network.add_dynamic_quantize(to[self.x], axis, self.block, elem, kind)
             layer.set_input(1, to[self.scale])
+        else:
+            shape = [1] * len(self.x.dims)
+            shape[self.axis] = self.block
+            layer = to.network.add_dynamic_quantize_v2(to[self.x], tuple(shape), elem, kind)
         return [layer.get_output(0), layer.get_output(1)]
