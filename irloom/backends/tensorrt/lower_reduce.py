@@ -28,7 +28,8 @@ for _name, _op in {"sum": "sum", "mean": "avg", "amax": "max", "amin": "min"}.it
 
 @lowers("softmax")
 def softmax(c: Context) -> Tensor:
-    return c.add(Softmax(c["x"], c.attr("dim")))
+    rows = _rows(c)
+    return c.reshape(c.add(Softmax(rows, -1 if rows is not c["x"] else c.attr("dim"))), c.result.dims)
 
 
 @lowers("cumsum")
@@ -44,10 +45,15 @@ def topk(c: Context) -> tuple[Tensor, ...]:
     k = c.attr("k")
     if not isinstance(k, int):
         raise c.refuse(f"k is {k}: known when the network is built")
-    return c.all(TopK("max", c["x"], k))
+    return tuple(c.reshape(t, (*c["x"].dims[:-1], k)) for t in c.all(TopK("max", _rows(c), k)))
 
 
 @lowers("argmax")
 def argmax(c: Context) -> Tensor:
-    _, at = c.all(TopK("max", c["x"], 1))
+    _, at = c.all(TopK("max", _rows(c), 1))
     return c.reshape(at, c.result.dims)
+
+
+def _rows(c: Context) -> Tensor:
+    """Operand ``x`` with two dims at least, as sorting and softmax ask for."""
+    return c.lift(c["x"], 2) if len(c["x"].dims) == 1 else c["x"]
