@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from irloom.backends.core import backend, backends
+from irloom.backends.core import BUILT_IN, backend, backends
 from irloom.driver import Choice, passes_of, targets
 from irloom.driver.core import _loaded, _plugins
 from irloom.frontends.core import TraceOptions, frontend_of
@@ -148,7 +148,7 @@ class Loom:
     def lowered(self, m):
         return "woven"
 
-    build = open = prepare = fallbacks = declined = lowered
+    build = open = prepare = fallbacks = declined = fingerprint = lowered
 """
 
 
@@ -157,7 +157,7 @@ class TestTargets:
         install(
             site, "loom-weave", {"loom_weave.py": BACKEND}, {"irloom.backends": {"loom": "loom_weave:Loom"}}
         )
-        assert backends() == ["cpu", "reference", "loom"]
+        assert backends() == [*BUILT_IN, "loom"]
         assert backend("loom").lowered(Module({})) == "woven"
         assert targets()["loom"] == "a shuttle"
         assert [spell(p) for p in passes_of(Choice("loom", with_=("fuse-mlp",)))] == [
@@ -170,7 +170,7 @@ class TestTargets:
         install(site, "loom-spin", {"loom_spin.py": BACKEND}, {"irloom.backends": {"spin": "loom_spin:Loom"}})
         with pytest.raises(PipelineError) as caught:
             backend("spun")
-        assert str(caught.value) == "no target 'spun'\nhint: there are cpu, reference, spin"
+        assert str(caught.value) == f"no target 'spun'\nhint: there are {', '.join(BUILT_IN)}, spin"
 
     def test_one_that_does_not_load_says_so_among_the_targets(self, site):
         install(site, "loom-torn", {"loom_torn.py": "1 / 0"}, {"irloom.backends": {"torn": "loom_torn:Loom"}})

@@ -7,6 +7,7 @@ checked before any is used, because compiled parts are native code. The manifest
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,12 +21,14 @@ from types import TracebackType
 from typing import Any
 
 from irloom.backends.needs import Need
-from irloom.ir.errors import EngineMismatch
+from irloom.ir.errors import BuildError, EngineMismatch
 from irloom.ir.graph import Module
 from irloom.ir.parse import parse
 
 FORMAT = 1
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room for more."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,16 @@ class EngineWriter:
         try:
             if kind is None:
                 self._finish()
+        except OSError as failed:
+            error = failed
+            raise
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise BuildError(
+                    f"{self.out}: {error.strerror} while the engine was written, so there is none",
+                    hint="make room, or choose a place on another disk",
+                ) from None
 
     def _finish(self) -> None:
         files = sorted(p for p in self.folder.rglob("*") if p.is_file())

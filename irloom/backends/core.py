@@ -66,6 +66,10 @@ class Backend(Protocol):
         """Why ops that have a kernel run their body all the same: ``layer.y: `x` is bf16[T, 8]: ...``."""
         ...
 
+    def fingerprint(self) -> dict[str, str]:
+        """What an engine built here depends on beside the CPU and irloom: a library, a GPU."""
+        ...
+
     def prepare(self) -> None:
         """Start what a build needs beside the trace, such as compiling kernels, in the background."""
         ...
@@ -83,6 +87,7 @@ BUILT_IN = {
     "cpu": "irloom.backends.cpu.backend",
     "onnx": "irloom.backends.onnx.backend",
     "reference": "irloom.backends.reference.backend",
+    "tensorrt": "irloom.backends.tensorrt.backend",
 }
 """Targets by name; the module of each is loaded when it is used."""
 

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 @pipeline_options
 @adapter_option
 @trust_option
+@click.option(
+    "--no-split", is_flag=True, help="Refuse a model with an op that the target has no kernel or layer for."
+)
+@click.option(
+    "--cut",
+    type=click.Choice(["whole", "layer"]),
+    help="Build the whole model as one network, or its layers as one each, where the target builds networks.",
+)
 @json_option
 def compile_(
     model: str,
@@ -36,6 +44,8 @@ def compile_(
     passes: Choice,
     adapter: str | None,
     trust: bool,
+    no_split: bool,
+    cut: str | None,
     as_json: bool,
 ) -> None:
     """Build an engine: a directory that `irloom run` opens in seconds.
@@ -55,6 +65,8 @@ def compile_(
             adapter=adapter,
             progress=report,
             trust_remote_code=trust,
+            split=not no_split,
+            cut=cut,
         )
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     if as_json:

@@ -32,7 +32,12 @@ def doctor(as_json: bool) -> None:
         ]
     )
     click.echo("\ntargets")
-    print_table([(f"  {name}", lacks or "ready") for name, lacks in facts["targets"].items()])
+    print_table(
+        [
+            (f"  {name}", lacks or _ready(facts["with"].get(name, {})))
+            for name, lacks in facts["targets"].items()
+        ]
+    )
     if facts["plugins"]:
         click.echo("\nplugins")
         print_table(
@@ -41,11 +46,14 @@ def doctor(as_json: bool) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """Every fact that the page shows; ``targets`` maps each to what it lacks, or None."""
+    """Every fact that the page shows; ``targets`` maps each to what it lacks, or None, and ``with`` to what
+    its engines depend on here.
+    """
     from ..backends import machine
+    from ..backends.core import backend
     from ..driver import targets
 
-    cxx = machine.compiler()
+    cxx, lacks = machine.compiler(), targets()
     return {
         "irloom": __version__,
         "python": platform.python_version(),
@@ -57,9 +65,14 @@ def examine() -> dict[str, Any]:
         "memory_bytes": machine.memory(),
         "read_gb_per_s": round(machine.read_bandwidth() / 1e9, 1),
         "compiler": f"{cxx.path}, {cxx.version}" if cxx else None,
-        "targets": targets(),
+        "targets": lacks,
+        "with": {name: backend(name).fingerprint() for name, lack in lacks.items() if lack is None},
         "plugins": _plugins(),
     }
+
+
+def _ready(depends: dict[str, str]) -> str:
+    return ", ".join(["ready", *(f"{name} {what}" for name, what in depends.items())])
 
 
 def _plugins() -> list[dict[str, str | None]]:

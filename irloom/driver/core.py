@@ -12,7 +12,8 @@ from typing import Any
 
 from irloom import __version__
 from irloom.backends.artifact import EngineReader, EngineWriter, Manifest, is_engine
-from irloom.backends.core import Report, backend, quiet
+from irloom.backends.core import Backend, Report, backend, quiet
+from irloom.backends.locks import locked
 from irloom.backends.machine import cpu_features
 from irloom.backends.needs import Need, code, file_of, needs
 from irloom.frontends.core import Frontend, TraceOptions, frontend_of, source
@@ -22,7 +23,7 @@ from irloom.frontends.peft.frontend import Merged, identity
 from irloom.frontends.store import cache_dir, extensions
 from irloom.frontends.text import Text
 from irloom.ir.elem import ELEMS, floating
-from irloom.ir.errors import CheckpointError, EngineMismatch
+from irloom.ir.errors import CheckpointError, EngineMismatch, PipelineError
 from irloom.ir.graph import Module
 from irloom.ir.op import OPS
 from irloom.ir.plugins import HERE, origin, sources
@@ -121,6 +122,8 @@ def compile(
     progress: Report | None = None,
     trust_remote_code: bool = False,
     tokenizer: Any = None,
+    split: bool = True,
+    cut: str | None = None,
 ) -> Path:
     """Build an engine directory and give its path; an engine there is replaced when the new one is whole.
 
@@ -142,6 +145,8 @@ def compile(
     report("trace", 1, 1)
     m, record = run_pipeline(m, passes, progress=report)
     report("passes", len(passes), len(passes))
+    if not split:
+        _refuse_split(made, m)
     facts, needed = front.facts(path), needs(m)
     manifest = Manifest(
         target=target,
@@ -154,12 +159,15 @@ def compile(
             *("--pipeline", ", ".join(steps)),
             *(["--adapter", str(adapter)] if adapter else []),
             *(["--trust-remote-code"] if trust_remote_code else []),
+            *([] if split else ["--no-split"]),
+            *(["--cut", cut] if cut else []),
             *_loaded(passes, needed),
         ]
         if isinstance(model, (str, Path))
         else [],
         needs=needed,
-        settings={"max_context": facts.max_context, "eos": list(facts.eos), "int8_activations": True},
+        settings={"max_context": facts.max_context, "eos": list(facts.eos), "int8_activations": True}
+        | ({"cut": cut} if cut else {}),
     )
     report("tokenizer", 0, 1)
     with EngineWriter(out, manifest) as writer:
@@ -168,6 +176,17 @@ def compile(
         writer.write_json("record.json", _summary(record))
         made.build(m, front.checkpoint(path, options), writer, report)
     return out
+
+
+def _refuse_split(target: Backend, m: Module) -> None:
+    if bodies := target.fallbacks(m):
+        op, nodes = next(iter(bodies.items()))
+        why = f": {reason}" if (reason := target.declined(m).get(op)) else ""
+        more = f", nor {', '.join(list(bodies)[1:])}" if len(bodies) > 1 else ""
+        raise PipelineError(
+            f"{m.model or 'the program'}: {target.name} cannot express {op} ({nodes} of them){more}{why}",
+            hint="without --no-split such ops run their reference body",
+        )
 
 
 def _copy_tokenizer(front: Frontend, path: Path, writer: EngineWriter) -> None:
@@ -219,20 +238,28 @@ def engine_for(
     frontend_of(path)
     which = identity(path, Path(adapter) if adapter else None)
     facts = [which, target, steps, list(cpu_features()), __version__, version("torch"), extensions()]
+    facts += [backend(target).fingerprint()]
     facts += [code([HERE / "__init__.py"]), _plugins(passes)]
     facts += [trust_remote_code] if remote_code(path) else []
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     out = cache_dir() / "engines" / key
     if not is_engine(out):
-        compile(
-            path,
-            target,
-            passes,
-            out=out,
-            adapter=adapter,
-            progress=progress,
-            trust_remote_code=trust_remote_code,
-        )
+        lock = cache_dir() / "engines" / f"{key}.lock"
+        with locked(lock, wait=False) as free:
+            pass
+        if not free:
+            progress("waiting for another build", 0, 0)
+        with locked(lock):
+            if not is_engine(out):  # nobody built it meanwhile
+                compile(
+                    path,
+                    target,
+                    passes,
+                    out=out,
+                    adapter=adapter,
+                    progress=progress,
+                    trust_remote_code=trust_remote_code,
+                )
     return out
 
 

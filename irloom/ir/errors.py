@@ -51,6 +51,10 @@ class KernelError(IrloomError):
     """A kernel that cannot be called for its op, does not compile, or does not compute what its body does."""
 
 
+class BuildError(IrloomError):
+    """An engine that cannot be built: the target's builder refuses, or memory or disk run out."""
+
+
 class EngineMismatch(IrloomError):
     """An engine directory that was edited, is incomplete, or was built for another machine."""
 

@@ -80,6 +80,10 @@ class CpuBackend:
         """See ``extern``."""
         return lower(m).declined
 
+    def fingerprint(self) -> dict[str, str]:
+        """Kernels are compiled for the CPU, and by no other version than irloom's."""
+        return {}
+
     def prepare(self) -> None:
         """Let the compiler work on the kernels while the model is traced."""
         _kernels()

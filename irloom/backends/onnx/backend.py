@@ -67,6 +67,10 @@ class OnnxBackend:
         """There is nothing between a model and an error."""
         return {}
 
+    def fingerprint(self) -> dict[str, str]:
+        """What wrote the model: its operators and files follow from that."""
+        return {} if lacking(BUILD) else {package: version(package) for package in sorted(BUILD)}
+
     def prepare(self) -> None:
         """Say what is lacking before the model is traced."""
         need(BUILD)

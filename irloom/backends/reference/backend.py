@@ -61,6 +61,10 @@ class ReferenceBackend:
         """There are no kernels."""
         return {}
 
+    def fingerprint(self) -> dict[str, str]:
+        """Torch runs it everywhere."""
+        return {}
+
     def prepare(self) -> None:
         """Nothing is needed."""
 

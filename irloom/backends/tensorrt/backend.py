@@ -1,0 +1,144 @@
+"""The TensorRT target: networks become plans, which hold no weights; open checks, refits and runs them.
+
+A plan is native code. Nothing of an engine is deserialized before its bytes, its library and its GPU are what
+the manifest says.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from irloom.backends.artifact import EngineReader, EngineWriter
+from irloom.backends.core import Limits, Report
+from irloom.backends.machine import cores
+from irloom.backends.pools import cache_plan
+from irloom.ir.checkpoint import Checkpoint
+from irloom.ir.graph import Module
+from irloom.ir.show import show
+from irloom.runtime.core import Engine
+
+from .gpu import PORTABLE, gpu
+from .library import Library, LibraryMissing, load
+from .lower import lower
+from .opening import fitting, open_plans, program_of
+from .plan import Builder, Recipe
+from .plan_cache import plans
+from .profiles import Ranges, profiles
+from .program import Program
+from .weight_store import write_weights
+
+SEGMENTS, LOG = "segments.json", "build.log"
+
+
+class TensorRTBackend:
+    """See ``backends.core.Backend``."""
+
+    name = "tensorrt"
+    dtype = "bf16"
+    pipeline = (
+        "canonicalize",
+        "raise",
+        "canonicalize",
+        "outline",
+        "absorb-mla",
+        "gather-logits",
+        "kv-cache",
+        "kv-plan(layout=linear, max_seqs=64, max_tokens=512)",
+    )
+
+    def lacks(self) -> str | None:
+        """A library, and for one that times kernels a GPU, is needed to build."""
+        try:
+            library = load()
+        except LibraryMissing as error:
+            return f"{error.message} ({error.hint})"
+        return (
+            None if library.name == "tensorrt_rtx" or gpu() else f"an NVIDIA GPU, which {library} builds on"
+        )
+
+    def lowered(self, m: Module) -> str:
+        """The networks, and the ops between them, as text."""
+        return str(lower(m))
+
+    def fallbacks(self, m: Module) -> dict[str, int]:
+        """Ops that run between the networks."""
+        return dict(Counter(o.node.op.name for o in lower(m).outside))
+
+    def declined(self, m: Module) -> dict[str, str]:
+        """Why they do."""
+        return {o.node.op.name: f"{o.makes[0]}: {o.reason}" for o in reversed(lower(m).outside)}
+
+    def fingerprint(self) -> dict[str, str]:
+        """The library, and the GPU that plans are for."""
+        try:
+            builder = builder_here(load())
+        except LibraryMissing:
+            return {}
+        return {builder.library: builder.version, "gpu": str(gpu() or "none"), "weights": builder.held}
+
+    def prepare(self) -> None:
+        """Nothing can start before the networks are known."""
+
+    def build(self, m: Module, checkpoint: Checkpoint, out: EngineWriter, report: Report) -> None:
+        """Module, plans, their log, and the weights that are not in the checkpoint as they are."""
+        report("lower", 0, 1)
+        settings = out.manifest.settings
+        library, plan = load(), cache_plan(m)
+        program = lower(m, settings.get("cut", "whole"), bool(settings.get("split", True)))
+        out.write_text("module.irloom", show(m))
+        out.write_text("lowered.txt", str(program))
+        out.write_json("plan.json", {"caches": plan.to_json(), "cost": m.plan().to_json()})
+        settings["fallbacks"] = self.fallbacks(m)
+        report("lower", 1, 1)
+        builder = builder_here(library)
+        out.manifest.versions[library.name] = library.version
+        out.manifest.machine.update(gpu=builder.gpu, compute=list(builder.targets))
+        write_plans(program, builder, out, report)
+        write_weights(program, checkpoint, out, report)
+
+    def open(self, engine: EngineReader, limits: Limits) -> Engine:
+        """Compare what must fit, then deserialize the plans and give them their weights."""
+        library, _ = fitting(engine)
+        program, max_context = program_of(engine, limits)
+        open_plans(engine, program, library)
+        raise NotImplementedError(max_context)
+
+
+def builder_here(library: Library) -> Builder:
+    """What plans are built with on this machine.
+
+    TensorRT times kernels, so its plans are for the GPU they were built on. TensorRT for RTX compiles for
+    several and chooses when it runs; without a driver it builds, but refuses plans that can be refitted.
+    """
+    here = gpu()
+    portable = library.name == "tensorrt_rtx"
+    targets = PORTABLE if portable else ((here.compute,) if here else ())
+    return Builder(
+        library.name,
+        library.version,
+        None if portable or here is None else here.name,
+        targets,
+        "refit" if here else "inputs",
+    )
+
+
+def write_plans(program: Program, builder: Builder, out: EngineWriter, report: Report) -> None:
+    """Build each distinct network once and put its plan into the engine, with the log of its build."""
+    ranges = Ranges.of(program)
+    recipes: dict[str, Recipe] = {}
+    segments: list[dict[str, Any]] = []
+    for segment in program.segments:
+        recipe, names = Recipe.of(segment.network, profiles(segment.network, ranges), builder)
+        recipes.setdefault(recipe.key, recipe)
+        segments.append({"plan": recipe.key, "names": names})
+    built = plans(recipes.values(), report, cores())
+    logs: list[str] = []
+    for key, one in built.items():
+        out.file(f"plans/{key}.plan").write_bytes(one.read())
+        logs += [f"== {key}", one.log.read_text(encoding="utf-8", errors="replace")]
+    out.write_text(LOG, "\n".join(logs))
+    out.write_json(SEGMENTS, {"held": builder.held, "segments": segments})
+
+
+BACKEND = TensorRTBackend()

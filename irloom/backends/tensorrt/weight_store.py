@@ -1,0 +1,105 @@
+"""An engine's weights: each once, in the engine or where the checkpoint has it, mapped when it opens.
+
+A weight that the networks take as the checkpoint stores it is a link. The others are the tensors of
+``weights.safetensors``, computed and written one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from irloom.backends.artifact import EngineReader, EngineWriter
+from irloom.backends.core import Report
+from irloom.ir.checkpoint import Checkpoint
+from irloom.ir.errors import IRError
+from irloom.ir.mapped import map_tensor
+from irloom.ir.safetensors import Stored, read_header
+from irloom.ir.weight_expr import Tensor as Stands
+from irloom.ir.weight_expr import tensor_name
+
+from .forms import value_of
+from .network import Tensor
+from .program import Program, Source
+
+FILE = "weights.safetensors"
+LINK = "weight "
+ALIGN = 64
+DTYPES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3",
+    torch.int64: "I64", torch.int32: "I32", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write_weights(program: Program, checkpoint: Checkpoint, out: EngineWriter, report: Report) -> None:
+    """Link to each weight that lies in the checkpoint as it is, and write the others."""
+    types = {t.name: t for s in program.segments for t in s.network.weights}
+    own: dict[str, Tensor] = {}
+    for name, source in program.weights.items():
+        at = unchanged(source, checkpoint)
+        if at is not None and at.dims == types[name].dims:
+            out.link(LINK + name, at.path, at.offset, at.offset + at.nbytes)
+        else:
+            own[name] = types[name]
+    order = sorted(own, key=lambda name: -own[name].elem.torch.itemsize)  # so that all lie aligned
+    with out.file(FILE).open("wb") as file:
+        file.write(_header([own[name] for name in order]))
+        for done, name in enumerate(order):
+            report("weights", done, len(order))
+            value = value_of(program.weights[name], checkpoint, program.module)
+            if tuple(value.shape) != own[name].dims or value.dtype != own[name].elem.torch:
+                raise IRError(f"weight {own[name]} comes as {value.dtype}{list(value.shape)}")
+            file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            del value
+    report("weights", len(order), len(order))
+
+
+def unchanged(source: Source, checkpoint: Checkpoint) -> Stored | None:
+    """Where the checkpoint holds the bytes that a network takes; None where something is done to them."""
+    expr, elem = source.param.weight, source.param.type.elem
+    if source.form or not isinstance(expr, Stands):
+        return None
+    name = tensor_name(expr.name, None)
+    return checkpoint.stored(name) if checkpoint.elem(name) == elem else None
+
+
+class Weights:
+    """The weights of an engine that opens: each is a mapping of its bytes, read when it is used."""
+
+    def __init__(self, engine: EngineReader) -> None:
+        self.own = read_header(engine.file(FILE))
+        self.links = {
+            name.removeprefix(LINK): link
+            for name, link in engine.manifest.links.items()
+            if name.startswith(LINK)
+        }
+
+    def __call__(self, t: Tensor) -> torch.Tensor:
+        """The value of a weight, as networks take it."""
+        dims = tuple(d for d in t.dims if isinstance(d, int))
+        if (link := self.links.get(t.name)) is not None:
+            return map_tensor(Path(link.file), link.start, dims, t.elem.torch)
+        at = self.own[t.name]
+        return map_tensor(at.path, at.offset, dims, t.elem.torch)
+
+
+def _header(tensors: list[Tensor]) -> bytes:
+    """The start of a safetensors file of these tensors, in this order."""
+    header: dict[str, Any] = {}
+    at = 0
+    for t in tensors:
+        dims = [d for d in t.dims if isinstance(d, int)]
+        size = math.prod(dims) * t.elem.torch.itemsize
+        header[t.name] = {
+            "dtype": DTYPES[t.elem.torch],
+            "shape": dims,
+            "data_offsets": [at, at + size],
+        }
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % ALIGN)
+    return len(text).to_bytes(8, "little") + text
