@@ -171,8 +171,9 @@ def figures(field: list[Contender], bandwidth: float, args: argparse.Namespace) 
     return {"machine": machine(), "settings": settings, "bandwidth": bandwidth, "contenders": found}
 
 
-def arguments() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(about: str | None) -> argparse.ArgumentParser:
+    """What every benchmark of requests is told: the model, threads, requests, limits, where figures go."""
+    p = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     p.add_argument(
         "--gguf", type=Path, default=DEMO, help="the model; default: the demo model of `make setup`"
@@ -184,6 +185,17 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--requests", type=int, default=16, help="that arrive together")
     p.add_argument("--most-prompt", type=int, default=256, help="their longest prompt; the shortest has 16")
     p.add_argument("--most-new", type=int, default=96, help="their longest answer; the shortest has 8")
+    p.add_argument("--limit", type=float, default=1800, help="seconds for any other answer")
+    p.add_argument("--probe", type=int, default=512, help="megabytes that the bandwidth probe reads")
+    p.add_argument("--pause", type=float, default=0.3, help="seconds between runs")
+    p.add_argument("--vocab", type=int, default=32000, help="prompt tokens are drawn below this")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--json", type=Path, metavar="FILE")
+    return p
+
+
+def arguments() -> argparse.Namespace:
+    p = options(__doc__)
     p.add_argument(
         "--pipeline",
         action="append",
@@ -207,12 +219,6 @@ def arguments() -> argparse.Namespace:
     p.add_argument(
         "--compile-limit", type=float, default=600, help="seconds for one warm-up answer of the compiled peer"
     )
-    p.add_argument("--limit", type=float, default=1800, help="seconds for any other answer")
-    p.add_argument("--probe", type=int, default=512, help="megabytes that the bandwidth probe reads")
-    p.add_argument("--pause", type=float, default=0.3, help="seconds between runs")
-    p.add_argument("--vocab", type=int, default=32000, help="prompt tokens are drawn below this")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--json", type=Path, metavar="FILE")
     args = p.parse_args()
     args.pipeline = dict(text.split("=", 1) for text in args.pipeline) or PIPELINES
     args.dtype = args.dtype or ["float32"]

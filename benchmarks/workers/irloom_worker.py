@@ -10,9 +10,11 @@ from serve import Answers, Clock, contend
 
 
 class Irloom:
-    """``pipeline``: text, or ``+ passes`` to put before plan-memory in the target's default pipeline."""
+    """``pipeline``: text, or ``+ passes`` to put before the last pass of the target's default pipeline."""
 
-    def __init__(self, model: str, pipeline: str, threads: int, longest: int, requests: int) -> None:
+    def __init__(
+        self, model: str, pipeline: str, threads: int, longest: int, requests: int, target: str = "cpu"
+    ) -> None:
         import torch
 
         import irloom
@@ -22,10 +24,9 @@ class Irloom:
 
         torch.set_num_threads(threads)
         self.kernels = load_kernels()
-        self.pipeline = _pipeline(pipeline)
-        self.llm = irloom.LLM(
-            model, pipeline=self.pipeline, threads=threads, max_context=longest, max_seqs=max(requests, 1)
-        )
+        self.target, self.pipeline = target, _pipeline(target, pipeline)
+        limits = {"threads": threads, "max_context": longest, "max_seqs": max(requests, 1)}
+        self.llm = irloom.LLM(model, target, self.pipeline, **limits)
         self.loop = Loop(self.llm.engine)  # the other contenders make no text either
         self.parameters = sum(math.prod(e.dims) for e in read_header(Path(model)).entries.values())
 
@@ -37,6 +38,7 @@ class Irloom:
             "weight_bytes": self.llm.engine.bytes_read,
             "parameters": self.parameters,
             "about": {
+                "target": self.target,
                 "pipeline": self.pipeline,
                 "cpu": cpu_name(),
                 "cores": cores(),
@@ -73,13 +75,12 @@ class Irloom:
         return {"kernels": best, "torch": read_bandwidth(data.nbytes, repeats)}
 
 
-def _pipeline(text: str) -> str:
+def _pipeline(target: str, text: str) -> str:
     from irloom.backends.core import backend
 
     if not text.startswith("+"):
         return text
-    *start, last = backend("cpu").pipeline
-    assert last == "plan-memory", "the default pipeline ends with the memory plan"
+    *start, last = backend(target).pipeline
     return ", ".join(p for p in [*start, text[1:].strip(), last] if p)
 
 

@@ -21,15 +21,21 @@ from irloom.ir.graph import Module
 from irloom.ir.plan import Pool, is_linear
 from irloom.ir.show import show
 from irloom.passes import run_pipeline
+from irloom.passes.decompose import DECOMPOSED
 from irloom.runtime.core import Engine
 
 from .engine import OnnxEngine, Sizes
 from .export import MODEL, WEIGHTS, export, text
-from .lower import lower
+from .lower import TABLE, lower
 from .session import BUILD, RUN, lacking, need, open_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+
+_LACKING = tuple(op for op in DECOMPOSED if op not in TABLE)
+SIMPLER = (f"decompose(ops={_LACKING})",) if _LACKING else ()
+"""The pass that writes ops without a lowering in ops that have one."""
 
 
 class OnnxBackend:
@@ -45,6 +51,7 @@ class OnnxBackend:
         "absorb-mla",
         "gather-logits",
         "fuse-qkv",
+        *SIMPLER,
         "kv-cache",
         "kv-plan(layout='linear')",
     )
