@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from irloom.ir.elem import Elem, Quant
+from irloom.ir.elem import ELEMS, Elem, Quant
 from irloom.ir.graph import Param
 
 from .context import Context
@@ -39,37 +39,36 @@ def no_layer(quant: Quant) -> str:
         return f"{quant} has zero points, and TensorRT's scales are symmetric"
     if quant.base.name not in BASES:
         return f"TensorRT has no weights of {quant.base}"
-    if quant.scale.name not in ("f32", "f16", "bf16"):
-        return f"TensorRT has no scales of {quant.scale}"
     return ""
 
 
 def _multiplied(c: Context, p: Param, quant: Quant, elem: Elem) -> Tensor:
-    """One scale a row of a matrix goes by its axis, scales of groups, and those of stacks, by blocks."""
+    """Scales are in ``elem``, as the layer wants them. One a row of a matrix goes by its axis, those of groups
+    and of stacks by blocks.
+    """
     dims = [d for d in quant.scale_dims(p.type.dims) if isinstance(d, int)]
     values = c.weight(p, "values", quant.base)
     if len(dims) == 2 and dims[-1] == 1:
-        scales, axis = c.weight(p, "row_scales", quant.scale, dims[:1]), 0
-    else:
-        scales, axis = c.weight(p, "scales", quant.scale, dims), None
-    return c.add(Dequantize(values, scales, elem, axis=axis))
+        return c.add(Dequantize(values, c.weight(p, f"row_scales_{elem}", elem, dims[:1]), elem, axis=0))
+    return c.add(Dequantize(values, c.weight(p, f"scales_{elem}", elem, dims), elem))
 
 
-@form("values")
-def _values(x: torch.Tensor | QuantizedTensor) -> torch.Tensor:
-    return _quantized(x).values
+def values(x: torch.Tensor | QuantizedTensor) -> torch.Tensor:
+    """Entries as they are stored; 0 where their scale is 0, which ``scales`` does not keep."""
+    q = _quantized(x)
+    empty = (q.scales == 0).repeat_interleave(q.dims[-1] // q.scales.shape[-1], -1)
+    return q.values.where(~empty, q.values.new_zeros(()))
 
 
-@form("scales")
-def _scales(x: torch.Tensor | QuantizedTensor) -> torch.Tensor:
-    """Scales, 1 where a group is all zeros: TensorRT's are above 0."""
-    scales = _quantized(x).scales
-    return scales.where(scales != 0, scales.new_ones(()))
+def scales(x: torch.Tensor | QuantizedTensor, elem: Elem) -> torch.Tensor:
+    """Scales in ``elem``. TensorRT's are not 0: a group of zeros has 1, one below the least number has that."""
+    import torch
 
-
-@form("row_scales")
-def _row_scales(x: torch.Tensor | QuantizedTensor) -> torch.Tensor:
-    return _scales(x).flatten()
+    given = _quantized(x).scales
+    least = torch.finfo(elem.torch).smallest_normal
+    made = given.to(elem.torch)
+    made = made.where(made != 0, given.float().sign().to(elem.torch) * least)
+    return made.where(given != 0, made.new_ones(()))
 
 
 def _quantized(x: torch.Tensor | QuantizedTensor) -> QuantizedTensor:
@@ -79,13 +78,13 @@ def _quantized(x: torch.Tensor | QuantizedTensor) -> QuantizedTensor:
     return x
 
 
-def _in(elem: str) -> None:
-    from irloom.ir.elem import ELEMS
+def _register(elem: Elem) -> None:
+    """The forms that depend on the element of the product."""
+    form(f"scales_{elem}")(lambda x: scales(x, elem))
+    form(f"row_scales_{elem}")(lambda x: scales(x, elem).flatten())
+    form(f"in_{elem}")(lambda x: _quantized(x).dequantize(elem))
 
-    @form(f"in_{elem}")
-    def _(x: torch.Tensor | QuantizedTensor) -> torch.Tensor:
-        return _quantized(x).dequantize(ELEMS[elem])
 
-
-for _elem in ("f32", "f16", "bf16"):
-    _in(_elem)
+form("values")(values)
+for _name in ("f32", "f16", "bf16"):
+    _register(ELEMS[_name])

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 from irloom.backends.slots import Slots, SlotStep, length
+from irloom.backends.tensorrt.forms import value_of
 from irloom.backends.tensorrt.lower import lower
 from irloom.backends.tensorrt.program import Segment
 from irloom.ir.elem import Elem, Paged
 from irloom.ir.graph import Module, Param, Value
-from irloom.ir.interp import apply_node, empty_cache
+from irloom.ir.interp import apply_node, bound_value, empty_cache
 from irloom.ir.parse import parse
 from irloom.ir.seqs import PagedCache, Seqs
+from irloom.passes.random_weights import RandomWeights
 from irloom.runtime.core import Batch
 
 CONTEXT, SLOTS, ROWS = 24, 5, 12
@@ -50,7 +52,7 @@ def batches(seed: int, count: int) -> Iterator[Batch]:
 
 @dataclass
 class Beside:
-    """A module of one segment, run op by op over pages and as a network over slots."""
+    """A module of one segment, run op by op over pages and as a network over slots, on random weights."""
 
     m: Module
     seed: int = 0
@@ -66,7 +68,12 @@ class Beside:
         self.main = self.program.module.main
         self.slots = Slots(SLOTS, filled=self.filled)
         self.random = torch.Generator().manual_seed(self.seed)
-        self.weights = {p: self.draw(p, 0) for p in self.main.weights}
+        m = self.program.module
+        checkpoint = RandomWeights([m], self.seed)
+        self.weights = {p: bound_value(p, checkpoint, None, m) for p in self.main.weights}
+        self.sources = {
+            name: value_of(source, checkpoint, m) for name, source in self.program.weights.items()
+        }
         for p in self.main.data:
             if isinstance(p.type.elem, Paged):
                 made = empty_cache(p.type, SLOTS)
@@ -79,10 +86,10 @@ class Beside:
                 self.linear[t.name] = torch.zeros(SLOTS, heads, held, dim, dtype=t.elem.torch)
 
     def draw(self, p: Param, rows: int) -> torch.Tensor:
-        """A random value of a parameter in a step of ``rows``; of integers, 0 to 3."""
+        """A random value of an operand in a step of ``rows``; of integers, -1 to 4."""
         dims = [d if isinstance(d, int) else rows for d in p.type.dims]
         if p.type.plain.kind == "int":
-            return torch.randint(0, 4, dims, generator=self.random).to(p.type.plain.torch)
+            return torch.randint(-1, 5, dims, generator=self.random).to(p.type.plain.torch)
         return torch.randn(dims, generator=self.random).to(p.type.plain.torch)
 
     def run(self, count: int, tolerance: float) -> None:
@@ -137,8 +144,8 @@ class Beside:
                 arrays[p.name][at] = x[row]
         for name, x in self.linear.items():
             arrays[name] = x[step.first : step.first + step.slots]
-        weights = {p.name: x for p, x in self.weights.items()}
-        return self.network.run({t.name: arrays[t.name] for t in self.network.inputs}, weights.__getitem__)
+        given_names = {t.name: arrays[t.name] for t in self.network.inputs}
+        return self.network.run(given_names, self.sources.__getitem__)
 
     def same_caches(self, batch: Batch, tolerance: float) -> None:
         """What a sequence has stored is the same in its page as in its slot."""
