@@ -43,8 +43,8 @@ def no_layer(quant: Quant) -> str:
 
 
 def _multiplied(c: Context, p: Param, quant: Quant, elem: Elem) -> Tensor:
-    """Scales are in ``elem``, as the layer wants them. One a row of a matrix goes by its axis, those of groups
-    and of stacks by blocks.
+    """Scales are in ``elem``, as the layer wants them: one a row of a matrix by its axis, those of groups and
+    of stacks by blocks.
     """
     dims = [d for d in quant.scale_dims(p.type.dims) if isinstance(d, int)]
     values = c.weight(p, "values", quant.base)
@@ -61,7 +61,7 @@ def values(x: torch.Tensor | QuantizedTensor) -> torch.Tensor:
 
 
 def scales(x: torch.Tensor | QuantizedTensor, elem: Elem) -> torch.Tensor:
-    """Scales in ``elem``. TensorRT's are not 0: a group of zeros has 1, one below the least number has that."""
+    """Scales in ``elem``, none 0: a group of zeros has 1, and one too small for ``elem`` its least number."""
     import torch
 
     given = _quantized(x).scales

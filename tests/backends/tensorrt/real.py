@@ -11,7 +11,9 @@ from irloom.backends.tensorrt.emitter import Emitter, Refused
 from irloom.backends.tensorrt.library import LibraryMissing, load
 from irloom.backends.tensorrt.network import Network, Tensor, size_of
 
-RANGES: Mapping[str, tuple[int, int, int]] = {
+Ranges = Mapping[str, tuple[int, int, int]]
+
+RANGES: Ranges = {
     "T": (1, 8, 64),
     "S": (1, 2, 8),
     "B": (1, 2, 8),
@@ -19,12 +21,16 @@ RANGES: Mapping[str, tuple[int, int, int]] = {
 }
 
 
+DECODE: Ranges = {**RANGES, "T": (1, 4, 8), "N": (1, 1, 1)}
+"""Steps in which every slot brings one token."""
+
+
 def zeros(t: Tensor) -> torch.Tensor:
     return torch.zeros([int(str(d)) for d in t.dims], dtype=t.elem.torch)
 
 
-def refusal(net: Network) -> str | None:
-    """Why the library does not build ``net``; None where it does."""
+def refusal(net: Network, *profiles: Ranges) -> str | None:
+    """Why the library does not build ``net`` for ``profiles``; None where it does."""
     try:
         trt = load().trt
     except LibraryMissing as e:
@@ -50,10 +56,11 @@ def refusal(net: Network) -> str | None:
         emitter.emit(net)
     except Refused as e:
         return f"{e.message}: {'; '.join(said)}"
-    profile = builder.create_optimization_profile()
-    for t in net.inputs:
-        at = [{s: r[i] for s, r in RANGES.items()} for i in range(3)]
-        profile.set_shape(t.name, *(tuple(size_of(d, sizes) for d in t.dims) for sizes in at))
-    config.add_optimization_profile(profile)
+    for ranges in profiles or (RANGES,):
+        profile = builder.create_optimization_profile()
+        for t in net.inputs:
+            at = [{s: r[i] for s, r in ranges.items()} for i in range(3)]
+            profile.set_shape(t.name, *(tuple(size_of(d, sizes) for d in t.dims) for sizes in at))
+        config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(definition, config)
     return None if plan is not None and not said else "; ".join(said) or "no plan"

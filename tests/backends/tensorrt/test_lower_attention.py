@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from irloom.backends.tensorrt.lower import lower
-from irloom.backends.tensorrt.program import Outside
+from irloom.backends.tensorrt.network import Network
+from irloom.backends.tensorrt.program import Outside, Segment
+from tests.backends.tensorrt.real import DECODE, RANGES, refusal
 from tests.backends.tensorrt.traffic import CONTEXT, Beside, module
 
 TOLERANCE = {"f32": 2e-5, "f16": 4e-3, "bf16": 3e-2}
@@ -19,15 +23,19 @@ def text(
     values: int | None = None,
     given: dict[str, str] | None = None,
     kept: str | None = None,
-    features: int | None = None,
+    first: int | None = None,
     **attrs: object,
 ) -> str:
-    """``kv_append`` and ``paged_attention``, with operands ``given`` by name and type."""
+    """``kv_append`` and ``paged_attention``, with operands ``given`` by name and type.
+
+    A cache of keys only (``values=0``) has values that are the ``first`` features of its keys.
+    """
     given = given or {}
     own = "" if values is None else f"(values={values})"
     cache = f"paged[{kept or elem}, {CONTEXT}]{own}[P, {kv}, {dim}]"
     v = dim if values is None else values
-    features = v if features is None else features
+    features = v if first is None else first
+    attrs = {**attrs, "values": first} if first is not None else attrs
     extra = "".join(f", {name}: {t}" for name, t in given.items())
     names = "".join(f", {name if name in given else None}" for name in ("sinks", "slopes", "index", "bias"))
     said = "".join(f", {k}={x}" for k, x in {"scale": 0.4, **attrs}.items())
@@ -41,31 +49,32 @@ def text(
     )
 
 
-LATENTS = text(kv=1, values=0, features=6).replace("scale=0.4", "scale=0.4, values=6")
-
-FORMS: dict[str, tuple[str, str]] = {
-    "all that is behind": (text(), ""),
-    "one head a key": (text(kv=4), ""),
-    "one key for all heads": (text(kv=1), ""),
-    "scale 1": (text(scale=1.0), ""),
-    "a window": (text(window=5), "masked: window 5"),
-    "chunks": (text(chunk=6), "masked: chunk 6"),
-    "a window in chunks": (text(window=3, chunk=6), "masked: window 3, chunk 6"),
-    "a window that reaches all": (text(window=100, chunk=64), ""),
-    "latents": (LATENTS, ""),
-    "values less wide": (text(values=6), "products and a softmax: values of 6 features, keys of 8"),
-    "values wider": (text(values=12), "products and a softmax: values of 12 features, keys of 8"),
-    "softcap": (text(softcap=2.0), "products and a softmax: softcap"),
-    "softcap in a window": (text(softcap=2.0, window=4), "products and a softmax: softcap"),
-    "sinks": (text(given={"sinks": "f32[4]"}), "products and a softmax: sinks"),
-    "sinks of tokens": (text(given={"sinks": "f32[T, 4]"}, window=5), "products and a softmax: sinks"),
-    "slopes": (text(given={"slopes": "f32[4]"}), "products and a softmax: slopes"),
-    "bias": (text(given={"bias": "f32[T, 4, 3]"}), "products and a softmax: bias"),
+FORMS: dict[str, tuple[dict[str, Any], str]] = {
+    "all that is behind": ({}, ""),
+    "one head a key": ({"kv": 4}, ""),
+    "one key for all heads": ({"kv": 1}, ""),
+    "scale 1": ({"scale": 1.0}, ""),
+    "a window": ({"window": 5}, "masked: window 5"),
+    "chunks": ({"chunk": 6}, "masked: chunk 6"),
+    "a window in chunks": ({"window": 3, "chunk": 6}, "masked: window 3, chunk 6"),
+    "a window that reaches all": ({"window": 100, "chunk": 64}, ""),
+    "latents": ({"kv": 1, "values": 0, "first": 6}, ""),
+    "values less wide": ({"values": 6}, "products and a softmax: values of 6 features, keys of 8"),
+    "values wider": ({"values": 12}, "products and a softmax: values of 12 features, keys of 8"),
+    "softcap": ({"softcap": 2.0}, "products and a softmax: softcap"),
+    "softcap in a window": ({"softcap": 2.0, "window": 4}, "products and a softmax: softcap"),
+    "softcap of latents": (
+        {"kv": 1, "values": 0, "first": 6, "softcap": 2.0}, "products and a softmax: softcap",
+    ),
+    "sinks": ({"given": {"sinks": "f32[4]"}}, "products and a softmax: sinks"),
+    "sinks of tokens": ({"given": {"sinks": "f32[T, 4]"}, "window": 5}, "products and a softmax: sinks"),
+    "slopes": ({"given": {"slopes": "f32[4]"}}, "products and a softmax: slopes"),
+    "bias": ({"given": {"bias": "f32[T, 4, 3]"}}, "products and a softmax: bias"),
     "everything": (
-        text(
-            given={"sinks": "f32[4]", "slopes": "f32[4]", "bias": "f32[T, 4, 7]"},
-            values=6, window=9, chunk=16, softcap=3.0,
-        ),
+        {
+            "given": {"sinks": "f32[4]", "slopes": "f32[4]", "bias": "f32[T, 4, 7]"},
+            "values": 6, "window": 9, "chunk": 16, "softcap": 3.0,
+        },
         "products and a softmax: softcap, sinks, slopes, bias, values of 6 features, keys of 8",
     ),
 }  # fmt: skip
@@ -74,8 +83,8 @@ FORMS: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("filled", [False, True], ids=["ragged", "filled"])
 @pytest.mark.parametrize("name", FORMS)
 def test_each_form_is_the_op(name: str, filled: bool) -> None:
-    source, form = FORMS[name]
-    beside = Beside(module(source), seed=len(name), filled=filled)
+    options, form = FORMS[name]
+    beside = Beside(module(text(**options)), seed=len(name), filled=filled)
     beside.run(8, TOLERANCE["f32"])
     (said,) = [n.form for n in beside.program.nodes if n.node.op.name == "paged_attention"]
     assert said == form
@@ -84,7 +93,7 @@ def test_each_form_is_the_op(name: str, filled: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 def test_each_form_is_the_op_over_many_steps(name: str) -> None:
-    Beside(module(FORMS[name][0]), seed=11).run(50, TOLERANCE["f32"])
+    Beside(module(text(**FORMS[name][0])), seed=11).run(50, TOLERANCE["f32"])
 
 
 @pytest.mark.parametrize("elem", ["f16", "bf16"])
@@ -115,6 +124,40 @@ def test_masks_are_made_once_a_network() -> None:
     beside.run(6, TOLERANCE["f32"])
     masks = {p.layer.mask for p in beside.network.layers if type(p.layer).__name__ == "Attention"}  # type: ignore[attr-defined]
     assert len(masks) == 2
+
+
+REAL: dict[str, dict[str, Any]] = {
+    "Llama": {"heads": 32, "kv": 8, "dim": 128},
+    "Gemma 3": {"heads": 8, "kv": 4, "dim": 256, "window": 16},
+    "Gemma 2": {"heads": 8, "kv": 4, "dim": 256, "window": 16, "softcap": 50.0},
+    "gpt-oss": {"heads": 64, "kv": 8, "dim": 64, "window": 16, "given": {"sinks": "bf16[64]"}},
+    "DeepSeek": {"heads": 16, "kv": 1, "dim": 576, "values": 0, "first": 512},
+    "DeepSeek as it is written": {"heads": 16, "kv": 16, "dim": 192, "values": 128},
+    "Phi": {"heads": 32, "kv": 32, "dim": 80},
+    "Llama 4": {"heads": 40, "kv": 8, "dim": 128, "chunk": 16},
+}
+
+
+def network(**options: Any) -> Network:
+    (segment,) = lower(module(text(**options)), split=False).parts
+    assert isinstance(segment, Segment)
+    return segment.network
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("elem", ["f16", "bf16"])
+@pytest.mark.parametrize("model", REAL)
+def test_the_library_builds_attention_as_models_have_it(model: str, elem: str) -> None:
+    given = {k: v.replace("bf16", elem) for k, v in REAL[model].get("given", {}).items()}
+    assert refusal(network(elem=elem, **{**REAL[model], "given": given}), RANGES, DECODE) is None
+
+
+@pytest.mark.tensorrt
+@pytest.mark.slow
+@pytest.mark.parametrize("elem", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("name", FORMS)
+def test_the_library_builds_each_form(name: str, elem: str) -> None:
+    assert refusal(network(elem=elem, **FORMS[name][0]), RANGES, DECODE) is None
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from irloom.backends.tensorrt.lower import lower
+from tests.backends.tensorrt.real import refusal
 from tests.backends.tensorrt.traffic import ROWS, Beside, module
 
 HIDDEN, INNER = 16, 8
@@ -90,14 +92,32 @@ ROUTERS = {
 }
 
 
-@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
-@pytest.mark.parametrize("name", ROUTERS)
-def test_routers(name: str, bias: bool) -> None:
+def router(name: str, bias: bool) -> str:
     k = int(ROUTERS[name][2])
     weight, given = (', b: f32[8] = weight("b")', ", b") if bias else ("", "")
-    source = (
+    return (
         f"def main(x: f32[T, 8]{weight}) -> (f32[T, {k}], i32[T, {k}]):\n"
         f"    share, index = route(x{given}, {ROUTERS[name]})\n"
         "    return share, index\n"
     )
-    Beside(module(source)).run(4, 2e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("name", ROUTERS)
+def test_routers(name: str, bias: bool) -> None:
+    Beside(module(router(name, bias))).run(4, 2e-5)
+
+
+BUILT = {
+    "dense": mixture(4, 2, "bf16", bias=True),
+    "gathered": mixture(80, 2, "f16"),
+    "picked": one(4, 2, each=True, bias=True),
+    **{name: router(name, bias=True) for name in ROUTERS},
+}
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("name", BUILT)
+def test_the_library_builds_them(name: str) -> None:
+    (segment,) = lower(module(BUILT[name]), split=False).segments
+    assert refusal(segment.network) is None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from irloom.backends.tensorrt.lower import lower
 from irloom.backends.tensorrt.lower_quant import scales, values
 from irloom.ir.elem import ELEMS, Quant
 from irloom.ir.quantized import quantize
+from tests.backends.tensorrt.real import refusal
 from tests.backends.tensorrt.traffic import Beside, module
 
 TOLERANCE = {"f32": 2e-4, "f16": 8e-3, "bf16": 6e-2}
@@ -106,3 +108,11 @@ def test_a_scale_that_an_element_is_too_coarse_for_stays_above_zero() -> None:
     q = quantize(torch.full((1, 4), 1e-8), Quant("i8g4", ELEMS["i8"], 4, ELEMS["f32"]))
     assert (q.scales.half() == 0).all()
     assert (scales(q, ELEMS["f16"]) > 0).all()
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("elem", ["f16", "bf16"])
+@pytest.mark.parametrize("name", [*LAYERED, *READ])
+def test_the_library_builds_products_of_each_scheme(name: str, elem: str) -> None:
+    (segment,) = lower(module(product(name, elem)), split=False).segments
+    assert refusal(segment.network) is None
