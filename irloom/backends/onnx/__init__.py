@@ -1,8 +1,8 @@
 """The ONNX target: a program as a model of standard operators, run by ONNX Runtime."""
 
-from . import attention, elementwise, rows, shape
+from . import attention, elementwise, experts, recurrent, rows, shape, sparse
 from .export import Exported, export, text
 from .lower import TABLE, Lowered, Style, lower
 
 __all__ = ["TABLE", "Exported", "Lowered", "Style", "export", "lower", "text"]
-_ = (attention, elementwise, rows, shape)
+_ = (attention, elementwise, experts, recurrent, rows, shape, sparse)

@@ -88,12 +88,8 @@ def turned(g: Graph, x: str, t: Type, by: Turn) -> str:
 @lowers("kv_append")
 def kv_append(low: Lowering, n: Node, cache: Cache, k: str, v: Operand, seqs: None) -> Cache:
     """``TensorScatter`` at ``past``: in the memory of the cache, where input and output share it."""
-    return appended(low, n, cache, _type(n, 0), [(k, _type(n, 1))] + ([(v, _type(n, 2))] if v else []))
-
-
-def appended(low: Lowering, n: Node, cache: Cache, t: Type, news: list[tuple[str, Type]]) -> Cache:
-    """A cache of type ``t`` that also holds these rows of heads [T, KV, size]."""
-    g, elem = low.g, t.elem
+    g, elem = low.g, _type(n, 0).elem
+    news = [(k, _type(n, 1)), *([(v, _type(n, 2))] if v else [])]
     assert isinstance(elem, Paged)
     if elem.stride != 1:
         raise low.refuse(n, f"a cache that keeps every {elem.stride}. token has no operator that renews it")
@@ -114,36 +110,6 @@ def packed(g: Graph, x: str, dims: tuple[Dim, ...]) -> str:
     """Slots [B, N, ...] as packed rows of ``dims`` [T, ...]."""
     flat = g("Reshape", x, g.ints(-1, *(_int(d) for d in dims[1:])))
     return g("Gather", flat, g.given("unpad"), axis=0)
-
-
-@lowers("rope_append")
-def rope_append(
-    low: Lowering,
-    n: Node,
-    q: str,
-    k: str,
-    v: Operand,
-    cache: Cache,
-    positions: str,
-    seqs: None,
-    q_norm: Operand,
-    k_norm: Operand,
-    freq: Operand,
-) -> tuple[str, Cache]:
-    """The norm of heads, their turn, the append: each as alone."""
-    from .rows import rms
-
-    eps, parts = n.attrs["eps"], [q, k]
-    if eps is not None:
-        norms = [(q_norm, 6), (k_norm, 7)]
-        parts = [
-            rms(low, x, _type(n, i), None if w is None else (w, _type(n, at)), eps)
-            for i, (x, (w, at)) in enumerate(zip(parts, norms, strict=True))
-        ]
-    by = turn(low, n, positions, freq, _int(_type(n, 0).dims[-1]))
-    new_q, new_k = (turned(low.g, x, _type(n, i), by) for i, x in enumerate(parts))
-    news = [(new_k, _type(n, 1))] + ([(v, _type(n, 2))] if v else [])
-    return new_q, appended(low, n, cache, _type(n, 3), news)
 
 
 # which keys a token sees
@@ -266,8 +232,6 @@ def attend(low: Lowering, n: Node, h: Heads, p: Places, more: tuple[Operand, ...
     g, (sinks, slopes, index, bias) = low.g, more
     asks = {"sinks": sinks, "slopes": slopes, "index": index, "bias": bias, "softcap": n.attrs["softcap"]}
     beyond = [name for name, x in asks.items() if x is not None]
-    if index is not None:
-        raise low.refuse(n, "attention to chosen keys alone has no operators yet")
     if low.style.attention == "op" and not beyond:
         out = _op(low, n, h, mask(g, p, h.t.plain, n.attrs["window"], n.attrs["chunk"]))
     else:
@@ -288,7 +252,7 @@ def _op(low: Lowering, n: Node, h: Heads, added: str) -> str:
 
 def _products(low: Lowering, n: Node, h: Heads, p: Places, more: tuple[Operand, ...], since: int) -> str:
     """Queries that share a KV head are rows of one product; scores are [B, KV, N * G, L]."""
-    g, (sinks, slopes, _, bias) = low.g, more
+    g, (sinks, slopes, index, bias) = low.g, more
     scale, cap, elem, size = n.attrs["scale"], n.attrs["softcap"], h.t.plain, _int(h.t.dims[2])
     assert isinstance(scale, (int, float))
     q = g("Mul", h.q, g.constant(float(scale), elem)) if scale != 1 else h.q
@@ -312,11 +276,29 @@ def _products(low: Lowering, n: Node, h: Heads, p: Places, more: tuple[Operand, 
         scores = g("Add", scores, _bias(low, n, h, p, bias, since + 3))
     seen_ = mask(g, p, elem, n.attrs["window"], n.attrs["chunk"])
     scores = g("Add", scores, g.once(("mask5", seen_), lambda: g("Unsqueeze", seen_, g.ints(3))))
+    if index is not None:
+        scores = g("Where", _chosen(low, n, p, index, since + 2), scores, g.constant(NEVER, elem))
     weights = _softmax(low, n, h, scores, sinks, since)
+    if index is not None:
+        weights = g("Where", g("IsNaN", weights), g.constant(0.0, elem), weights)  # where nothing is seen
     together = g.once(("together", h.kv, p), lambda: g("Concat", g.ints(0, h.kv, -1), length, axis=0))
     out = g("MatMul", g("Reshape", weights, together), h.v)
     out = g("Reshape", out, g.ints(0, h.kv, -1, h.groups, h.values))
     return g.transpose(out, 0, 2, 1, 3, 4)
+
+
+def _chosen(low: Lowering, n: Node, p: Places, index: str, at: int) -> str:
+    """Which keys an index leaves, bool [B, 1 or KV, N, 1, L]."""
+    from .sparse import chosen
+
+    g, t, block = low.g, _type(n, at), n.attrs["block"]
+    assert isinstance(block, int)
+    left = chosen(g, p, g.cast(index, t.plain, I32), t, block)
+    return g(
+        "Unsqueeze",
+        left if t.rank == 2 else g.transpose(left, 0, 2, 1, 3),
+        g.ints(*((1, 3) if t.rank == 2 else (3,))),
+    )
 
 
 def _softmax(low: Lowering, n: Node, h: Heads, scores: str, sinks: Operand, since: int) -> str:

@@ -70,6 +70,7 @@ class Graph:
     constants: dict[str, Constant] = field(default_factory=dict[str, Constant])
     weights: dict[str, Stored] = field(default_factory=dict[str, Stored])
     scope: Scope = Scope()
+    outer: Graph | None = None
     _once: dict[Any, Any] = field(default_factory=dict[Any, Any])
     _node_names: set[str] = field(default_factory=set[str])
 
@@ -98,14 +99,24 @@ class Graph:
             self.scope = scope
         return self._once[key]
 
+    def inner(self) -> Graph:
+        """A graph for the body of a loop: it may read what this one has made, and shares its weights."""
+        return Graph({}, self.taken, scope=self.scope, outer=self)
+
     # what comes in
 
     def given(self, name: str) -> str:
         """Something given at every step: an input of the graph from now on."""
+        if self.outer is not None:
+            return self.outer.given(name)
         if name not in self.inputs:
             self.inputs[name] = self.steps[name]
             self.taken.add(name)
         return name
+
+    def local(self, base: str, t: Type) -> str:
+        """An input of the body of a loop, called after ``base``."""
+        return self.input(take_name(base, set(self.taken)), t)
 
     def input(self, name: str, t: Type) -> str:
         """An input of the graph under a name of its own."""
@@ -116,6 +127,8 @@ class Graph:
 
     def weight(self, w: Stored) -> str:
         """Values that the file of weights holds; asked for again, they are the same ones."""
+        if self.outer is not None:
+            return self.outer.weight(w)
 
         def make() -> str:
             name = take_name(w.name, self.taken)
@@ -150,6 +163,8 @@ class Graph:
         """A dim as a list of one integer, i64[1]: read off the shape of an input that has it."""
         if isinstance(dim, int):
             return self.ints(dim)
+        if self.outer is not None:
+            return self.outer.size(dim)
         return self.once(("size", dim), lambda: self._size(dim))
 
     def _size(self, dim: Sym) -> str:

@@ -16,7 +16,8 @@ from irloom.ir.dims import sym
 from irloom.ir.elem import ELEMS, SEQS, Cached, Elem, Quant
 from irloom.ir.errors import IRError
 from irloom.ir.graph import Module, Node, Param, Value, take_name
-from irloom.passes import run_pipeline
+from irloom.passes.decompose import DECOMPOSED, Decompose
+from irloom.passes.inline import Inline
 from irloom.passes.layers import split_loc
 
 from .graph import Graph, OnnxNode, Scope
@@ -47,6 +48,11 @@ def lowers(*ops: str, raw: tuple[str, ...] = ()) -> Callable[[Handler], Handler]
 
 
 LOGITS = "logits"
+WHY = {
+    "silu": "ONNX Runtime spells Swish out as Cast, Mul, Sigmoid, Mul, where Sigmoid and Mul do",
+    "mish": "ONNX Runtime spells Mish out as well",
+}
+"""Why ops are written in simpler ones although ONNX has an operator for them."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,20 @@ class Lowered:
 
 def lower(m: Module, style: Style = STYLE) -> Lowered:
     """The graph of ``m``; ``IRError`` names the op and the place that ONNX cannot express."""
-    flat, _ = run_pipeline(m.copy(), "inline")
-    return _Lowering(flat, style).run()
+    flat = m.copy()
+    Inline().run(flat)
+    before = Counter(n.op.name for n in flat.main.nodes)
+    Decompose(keep=tuple(TABLE)).run(flat)
+    found = _Lowering(flat, style).run()
+    left = Counter(n.op.name for n in flat.main.nodes)
+    for op, count in (before - left).items():
+        found.decomposed[f"{op} in simpler ops: {WHY.get(op, 'ONNX has no operator for it')}"] += count
+    return found
+
+
+def expressed() -> set[str]:
+    """The ops that ONNX operators compute: those of the table, and those that are written in them."""
+    return {*TABLE, *DECOMPOSED}
 
 
 def _refusal(n: Node, why: str) -> IRError:

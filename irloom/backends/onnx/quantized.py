@@ -105,32 +105,35 @@ def product(g: Graph, x: str, dims: tuple[Dim, ...], p: Param, elem: Elem) -> st
 
 def rows(g: Graph, ids: str, dims: tuple[Dim, ...], p: Param, elem: Elem) -> str:
     """Rows ``ids`` of a quantized table: those of its parts, dequantized in f32. Ids have ``dims``."""
-    b = Blocks.of(p, F32, transposed=False)
-    each = (*dims, b.scales.dims[-1])
+    return g.cast(taken(g, ids, dims, Blocks.of(p, F32, transposed=False), F32), F32, elem)
 
-    def taken(part: Stored) -> str:
-        return g("Unsqueeze", _rows(g, ids, part, dims), g.ints(-1))
 
-    x = g.reshape(_rows(g, ids, b.values, dims), (*each, b.size))
+def taken(g: Graph, ids: str, dims: tuple[Dim, ...], b: Blocks, elem: Elem) -> str:
+    """Of a table or a stack of them the entries ``ids``, which have ``dims``, dequantized in ``elem``."""
+
+    def part(of: Stored) -> str:
+        return g("Unsqueeze", _taken(g, ids, of, dims, elem), g.ints(-1))
+
+    x = g.reshape(_taken(g, ids, b.values, dims, elem), (*dims, *b.scales.dims[1:], b.size))
     if b.zeros is not None:
-        x = g("Sub", x, taken(b.zeros))
-    x = g("Mul", x, taken(b.scales))
+        x = g("Sub", x, part(b.zeros))
+    x = g("Mul", x, part(b.scales))
     if b.shifts is not None:
-        x = g("Sub", x, taken(b.shifts))
-    return g.cast(g.reshape(x, (*dims, b.values.dims[-1])), F32, elem)
+        x = g("Sub", x, part(b.shifts))
+    return g.reshape(x, (*dims, *b.values.dims[1:]))
 
 
-def _rows(g: Graph, ids: str, part: Stored, dims: tuple[Dim, ...]) -> str:
-    """Rows of a part, in f32; of four-bit entries two come out of each byte."""
+def _taken(g: Graph, ids: str, part: Stored, dims: tuple[Dim, ...], elem: Elem) -> str:
+    """Entries of a part; of four-bit values two come out of each byte."""
     if part.elem.bits != 4:
-        return g.cast(g("Gather", g.weight(part), ids, axis=0), part.elem, F32)
+        return g.cast(g("Gather", g.weight(part), ids, axis=0), part.elem, elem)
     packed = replace(part, elem=U8, dims=(*part.dims[:-1], part.dims[-1] // 2), pairs=True)
-    taken = g("Gather", g.weight(packed), ids, axis=0)
-    low = g("BitwiseAnd", taken, g.constant(15, U8))
-    high = g("BitShift", taken, g.constant(4, U8), direction="RIGHT")
-    both = g("Concat", *(g("Unsqueeze", x, g.ints(-1)) for x in (low, high)), axis=len(dims) + 1)
-    x = g.reshape(g("Cast", both, to=F32), (*dims, part.dims[-1]))
+    found = g("Gather", g.weight(packed), ids, axis=0)
+    low = g("BitwiseAnd", found, g.constant(15, U8))
+    high = g("BitShift", found, g.constant(4, U8), direction="RIGHT")
+    both = g("Concat", *(g("Unsqueeze", x, g.ints(-1)) for x in (low, high)), axis=-1)
+    x = g.reshape(g("Cast", both, to=elem), (*dims, *part.dims[1:]))
     if part.elem.kind == "uint":
         return x
-    wrapped = g("Sub", x, g.constant(16.0, F32))
-    return g("Where", g("Less", x, g.constant(8.0, F32)), x, wrapped)
+    wrapped = g("Sub", x, g.constant(16.0, elem))
+    return g("Where", g("Less", x, g.constant(8.0, elem)), x, wrapped)

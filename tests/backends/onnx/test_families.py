@@ -4,6 +4,7 @@ ONNX Runtime runs the exported files; what it leaves in caches in one step is wh
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,18 @@ def served(runner: Runner, specimen: Specimen) -> float:
     return worst
 
 
-def exported(name: str, folder: Path, attention: str = "op") -> tuple[Exported, Specimen, Module]:
-    """A tiny model of an architecture, exported."""
+@cache
+def planned(name: str) -> tuple[Specimen, Module]:
+    """A tiny model of an architecture, and its program with caches."""
     specimen = Specimen.of(name)
     m, _ = import_tiny(specimen.config, specimen.model)
-    m, _ = run_pipeline(m, PIPELINE)
-    return export(m, LiveCheckpoint(specimen.model), folder, style=Style(attention)), specimen, m
+    return specimen, run_pipeline(m, PIPELINE)[0]
+
+
+def exported(name: str, folder: Path, attention: str = "op") -> tuple[Exported, Specimen]:
+    """That program as ONNX."""
+    specimen, m = planned(name)
+    return export(m, LiveCheckpoint(specimen.model), folder, style=Style(attention)), specimen
 
 
 FAMILIES = ["llama", "gemma3_text", "gpt2", "bloom"]
@@ -102,11 +109,11 @@ FAMILIES = ["llama", "gemma3_text", "gpt2", "bloom"]
 @pytest.mark.parametrize("attention", ["op", "products"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_the_librarys(family: str, attention: str, tmp_path: Path) -> None:
-    found, specimen, _ = exported(family, tmp_path, attention)
+    found, specimen = exported(family, tmp_path, attention)
     assert served(Runner(found), specimen) < 1e-5
 
 
 def test_attention_norms_rotation_and_caches_are_operators_of_onnx(tmp_path: Path) -> None:
-    found, _, _ = exported("llama", tmp_path)
+    found, _ = exported("llama", tmp_path)
     for op in ("Attention", "RMSNormalization", "RotaryEmbedding", "TensorScatter"):
         assert found.operators[op], op
