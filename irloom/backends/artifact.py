@@ -129,7 +129,7 @@ class EngineWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
             if isinstance(error, OSError) and error.errno in FULL:
                 raise BuildError(
-                    f"{self.out}: {error.strerror} while the engine was written, so there is none",
+                    f"{self.out}: {error.strerror} while the engine was written; nothing of it is left",
                     hint="make room, or choose a place on another disk",
                 ) from None
 

@@ -2,12 +2,13 @@
 
 import json
 import random
+import resource
 from pathlib import Path
 
 import pytest
 
 from irloom.backends.artifact import MANIFEST, EngineReader, EngineWriter, Manifest
-from irloom.ir.errors import EngineMismatch
+from irloom.ir.errors import BuildError, EngineMismatch
 
 
 def manifest() -> Manifest:
@@ -109,3 +110,25 @@ def test_an_older_format_is_refused(engine):
     (engine / "manifest.sha256").write_text(hashlib.sha256(text).hexdigest() + "\n")
     with pytest.raises(EngineMismatch, match="of format 0, this irloom reads format 1"):
         EngineReader(engine)
+
+
+def write_past(most: int, engine: Path) -> None:
+    """Write an engine where no file may grow past ``most`` bytes."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, old[1]))
+    try:
+        with EngineWriter(engine, manifest()) as out:
+            out.file("plans/a.plan").write_bytes(bytes(most + 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_a_disk_that_is_full_is_told_and_leaves_the_engine_that_was_there(engine):
+    before = EngineReader(engine).manifest.parts
+    with pytest.raises(BuildError) as caught:
+        write_past(64, engine)
+    assert caught.value.message == (
+        f"{engine}: File too large while the engine was written; nothing of it is left"
+    )
+    assert EngineReader(engine).manifest.parts == before
+    assert not list(engine.parent.glob(".engine*"))

@@ -6,7 +6,7 @@ A builder may be ended for memory, and it prints as it likes, so ``workers`` run
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,7 +58,7 @@ def build(job: Job, tell: Tell) -> dict[str, Any]:
         messages.begin(log.write)
         data = _serialized(library, job, messages.logger, tell)
         if data is None:
-            raise _failure(messages.errors)
+            raise failure(messages.errors)
         _write(job.plan, data)
         seconds = perf_counter() - start
         log.write(f"plan: {job.plan.stat().st_size} bytes in {seconds:.3f} s\n")
@@ -170,7 +170,7 @@ def _monitor(trt: Any, tell: Tell) -> Any:
     return Monitor()
 
 
-def _failure(errors: list[str]) -> BuildFailed:
+def failure(errors: Sequence[str]) -> BuildFailed:
     """Why the builder gave no plan, from what it said; the first error is the cause of the others."""
     said = errors[0] if errors else "the builder gave no plan and no reason"
     for kind, signs in _SIGNS.items():
@@ -181,5 +181,5 @@ def _failure(errors: list[str]) -> BuildFailed:
 
 _SIGNS = {
     "cancelled": ("BuildCanceled",),
-    "memory": ("bad_alloc", "OutOfMemory", "out of memory", "Cannot allocate memory", "failed to allocate"),
+    "memory": ("bad_alloc", "OutOfMemory", "out of memory", "allocate memory", "failed to allocate"),
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 from irloom.ir.errors import BuildError
 
-from .builder import BuildFailed, Job, Tell, build
+from .builder import BuildFailed, Job, Tell, build, failure
 
 HINTS = {
     "memory": "close what else uses memory, build fewer plans at once, or cut the network at its layers: "
@@ -88,7 +88,8 @@ def _workers(count: int) -> Iterator[list[_Worker]]:
 
 
 def _start() -> _Worker:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["irloom.backends.tensorrt.builder", "torch"])
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(there,), daemon=True)
     process.start()
@@ -157,4 +158,5 @@ def _built(job: Job, tell: Tell) -> tuple[Any, ...]:
         return "failed", "memory", "out of memory"
     except Exception as error:  # whatever it is, who waits for the plan has to hear of it
         traceback.print_exc()
-        return "failed", "refused", str(error) or type(error).__name__
+        failed = failure([str(error) or type(error).__name__])
+        return "failed", failed.kind, failed.message

@@ -1,0 +1,210 @@
+"""Engine directories of the target: weights once, plans reused, and nothing opened that does not fit."""
+
+import hashlib
+import json
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import irloom
+from irloom.backends.artifact import MANIFEST, SEAL, EngineReader
+from irloom.backends.core import Limits, backend
+from irloom.backends.tensorrt import library, opening
+from irloom.backends.tensorrt.gpu import Gpu
+from irloom.backends.tensorrt.library import LibraryMissing
+from irloom.backends.tensorrt.opening import program_of
+from irloom.backends.tensorrt.weight_store import Weights
+from irloom.ir.errors import EngineMismatch, PipelineError, RequestError
+from tests.tiny import llama_config, save_model
+
+pytestmark = pytest.mark.tensorrt
+
+
+def half(folder: Path, seed: int) -> Path:
+    """A checkpoint in bf16, the element that the target computes in."""
+    save_model(llama_config(), folder, seed).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    try:
+        library.load()
+    except LibraryMissing as missing:
+        pytest.skip(str(missing))
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder / "irloom" / "tensorrt"
+
+
+@pytest.fixture(scope="module")
+def model(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return half(tmp_path_factory.mktemp("model") / "llama", seed=0)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> Path:
+    return irloom.compile(model, target="tensorrt", out=model.parent / "engine")
+
+
+def changed(engine: Path, to: Path, **facts: Any) -> EngineReader:
+    """A copy whose manifest says other facts, sealed as if it had been written so."""
+    shutil.copytree(engine, to)
+    manifest = json.loads((to / MANIFEST).read_text())
+    for name, value in facts.items():
+        manifest[name] |= value
+    text = json.dumps(manifest).encode()
+    (to / MANIFEST).write_bytes(text)
+    (to / SEAL).write_text(hashlib.sha256(text).hexdigest() + "\n")
+    return EngineReader(to)
+
+
+class TestWhatIsBuilt:
+    def test_weights_stay_in_the_checkpoint_and_plans_have_none(self, engine, model):
+        reader = EngineReader(engine)
+        checkpoint = model / "model.safetensors"
+        assert {link.file for link in reader.manifest.links.values()} == {str(checkpoint)}
+        linked = sum(link.stop - link.start for link in reader.manifest.links.values())
+        assert linked > 0.95 * checkpoint.stat().st_size
+        assert reader.file("weights.safetensors").stat().st_size < 4096
+        secret = checkpoint.read_bytes()[-64:]
+        plans = sorted(p for p in engine.rglob("*.plan"))
+        assert plans and not any(secret in p.read_bytes() for p in plans)
+
+    def test_weights_are_read_as_networks_take_them(self, engine, model):
+        from safetensors.torch import load_file
+
+        reader = EngineReader(engine)
+        program, _ = program_of(reader, Limits())
+        weights, stored = Weights(reader), load_file(model / "model.safetensors")
+        found = {t.name: weights(t) for s in program.segments for t in s.network.weights}
+        assert torch.equal(found["embed_tokens_weight"], stored["model.embed_tokens.weight"])
+        assert len(found) == len(program.weights) > 20
+
+    def test_the_log_of_every_build_is_a_part(self, engine):
+        reader = EngineReader(engine)
+        plans = [name for name in reader.manifest.parts if name.startswith("plans/")]
+        log = reader.read_text("build.log")
+        assert len(re.findall(r"^plan: \d+ bytes in", log, re.M)) == len(plans)
+        assert all(f"== {Path(name).stem}" in log for name in plans)
+
+    def test_a_fine_tune_takes_the_plans_that_are_there(self, engine, cache, tmp_path):
+        before = {p.name: p.stat().st_mtime_ns for p in cache.glob("*.plan")}
+        stages: list[str] = []
+        tuned = irloom.compile(
+            half(tmp_path / "tuned", seed=1),
+            target="tensorrt",
+            out=tmp_path / "engine",
+            progress=lambda stage, done, total: stages.append(stage),
+        )
+        assert {p.name: p.stat().st_mtime_ns for p in cache.glob("*.plan")} == before
+        assert not [s for s in stages if s.startswith("plan ")]
+        parts = [EngineReader(e).manifest.parts for e in (engine, tuned)]
+        assert len({str([p for n, p in sorted(x.items()) if n.startswith("plans/")]) for x in parts}) == 1
+
+    def test_cut_at_its_layers_equal_layers_share_a_plan(self, model, tmp_path):
+        made = irloom.compile(model, target="tensorrt", out=tmp_path / "engine", cut="layer")
+        segments = EngineReader(made).read_json("segments.json")["segments"]
+        assert len(segments) > len({s["plan"] for s in segments}) == len(list(made.rglob("*.plan")))
+        assert "--cut layer" in EngineReader(made).manifest.command
+
+    def test_no_split_takes_a_model_that_is_expressed_whole(self, model, tmp_path):
+        made = irloom.compile(model, target="tensorrt", out=tmp_path / "engine", split=False)
+        assert EngineReader(made).manifest.settings["fallbacks"] == {}
+        assert "--no-split" in EngineReader(made).manifest.command
+
+
+class TestWhatIsRefused:
+    @pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
+    def test_an_engine_with_any_byte_edited(self, engine, tmp_path, count):
+        copy = tmp_path / "engine"
+        shutil.copytree(engine, copy)
+        files = sorted(p for p in copy.rglob("*") if p.is_file())
+        sizes = [f.stat().st_size for f in files]
+        draw, refused = random.Random(count), 0
+        for i in range(count):
+            # every file in turn, then wherever a byte of the directory falls
+            file = files[i] if i < len(files) else draw.choices(files, sizes)[0]
+            before = file.read_bytes()
+            at, value = draw.randrange(len(before)), draw.randrange(1, 256)
+            file.write_bytes(before[:at] + bytes([before[at] ^ value]) + before[at + 1 :])
+            with pytest.raises(EngineMismatch):
+                EngineReader(copy)  # all there is before a plan is deserialized
+            file.write_bytes(before)
+            refused += 1
+        assert refused == count
+        EngineReader(copy)
+
+    def test_another_version_of_the_library(self, engine, tmp_path):
+        loaded = library.load()
+        other = changed(engine, tmp_path / "e", versions={loaded.name: "1.5.0.3"})
+        with pytest.raises(EngineMismatch) as caught:
+            backend("tensorrt").open(other, Limits())
+        assert f"{loaded.name} 1.5.0.3 when built, {loaded.version} here" in caught.value.message
+        assert caught.value.hint.startswith("build it again: irloom compile ")
+
+    def test_no_library(self, engine, monkeypatch):
+        monkeypatch.setattr(library, "_PLACES", (("tensorrt", "tensorrt_that_is_not_there", ""),))
+        library.load.cache_clear()
+        try:
+            with pytest.raises(EngineMismatch) as caught:
+                backend("tensorrt").open(EngineReader(engine), Limits())
+            assert "tensorrt_that_is_not_there is not installed" in caught.value.message
+            assert "pip install tensorrt" in caught.value.message
+            lacks = backend("tensorrt").lacks()
+            assert lacks is not None and "pip install tensorrt" in lacks
+        finally:
+            library.load.cache_clear()
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU")
+    def test_a_machine_without_a_gpu(self, engine):
+        with pytest.raises(EngineMismatch) as caught:
+            backend("tensorrt").open(EngineReader(engine), Limits())
+        assert "runs on an NVIDIA GPU" in caught.value.message
+        assert "torch sees none here" in caught.value.message
+
+    def test_another_gpu(self, engine, monkeypatch):
+        monkeypatch.setattr(opening, "gpu", lambda: Gpu("NVIDIA H100", "9.0"))
+        with pytest.raises(EngineMismatch) as caught:
+            backend("tensorrt").open(EngineReader(engine), Limits())
+        assert (
+            "built for a GPU of compute capability 8.0, 8.6, 8.9, 12.0, "
+            "here is NVIDIA H100 (compute capability 9.0)" in caught.value.message
+        )
+        assert "irloom compile" in caught.value.hint
+
+    def test_limits_past_the_profiles(self, engine):
+        with pytest.raises(RequestError) as caught:
+            program_of(EngineReader(engine), Limits(max_tokens=4096))
+        assert "max_tokens is 4,096, but the engine's profiles end at 512" in caught.value.message
+        assert "--with 'kv-plan(layout=linear, max_tokens=4096, " in caught.value.hint
+
+    def test_a_program_that_this_irloom_lowers_otherwise(self, engine, tmp_path):
+        copy = tmp_path / "engine"
+        shutil.copytree(engine, copy)
+        text = (copy / "lowered.txt").read_text() + "\n"
+        (copy / "lowered.txt").write_text(text)
+        part = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "bytes": len(text.encode())}
+        reader = changed(copy, tmp_path / "other", parts={"lowered.txt": part})
+        with pytest.raises(EngineMismatch, match="lowered by another irloom"):
+            program_of(reader, Limits())
+
+    def test_a_split_where_none_is_wanted(self, model, tmp_path):
+        with pytest.raises(PipelineError) as caught:
+            irloom.compile(
+                model,
+                target="tensorrt",
+                pipeline="canonicalize, raise, canonicalize, outline, gather-logits, kv-cache, kv-plan",
+                out=tmp_path / "engine",
+                split=False,
+            )
+        assert "tensorrt cannot express kv_append (4 of them), nor paged_attention" in caught.value.message
+        assert caught.value.hint == "without --no-split such ops run their reference body"
+        assert not (tmp_path / "engine").exists()

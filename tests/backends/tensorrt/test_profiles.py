@@ -1,0 +1,92 @@
+"""Optimization profiles: one for steps that decode, one for chunks, and what lies outside of both is told."""
+
+import pytest
+
+from irloom.backends.core import Limits
+from irloom.backends.tensorrt.network import Network
+from irloom.backends.tensorrt.profiles import Ranges, choose, profiles
+from irloom.ir.dims import sym
+from irloom.ir.elem import ELEMS
+from irloom.ir.errors import RequestError
+
+T, S, B, N, L = map(sym, "TSBNL")
+RANGES = Ranges(max_tokens=512, max_seqs=64, max_context=4096)
+I32, BF16 = ELEMS["i32"], ELEMS["bf16"]
+
+
+def network(*inputs: tuple[str, tuple]) -> Network:
+    net = Network()
+    for name, dims in inputs:
+        net.input(name, I32, dims)
+    return net
+
+
+def test_a_decode_step_has_one_token_a_slot_and_a_chunk_up_to_max_tokens():
+    net = network(("ids", (T,)), ("pad", (B, N)), ("starts", (B + 1,)))
+    decode, chunk = profiles(net, RANGES)
+    ids, pad, starts = net.inputs
+    assert (decode.name, chunk.name) == ("decode", "chunk")
+    assert decode.shapes(ids) == ((1,), (64,), (64,))
+    assert decode.shapes(pad) == ((1, 1), (64, 1), (64, 1))
+    assert decode.shapes(starts) == ((2,), (65,), (65,))
+    assert chunk.shapes(ids) == ((1,), (512,), (512,))
+    assert chunk.shapes(pad) == ((1, 1), (1, 512), (64, 512))
+
+
+def test_a_cache_is_as_long_as_the_context_and_a_chunk_behind_it():
+    net = network(("ids", (T,)), ("kv.k", (B, 2, L, 16)))
+    assert profiles(net, RANGES)[0].shapes(net.inputs[1])[2] == (64, 2, 4608, 16)
+
+
+def test_a_network_that_sees_no_rows_has_one_profile():
+    (only,) = profiles(network(("kv.k", (L,))), RANGES)
+    assert only.name == "any"
+
+
+def test_a_step_takes_the_first_profile_it_fits():
+    both = profiles(network(("ids", (T,)), ("pad", (B, N))), RANGES)
+    assert choose(both, {"T": 3, "B": 4, "N": 1}) == 0
+    assert choose(both, {"T": 3, "B": 4, "N": 2}) == 1
+    with pytest.raises(RequestError) as caught:
+        choose(both, {"T": 513, "B": 4, "N": 500})
+    assert caught.value.message == (
+        "no profile of the engine takes this step: T is 513, and the profile chunk takes 1 to 512"
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "context", "said", "option"),
+    [
+        (
+            Limits(max_tokens=1024),
+            256,
+            "max_tokens is 1,024, but the engine's profiles end at 512 (dim T,",
+            "max_tokens=1024",
+        ),
+        (
+            Limits(max_seqs=65),
+            256,
+            "max_seqs is 65, but the engine's profiles end at 64 (dim S,",
+            "max_seqs=65",
+        ),
+        (
+            Limits(),
+            8192,
+            "max_context is 8,192, but the engine's profiles end at 4,096 (dim L,",
+            "context=8192",
+        ),
+    ],
+)
+def test_limits_past_the_profiles_are_refused_with_the_dim_the_limit_and_the_flag(
+    limits, context, said, option
+):
+    with pytest.raises(RequestError) as caught:
+        RANGES.check(limits, context, "irloom compile m -o e")
+    assert caught.value.message.startswith(said)
+    assert "irloom compile m -o e --with 'kv-plan(layout=linear, " in caught.value.hint
+    assert option in caught.value.hint
+
+
+def test_limits_within_the_profiles_need_no_rebuild():
+    RANGES.check(Limits(max_tokens=512, max_seqs=64), 4096, "")
+    RANGES.check(Limits(max_tokens=1, max_seqs=1), 1, "")
