@@ -25,13 +25,13 @@ def cache_plan(m: Module) -> KVPlan:
     return plan
 
 
-def pools(m: Module, limits: Limits, max_context: int) -> tuple[Pool, ...]:
+def pools(m: Module, limits: Limits, max_context: int, plan: KVPlan | None = None) -> tuple[Pool, ...]:
     """The pools of a module under ``limits``; ``RequestError`` where not even one sequence fits.
 
     All get the pages of one sequence of ``max_context`` tokens, and the same share of what more sequences
-    and their snapshots would need.
+    and their snapshots would need. ``plan`` is given where the module's is not what the engine stores.
     """
-    plan, chunk = cache_plan(m), limits.max_tokens
+    plan, chunk = plan or cache_plan(m), limits.max_tokens
     one = plan.pools(max_context, 1, chunk)
     every = tuple(
         _with_snapshots(p, limits.max_seqs, max_context)

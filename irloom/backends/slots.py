@@ -70,11 +70,12 @@ class Slots:
     ``pool`` is the number of the pool of keys among those of the engine. With ``filled``, a step in which all
     sequences decode has a row for every slot from the first on: there are few such shapes, so that graphs can
     be captured for them. No op may be run on its rows that changes more than keys at the rows' positions.
+    Steps that are ``anchored`` begin at the first slot, for memory that is not aligned at others.
     """
 
-    def __init__(self, slots: int, pool: int = 0, filled: bool = False) -> None:
+    def __init__(self, slots: int, pool: int = 0, filled: bool = False, anchored: bool = False) -> None:
         self.lengths: Ints = np.zeros(slots, np.int32)
-        self.pool, self.filled = pool, filled
+        self.pool, self.filled, self.anchored = pool, filled, anchored
 
     def steps(self, batch: Batch, packed: bool = False) -> list[SlotStep]:
         """A batch as steps: the sequences that decode, then those that bring more than one token.
@@ -95,7 +96,8 @@ class Slots:
         )
         owners = np.arange(len(sequences))
         filled = self.filled and int(brings.max()) == 1
-        first, stop = (0, self._rounded(int(at[-1]) + 1)) if filled else (int(at[0]), int(at[-1]) + 1)
+        first = 0 if filled or self.anchored else int(at[0])
+        stop = self._rounded(int(at[-1]) + 1) if filled else int(at[-1]) + 1
         at = at - first
         past, new = self.lengths[first:stop].copy(), np.zeros(stop - first, np.int32)
         past[at], new[at] = batch.context[sequences] - brings, brings

@@ -62,12 +62,13 @@ class Seqs:
 
     def spans(self) -> list[tuple[int, int]]:
         """The range of tokens of each sequence."""
-        at = [int(x) for x in self.starts]
+        at = [int(x) for x in self.starts.cpu()]  # one transfer
         return list(pairwise(at))
 
     def steps(self) -> list[tuple[int, tuple[int, int], int]]:
         """Each sequence: its number, the range of its tokens, and the position of the first of these."""
-        return [(s, (a, b), int(self.context[s]) - (b - a)) for s, (a, b) in enumerate(self.spans())]
+        context = [int(x) for x in self.context.cpu()]
+        return [(s, (a, b), context[s] - (b - a)) for s, (a, b) in enumerate(self.spans())]
 
     def slots(self, pool: str, page: int) -> torch.Tensor:
         """For each token i64[T], its place in the cache: page id * page + offset in the page."""

@@ -171,16 +171,23 @@ class Network:
         return found
 
     def run(
-        self, given: Mapping[str, torch.Tensor], weights: Callable[[str], torch.Tensor]
+        self,
+        given: Mapping[str, torch.Tensor],
+        weights: Callable[[str], torch.Tensor],
+        known: Mapping[Tensor, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Every output, computed in torch. What a layer leaves must be of the element and dims it said."""
+        """Every output, computed in torch. What a layer leaves must be of the element and dims it said.
+
+        Tensors that are ``known`` are not computed again.
+        """
         self.check()
-        sizes = self.sizes(given)
+        sizes, known = self.sizes(given), known or {}
         values: dict[Tensor, torch.Tensor] = {t: given[t.name] for t in self.inputs}
         values |= {t: weights(t.name) for t in self.weights}
         for t, x in list(values.items()):
             _check(t, x, sizes)
-        for p in self.layers:
+        values |= known
+        for p in (p for p in self.layers if p.outputs[0] not in known):
             for t, x in zip(p.outputs, p.layer.run(values.__getitem__, sizes), strict=True):
                 _check(t, x, sizes)
                 values[t] = x
