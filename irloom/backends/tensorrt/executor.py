@@ -11,7 +11,6 @@ import torch
 
 from irloom.ir.errors import IrloomError
 
-from .layers.cache import KVCacheUpdate
 from .network import Network, Sizes, Tensor
 
 Tensors = Mapping[str, torch.Tensor]
@@ -142,8 +141,8 @@ class Scratch:
 
 def _copied(network: Network) -> list[str]:
     """Outputs that stand for an input's memory, but are not written there by the layer that makes them."""
-    makers: dict[Tensor, object] = {t: p.layer for p in network.layers for t in p.outputs}
-    return [n for n in network.aliases if not isinstance(makers[network.outputs[n]], KVCacheUpdate)]
+    renewed = {t for p in network.layers if p.layer.renews for t in p.outputs}
+    return [name for name in network.aliases if network.outputs[name] not in renewed]
 
 
 def _done(ok: bool, what: str, where: str) -> None:
