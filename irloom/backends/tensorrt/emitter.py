@@ -155,10 +155,20 @@ class Emitter:
             rest = f".{count - 1 - i}" if i < count - 1 else ""
             self.network.get_layer(i).name = f"{p.name}{rest}"
         for t, value in zip(p.outputs, made, strict=True):
-            if len(_shape(value, p.layer)) != len(t.dims):
-                raise Refused(f"{t}: the library makes {list(value.shape)} of it", hint=p.layer.source)
+            self._compare(t, value, p.layer)
             value.name = t.name
             self.values[t] = value
+
+    def _compare(self, t: Tensor, value: Any, layer: Layer) -> None:
+        """Hold the library's own inference against that of the layer; -1 is a dim it learns later."""
+        try:
+            shape = tuple(value.shape)
+        except (RuntimeError, ValueError) as e:
+            raise Refused(f"{type(layer).__name__}: {e}", hint=f"see {layer.source}") from None
+        said = zip(shape, self.dims(t.dims), strict=False)
+        fits = len(shape) == len(t.dims) and all(n in (-1, d) for n, d in said)
+        if not fits or value.dtype != self.dtype(t.elem):
+            raise Refused(f"{t}: the library makes {value.dtype} {list(shape)} of it", hint=layer.source)
 
     def _output(self, name: str, t: Tensor, net: Network) -> None:
         value = self.values[t]
@@ -166,11 +176,3 @@ class Emitter:
             value = self.network.add_identity(value).get_output(0)
         value.name = name
         self.network.mark_output(value)
-
-
-def _shape(value: Any, layer: Layer) -> tuple[int, ...]:
-    """The dims of a value, which the library works out when it is asked."""
-    try:
-        return tuple(value.shape)
-    except (RuntimeError, ValueError) as e:
-        raise Refused(f"{type(layer).__name__}: {e}", hint=f"see {layer.source}") from None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Einsum(Layer):
-    """``equation`` over one or two operands: letters and an arrow, no ellipsis, no diagonal."""
+    """``equation`` over the operands: letters and an arrow, no ellipsis, no diagonal. Dims of 1 broadcast."""
 
     source = f"{OPERATORS}/Einsum.html"
 
@@ -31,8 +31,8 @@ class Einsum(Layer):
         terms = left.split(",")
         if not arrow or not all((t + "a").isalpha() and (t + "a").islower() for t in (*terms, right)):
             raise self.refuse(f"{self.equation!r}: lower-case letters, commas and an arrow")
-        if len(terms) != len(self.operands) or len(terms) > 2:
-            raise self.refuse(f"{len(self.operands)} operands for {self.equation!r}: one or two, as it says")
+        if len(terms) != len(self.operands):
+            raise self.refuse(f"{len(self.operands)} operands for {self.equation!r}")
         same_elem(self, *self.operands)
         allow(self, "an operand", self.operands[0], FLOATS)
         size: dict[str, Dim] = {}
@@ -40,7 +40,9 @@ class Einsum(Layer):
             if len(letters) != len(t.dims) or len(set(letters)) != len(letters):
                 raise self.refuse(f"{letters!r} does not name each dim of {t} once")
             for letter, d in zip(letters, t.dims, strict=True):
-                if size.setdefault(letter, d) != d:
+                known = size.setdefault(letter, d)
+                size[letter] = d if known == 1 else known
+                if d not in (1, size[letter]):
                     raise self.refuse(f"`{letter}` is {size[letter]} and {d}")
         if len(set(right)) != len(right) or not set(right) <= set(size):
             raise self.refuse(f"{right!r} does not come from {left!r}")
