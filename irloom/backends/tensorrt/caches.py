@@ -6,7 +6,7 @@ body takes, pages that hold a whole sequence. Where the plan has pages, only bod
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -51,10 +51,6 @@ class Caches:
                 made = _make(p, pages[p.type.elem.pool], length if program.linear else None, device)
                 self.bodies[p.name] = made
                 self.tensors |= _named(p.name, made)
-
-    def views(self, names: Sequence[str], first: int, count: int) -> Mapping[str, torch.Tensor]:
-        """The slots ``first`` to ``first + count - 1`` of the caches that a network takes."""
-        return {name: self.tensors[name][first : first + count] for name in names}
 
 
 def _make(p: Param, pages: int, length: int | None, device: torch.device) -> PagedCache | StateCache:

@@ -2,13 +2,13 @@
 
 Networks and the bodies between them work on the same device memory, by name: caches are views from the
 step's first slot on, values lie in blocks that later values use again. Nothing is allocated in a step but
-what a body in torch makes.
+what a body in torch makes, and that is copied to its block: networks find each input where it always is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from irloom.backends.core import Limits
 from irloom.backends.device_sampler import sample
 from irloom.backends.pools import cache_plan, pools
 from irloom.backends.slots import Slots, SlotStep, length, whole
-from irloom.ir.elem import SEQS, Cached
+from irloom.ir.elem import SEQS
 from irloom.ir.errors import RequestError
 from irloom.ir.graph import Param, Value
 from irloom.ir.interp import apply_node
@@ -40,6 +40,17 @@ def outside_weights(program: Program) -> list[Param]:
     """The parameters with weights that bodies between networks read."""
     read = (v for o in program.outside for v in o.node.values)
     return list(dict.fromkeys(v for v in read if isinstance(v, Param) and v.weight is not None))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A step under way: what its symbols are, the values there are by now, what bodies see, its logits."""
+
+    step: SlotStep
+    sizes: Mapping[str, int]
+    values: dict[str, torch.Tensor]
+    seqs: Seqs | None
+    logits: torch.Tensor
 
 
 class TensorRTEngine:
@@ -81,7 +92,7 @@ class TensorRTEngine:
             filled=filled and not program.outside and not states,
             anchored=any(t[:1].nbytes % 256 for t in self.caches.tensors.values()),
         )
-        logits = program.values[program.logits]
+        logits = self.memory.values[program.logits]
         assert isinstance(logits.dims[1], int)
         self.vocab = logits.dims[1]
         self._logits = torch.zeros(2 * seqs, self.vocab, dtype=logits.elem.torch, device=self.device)
@@ -115,65 +126,49 @@ class TensorRTEngine:
         at, used = [0] * len(batch.context), 0
         with torch.inference_mode():
             for step, arrays in zip(steps, self.arrays, strict=False):
-                sizes = self._sizes(step)
-                self._parts(step, sizes, arrays.load(self.told.arrays(step)), used)
+                sizes, given = self._sizes(step), arrays.load(self.told.arrays(step))
+                logits = self._logits[used : used + len(step.last)]
+                self._parts(Frame(step, sizes, given, self.told.seqs(given), logits))
                 for s, row in zip(step.sequences, step.rows, strict=True):
                     at[s] = used + row
                 used += len(step.last)
         return at
 
-    def _parts(
-        self, step: SlotStep, sizes: Mapping[str, int], given: dict[str, torch.Tensor], used: int
-    ) -> None:
-        """The parts of the program, with the arrays of the step; logits go behind the first ``used`` rows."""
-        values: dict[str, Any] = dict(given)
-        logits = self._logits[used : used + len(step.last)]
-        seqs = self.told.seqs(given)
+    def _parts(self, at: Frame) -> None:
+        """The parts of the program, in order."""
         executors = iter(self.executors)
         for part in self.program.parts:
+            made = {name: self._place(name, at) for name in part.makes if name in self.memory.values}
             if isinstance(part, Segment):
-                self._segment(part, next(executors), values, step, sizes, logits)
+                next(executors).run({name: self._input(name, at) for name in part.reads}, made)
             else:
-                self._outside(part, values, seqs, sizes)
-        if values[self.program.logits] is not logits:  # a body made them
-            logits.copy_(values[self.program.logits])
+                self._body(part, at, made)
+            at.values.update(made)
 
-    def _segment(
-        self,
-        part: Segment,
-        executor: Executor,
-        values: dict[str, Any],
-        step: SlotStep,
-        sizes: Mapping[str, int],
-        logits: torch.Tensor,
-    ) -> None:
-        made = {
-            name: logits if name == self.program.logits else self.memory.view(name, sizes)
-            for name in part.makes
-        }
-        caches = self.caches.views(
-            [name for name in part.reads if name in self.caches.tensors], step.first, step.slots
-        )
-        executor.run({name: caches[name] if name in caches else values[name] for name in part.reads}, made)
-        values |= made
+    def _place(self, name: str, at: Frame) -> torch.Tensor:
+        return at.logits if name == self.program.logits else self.memory.view(name, at.sizes)
 
-    def _outside(
-        self, part: Outside, values: dict[str, Any], seqs: Seqs | None, sizes: Mapping[str, int]
-    ) -> None:
+    def _input(self, name: str, at: Frame) -> torch.Tensor:
+        if name in self.caches.tensors:
+            return self.caches.tensors[name][at.step.first : at.step.first + at.step.slots]
+        return at.values[name]
+
+    def _body(self, part: Outside, at: Frame, made: Mapping[str, torch.Tensor]) -> None:
+        """Run the body of an op; what it makes is copied to the places where networks look for it."""
         n = part.node
-        args = [self._operand(a, values, seqs) if isinstance(a, Value) else a for a in n.args]
+        args = [self._operand(a, at) if isinstance(a, Value) else a for a in n.args]
         with self.device:  # for what a body makes from nothing
-            made = apply_node(n, args, sizes)
-        for v, x in zip(n.results, made, strict=True):
-            if not isinstance(v.type.elem, Cached):
-                values[v.name] = x.contiguous()
+            results = apply_node(n, args, at.sizes)
+        for v, x in zip(n.results, results, strict=True):
+            if v.name in made:
+                made[v.name].copy_(x)
 
-    def _operand(self, v: Value, values: Mapping[str, Any], seqs: Seqs | None) -> Any:
+    def _operand(self, v: Value, at: Frame) -> Any:
         if v in self.roots:
             return self.caches.bodies[self.roots[v].name]
         if v.type.elem == SEQS:
-            return seqs
-        return self.weights[v.name] if isinstance(v, Param) and v.weight is not None else values[v.name]
+            return at.seqs
+        return self.weights[v.name] if isinstance(v, Param) and v.weight is not None else at.values[v.name]
 
     def _sizes(self, step: SlotStep) -> dict[str, int]:
         """What each symbol is; ``RequestError`` where that is more than the engine was made for."""
