@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.ir.checkpoint import Checkpoint
@@ -80,6 +80,57 @@ class Backend(Protocol):
 
     def open(self, engine: EngineReader, limits: Limits) -> Engine:
         """An engine that runs; ``EngineMismatch`` where it was built for another machine."""
+        ...
+
+
+How = Literal["native", "composed", "outside"]
+
+
+@dataclass(frozen=True)
+class Expressed:
+    """How the nodes of an op become layers of the library that a target builds networks with.
+
+    ``how`` is ``native`` (one layer, but for casts and views), ``composed`` (of several) or ``outside``: the
+    op runs its body between two networks, for ``reason``. ``layers`` are the kinds of layers, ``form`` which
+    of several ways was taken, and why; ``nodes`` how many nodes of the program it says this of.
+    """
+
+    op: str
+    how: How
+    nodes: int
+    layers: tuple[str, ...] = ()
+    reason: str | None = None
+    form: str = ""
+
+    @property
+    def said(self) -> str:
+        """Why it is outside; else its layers and its form."""
+        return self.reason or "; ".join(filter(None, [", ".join(self.layers), self.form]))
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A program as networks of a library: how many ``segments`` one after another, and each op in them."""
+
+    segments: int
+    ops: tuple[Expressed, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing runs between networks."""
+        return all(op.how != "outside" for op in self.ops)
+
+
+@runtime_checkable
+class NetworkBackend(Backend, Protocol):
+    """A target that builds networks of a library's layers. What becomes of each op is known before that."""
+
+    def networks(self, m: Module) -> Networks:
+        """What becomes of a module whose pipeline has run."""
         ...
 
 

@@ -10,13 +10,14 @@ import click
 from .core import command, json_option, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..zoo import Row
+    from ..zoo import NetworkRow, Row
     from ..zoo.told import Broken
 
 
 @command("zoo")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--raised", is_flag=True, help="Show the share of FLOPs in model ops, and what almost matched.")
+@click.option("--target", metavar="NAME", help="Say what becomes of each op as layers of NAME: tensorrt.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--limit", type=float, default=180.0, show_default=True, help="Seconds until one is given up.")
 @click.option(
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 def zoo(
     names: tuple[str, ...],
     raised: bool,
+    target: str | None,
     jobs: int,
     limit: float,
     docs: Path | None,
@@ -49,6 +51,7 @@ def zoo(
     irloom zoo --jobs 2 --docs docs/models.md
     irloom zoo llama mamba2 --raised
     irloom zoo --jobs 2 --since docs/models.md      # after an update of transformers
+    irloom zoo --target tensorrt --docs docs/tensorrt_models.md
     """
     from ..zoo import failing, sweep
     from ..zoo import names as known
@@ -58,6 +61,11 @@ def zoo(
         raise click.BadParameter(
             f"transformers has no causal language model {unknown[0]!r}", param_hint="NAME"
         )
+    if target is not None:
+        if raised or since is not None:
+            raise click.UsageError("--target says nothing of --raised or --since")
+        _networks(target, names or tuple(known()), jobs, limit, docs, as_json)
+        return
     columns = ("raised",) if raised else None
     say = (lambda row: None) if as_json else _say_raised if raised else _say
     rows = sweep(names or known(), jobs, limit, columns, say)
@@ -78,6 +86,35 @@ def zoo(
         _say_failing(failing(rows) if broken is None else broken, since)
     if broken:
         raise click.exceptions.Exit(1)
+
+
+def _networks(
+    target: str, names: tuple[str, ...], jobs: int, limit: float, docs: Path | None, as_json: bool
+) -> None:
+    """Every architecture as networks of a target."""
+    from functools import partial
+    from importlib.metadata import version
+
+    from ..zoo import NetworkRow, as_networks, check_target, network_page, sweep, verdicts
+
+    check_target(target)
+    say = (lambda row: None) if as_json else _say_networks
+    rows = sweep(names, jobs, limit, report=say, work=partial(as_networks, target), kind=NetworkRow)
+    if docs is not None:
+        text = network_page(rows, target, version("transformers"), str(docs))
+        docs.write_text(text, encoding="utf-8")
+    counts = verdicts(rows)
+    if as_json:
+        print_json({"architectures": [row.to_json() for row in rows], "totals": counts})
+    else:
+        click.echo()
+        print_table([tuple(counts), tuple(map(str, counts.values()))])
+
+
+def _say_networks(row: NetworkRow) -> None:
+    said = row.traced if row.traced is not True else row.lowered if row.lowered is not True else ""
+    outside = f": {', '.join(row.outside)}" if row.outside else ""
+    click.echo(f"{row.name:28} {row.seconds:6.1f} s  {row.verdict}{outside}{f': {said}' if said else ''}")
 
 
 def _broken(rows: list[Row], since: Path) -> Broken:

@@ -152,7 +152,11 @@ class Explanation:
             ("", f"{facts['flops_in_model_ops']:.2%} of the FLOPs are in model ops"),
             *(("almost", miss) for miss in facts["near_misses"][:NEAR]),
             *([("", f"... and {more} more; --json has them all")] if more > 0 else []),
-            *((name, str(t)) for name, t in self.targets.items()),
+            *(
+                (name if i == 0 else "", line)
+                for name, t in self.targets.items()
+                for i, line in enumerate(str(t).splitlines())
+            ),
         ]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name.ljust(width)}  {said}".rstrip() for name, said in rows]

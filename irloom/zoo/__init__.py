@@ -3,8 +3,24 @@
 from irloom.zoo.core import COLUMNS, Row
 from irloom.zoo.examine import examine
 from irloom.zoo.models import names
+from irloom.zoo.networks import NetworkRow, as_networks, check_target, network_page, verdicts
 from irloom.zoo.sweep import sweep
 from irloom.zoo.table import page, totals
 from irloom.zoo.told import Told, failing
 
-__all__ = ["COLUMNS", "Row", "Told", "examine", "failing", "names", "page", "sweep", "totals"]
+__all__ = [
+    "COLUMNS",
+    "NetworkRow",
+    "Row",
+    "Told",
+    "as_networks",
+    "check_target",
+    "examine",
+    "failing",
+    "names",
+    "network_page",
+    "page",
+    "sweep",
+    "totals",
+    "verdicts",
+]

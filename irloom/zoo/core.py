@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 COLUMNS = ("built", "traced", "logits", "ragged", "decode", "compiled", "raised")
 """In the order in which they are reached."""
@@ -54,10 +54,10 @@ class Row:
     errors: dict[str, float] = field(default_factory=dict[str, float])
     seconds: float = 0.0
 
-    @staticmethod
-    def failed(name: str, reason: str) -> Row:
+    @classmethod
+    def failed(cls, name: str, reason: str) -> Self:
         """An architecture of which nothing can be said but why."""
-        row = Row(name, built=reason)
+        row = cls(name, built=reason)
         row.settle()
         return row
 
@@ -78,7 +78,7 @@ class Row:
         """As ``irloom zoo --json`` prints it."""
         return asdict(self)
 
-    @staticmethod
-    def from_json(made: Mapping[str, Any]) -> Row:
+    @classmethod
+    def from_json(cls, made: Mapping[str, Any]) -> Self:
         """The row that ``to_json`` was made of."""
-        return Row(**{f.name: made[f.name] for f in fields(Row) if f.name in made})
+        return cls(**{f.name: made[f.name] for f in fields(cls) if f.name in made})

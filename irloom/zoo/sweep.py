@@ -10,15 +10,38 @@ import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from typing import Any, Protocol, Self, TypeVar
 
 from irloom.zoo.core import Row
 from irloom.zoo.examine import examine
 
-Work = Callable[[str, Sequence[str] | None], Row]
+
+class Told(Protocol):
+    """What a sweep says of one architecture."""
+
+    name: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For the way back from a worker."""
+        ...
+
+    @classmethod
+    def from_json(cls, made: Mapping[str, Any]) -> Self:
+        """What ``to_json`` was made of."""
+        ...
+
+    @classmethod
+    def failed(cls, name: str, reason: str) -> Self:
+        """What is said where the worker died."""
+        ...
+
+
+R = TypeVar("R", bound=Told)
+Work = Callable[[str, Sequence[str] | None], R]
 
 LIMIT = 180.0
 """Seconds after which an architecture is given up."""
@@ -29,15 +52,16 @@ def sweep(
     jobs: int = 1,
     limit: float = LIMIT,
     columns: Sequence[str] | None = None,
-    report: Callable[[Row], None] = lambda row: None,
-    work: Work = examine,
-) -> list[Row]:
+    report: Callable[[R], None] = lambda row: None,
+    work: Work[R] = examine,
+    kind: type[R] = Row,
+) -> list[R]:
     """The rows of ``names``, in their order. ``report`` is called with each as it is done.
 
-    ``work`` examines one; it is imported by name in the workers.
+    ``work`` examines one and gives a row of ``kind``; it is imported by name in the workers.
     """
-    rows: dict[str, Row] = {}
-    for row in _rows(list(dict.fromkeys(names)), jobs, limit, Asked(work, columns)):
+    rows: dict[str, R] = {}
+    for row in _rows(list(dict.fromkeys(names)), jobs, limit, Asked(work, columns), kind):
         rows[row.name] = row
         report(row)
     return [rows[name] for name in dict.fromkeys(names)]
@@ -47,7 +71,7 @@ def sweep(
 class Asked:
     """What to do with a name, and for which columns."""
 
-    work: Work
+    work: Work[Any]
     columns: Sequence[str] | None
 
 
@@ -77,7 +101,7 @@ class _Worker:
         self.pipe.close()
 
 
-def _rows(names: list[str], jobs: int, limit: float, asked: Asked) -> Iterator[Row]:
+def _rows(names: list[str], jobs: int, limit: float, asked: Asked, kind: type[R]) -> Iterator[R]:
     todo = names[::-1]
     workers: list[_Worker] = []
     try:
@@ -86,7 +110,7 @@ def _rows(names: list[str], jobs: int, limit: float, asked: Asked) -> Iterator[R
                 workers.append(_Worker.start(asked))
                 workers[-1].give(todo.pop())
             for worker in _ready(workers, limit):
-                row, alive = _take(worker, limit)
+                row, alive = _take(worker, limit, kind)
                 if alive and todo:
                     worker.give(todo.pop())
                 else:
@@ -106,15 +130,15 @@ def _ready(workers: list[_Worker], limit: float) -> list[_Worker]:
     return [w for w in workers if w.pipe in heard or now - w.since >= limit]
 
 
-def _take(worker: _Worker, limit: float) -> tuple[Row, bool]:
+def _take(worker: _Worker, limit: float, kind: type[R]) -> tuple[R, bool]:
     """The row of what a worker was at, and whether the worker can go on."""
     if not worker.pipe.poll():
-        return Row.failed(worker.name, f"gave up after {limit:.0f} seconds"), False
+        return kind.failed(worker.name, f"gave up after {limit:.0f} seconds"), False
     try:
-        return Row.from_json(worker.pipe.recv()), True
+        return kind.from_json(worker.pipe.recv()), True
     except EOFError:
         worker.process.join()
-        return Row.failed(worker.name, f"the process died with code {worker.process.exitcode}"), False
+        return kind.failed(worker.name, f"the process died with code {worker.process.exitcode}"), False
 
 
 def _work(pipe: Connection, asked: Asked) -> None:

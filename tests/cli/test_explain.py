@@ -1,6 +1,7 @@
 """`irloom explain`: what is known of a model from its config alone."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -43,6 +44,24 @@ def test_layers_model_ops_and_targets(irloom, config):
     bodies = found["targets"]["reference"]["reference_bodies"]
     assert bodies.keys() >= {"rms_norm", "paged_attention"}
     assert sum(op["flops_share"] for op in bodies.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_target_of_networks_says_what_becomes_of_each_op(irloom, config):
+    found = irloom("explain", config, "--target", "tensorrt", "--json").json["targets"]["tensorrt"]
+    assert (found["segments"], found["reference_bodies"]) == (1, {})
+    ops = {op["op"]: op for op in found["ops"]}
+    assert (ops["kv_append"]["how"], ops["kv_append"]["layers"]) == ("native", ["KVCacheUpdate"])
+    assert (ops["rms_norm"]["how"], ops["rms_norm"]["nodes"]) == ("composed", 2 * LAYERS + 1)
+    said = irloom("explain", config, "--target", "tensorrt").out
+    assert re.search(r"^tensorrt +1 segment, every op in layers$", said, re.MULTILINE)
+    assert "MatrixMultiply: linear" in said
+    assert "composed: rms_norm 5: ElementWise, Reduce, Unary" in said
+
+
+def test_ops_between_networks_are_counted_with_their_reason(irloom, config):
+    paged = irloom("explain", config, "--target", "tensorrt", "--with", "kv-plan(page=16)").out
+    assert f"{LAYERS + 1} segments, ops outside of them do" in paged
+    assert f"outside: paged_attention {LAYERS}: keys and values lie in pages" in paged
 
 
 def test_caches_and_how_many_sequences_fit(irloom, config):

@@ -6,11 +6,10 @@ the manifest says.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from irloom.backends.artifact import EngineReader, EngineWriter
-from irloom.backends.core import Limits, Report
+from irloom.backends.core import Limits, Networks, Report
 from irloom.backends.machine import cores
 from irloom.backends.pools import cache_plan
 from irloom.ir.checkpoint import Checkpoint
@@ -26,7 +25,14 @@ from .plan import Builder, Recipe
 from .plan_cache import plans
 from .profiles import Ranges, profiles
 from .program import Program
+from .summary import declined, fallbacks, networks
 from .weight_store import write_weights
+
+KEPT = (
+    "expert_linear", "floor_div", "gelu", "gelu_mul", "head_linear", "l2_norm", "layer_norm", "linear_act",
+    "moe", "rms_norm", "rope", "route", "silu", "silu_mul", "softcap", "softplus", "weighted_sum",
+)  # fmt: skip
+"""Ops that could be written in simpler ones, and have a lowering of their own."""
 
 SEGMENTS, LOG = "segments.json", "build.log"
 
@@ -43,6 +49,7 @@ class TensorRTBackend:
         "outline",
         "absorb-mla",
         "gather-logits",
+        f"decompose(keep={KEPT})",
         "kv-cache",
         "kv-plan(layout=linear, max_seqs=64, max_tokens=512)",
     )
@@ -63,11 +70,15 @@ class TensorRTBackend:
 
     def fallbacks(self, m: Module) -> dict[str, int]:
         """Ops that run between the networks."""
-        return dict(Counter(o.node.op.name for o in lower(m).outside))
+        return fallbacks(lower(m))
 
     def declined(self, m: Module) -> dict[str, str]:
         """Why they do."""
-        return {o.node.op.name: f"{o.makes[0]}: {o.reason}" for o in reversed(lower(m).outside)}
+        return declined(lower(m))
+
+    def networks(self, m: Module) -> Networks:
+        """See ``backends.core.NetworkBackend``."""
+        return networks(lower(m))
 
     def fingerprint(self) -> dict[str, str]:
         """The library, and the GPU that plans are for."""

@@ -180,4 +180,4 @@ class Context:
 
     def refuse(self, reason: str, hint: str = "") -> NotExpressible:
         """The error that leaves this node to its body."""
-        return NotExpressible(f"{self.node.op.name}: {reason}", hint)
+        return NotExpressible(reason, hint)

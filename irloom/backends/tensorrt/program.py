@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from irloom.backends.core import How
 from irloom.ir.dims import Dim, Sym, sym
 from irloom.ir.elem import ELEMS, Elem
 from irloom.ir.graph import Module, Node, Param, Value
@@ -126,7 +127,7 @@ class Lowered:
     form: str = ""
 
     @property
-    def how(self) -> str:
+    def how(self) -> How:
         """``native``: one layer, but for casts and views, or the layer made for it; ``composed`` of several;
         or ``outside``.
         """
