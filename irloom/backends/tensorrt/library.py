@@ -13,7 +13,7 @@ from typing import Any
 from irloom.ir.errors import IrloomError
 
 OLDEST = {"tensorrt": (11, 0), "tensorrt_rtx": (1, 5)}
-INSTALL = "pip install tensorrt-cu13 (11 or later), or tensorrt_rtx_cu13 (1.5 or later) for a consumer GPU"
+INSTALL = "pip install tensorrt-cu13 (11 or later), or for a consumer GPU tensorrt-rtx-cu13 (1.5 or later)"
 
 
 class LibraryMissing(IrloomError):

@@ -188,7 +188,7 @@ class DynamicQuantize(Layer):
         x, axis = value(self.x).float(), self.axis % len(self.x.dims)
         most = x.unflatten(axis, (-1, self.block)).abs().amax(axis + 1)
         if self.scale is not None:
-            scale = (most / 6 / value(self.scale).float()).to(torch.float8_e4m3fn)
+            scale = to_quantized(most / 6 / value(self.scale).float(), F8)
             used = scale.float() * value(self.scale).float()
         else:
             scale = torch.exp2((most / 448).log2().ceil().clamp(-127, 127)).to(torch.float8_e8m0fnu)
