@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from irloom.ir.dims import Dim
-from irloom.ir.elem import ELEMS, Elem, Paged
+from irloom.ir.elem import ELEMS, Paged
 from irloom.ir.graph import Node, Value
 from irloom.ir.ops.attention import default_frequencies
 from irloom.ir.types import Type
@@ -21,10 +21,10 @@ from irloom.ir.types import Type
 from .elementwise import squeezed
 from .graph import Graph
 from .lower import Lowering, Operand, lowers
-from .slots import Cache
+from .masks import Extra, Places, places, scores_added
+from .slots import Cache, packed, padded
 
-F32, I32, I64 = ELEMS["f32"], ELEMS["i32"], ELEMS["i64"]
-NEVER = float("-inf")
+F32, I64 = ELEMS["f32"], ELEMS["i64"]
 
 
 def _type(n: Node, at: int) -> Type:
@@ -101,70 +101,9 @@ def kv_append(low: Lowering, n: Node, cache: Cache, k: str, v: Operand, seqs: No
     return Cache(tuple(made))
 
 
-def padded(g: Graph, rows: str) -> str:
-    """Packed rows [T, ...] as slots [B, N, ...]."""
-    return g("Gather", rows, g.given("pad"), axis=0)
-
-
-def packed(g: Graph, x: str, dims: tuple[Dim, ...]) -> str:
-    """Slots [B, N, ...] as packed rows of ``dims`` [T, ...]."""
-    flat = g("Reshape", x, g.ints(-1, *(_int(d) for d in dims[1:])))
-    return g("Gather", flat, g.given("unpad"), axis=0)
-
-
-# which keys a token sees
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where tokens stand [1 or B, 1, N, 1] and where keys do [1, 1, 1, L], i32."""
-
-    at: str
-    key: str
-
-
-def places(g: Graph, k: str, cached: bool) -> Places:
-    """Of a step whose keys are ``k`` [B, KV, L, size]: those of a cache, or of the step alone."""
-
-    def at() -> str:
-        count = g("Range", g.constant(0, I32), _count(g, g.given("pad"), 1), g.constant(1, I32))
-        along = g("Unsqueeze", count, g.ints(0, 1, 3))
-        return g("Add", along, g("Unsqueeze", g.given("past"), g.ints(1, 2, 3))) if cached else along
-
-    def key() -> str:
-        return g("Range", g.constant(0, I32), _count(g, k, 2), g.constant(1, I32))
-
-    return Places(g.once(("at", cached), at), g.once(("key", cached), key))
-
-
-def _count(g: Graph, x: str, dim: int) -> str:
-    return g("Cast", g.scalar(g("Shape", x, start=dim, end=dim + 1)), to=I32)
-
-
-def seen(g: Graph, p: Places, window: object, chunk: object) -> str:
-    """Which keys tokens see, bool [1 or B, 1, N, L]."""
-    out = g("LessOrEqual", p.key, p.at)
-    if isinstance(window, int):
-        out = g("And", out, g("Greater", p.key, g("Sub", p.at, g.constant(window, I32))))
-    if isinstance(chunk, int):
-        size = g.constant(chunk, I32)
-        out = g("And", out, g("GreaterOrEqual", p.key, g("Mul", g("Div", p.at, size), size)))
-    return out
-
-
-def mask(g: Graph, p: Places, elem: Elem, window: object, chunk: object) -> str:
-    """What is added to scores: 0 for keys that are seen, else -inf. Once for all layers that see alike."""
-
-    def make() -> str:
-        zero, never = g.constant(0.0, elem), g.constant(NEVER, elem)
-        return g("Where", seen(g, p, window, chunk), zero, never)
-
-    return g.once(("mask", p, elem, window, chunk), make)
-
-
 @dataclass(frozen=True)
 class Heads:
-    """Queries [T, KV * G, size] over keys and values [B, KV, L, ...] of slots, and their heads."""
+    """Queries [T, H, size] over keys and values [B, KV, L, ...] of slots."""
 
     q: str
     t: Type
@@ -174,23 +113,13 @@ class Heads:
     values: int
 
     @property
-    def groups(self) -> int:
-        """Query heads that share a KV head."""
-        return _int(self.t.dims[1]) // self.kv
+    def count(self) -> int:
+        """Query heads."""
+        return _int(self.t.dims[1])
 
 
 @lowers("paged_attention")
-def paged_attention(
-    low: Lowering,
-    n: Node,
-    q: str,
-    cache: Cache,
-    seqs: None,
-    sinks: Operand,
-    slopes: Operand,
-    index: Operand,
-    bias: Operand,
-) -> str:
+def paged_attention(low: Lowering, n: Node, q: str, cache: Cache, seqs: None, *more: Operand) -> str:
     """Over the whole cache of each slot, as long as the step makes it."""
     t, elem = _type(n, 1), _type(n, 1).elem
     assert isinstance(elem, Paged)
@@ -203,135 +132,81 @@ def paged_attention(
         v = g.cast(cache.v, elem.elem, x.plain)
     else:
         v = g("Slice", k, g.ints(0), g.ints(values), g.ints(3)) if values != size else k
-    heads = Heads(q, x, k, v, kv, values)
-    return attend(low, n, heads, places(g, cache.k, cached=True), (sinks, slopes, index, bias), 3)
+    return attend(low, n, Heads(q, x, k, v, kv, values), places(g, cache.k, cached=True), more)
 
 
 @lowers("attention")
-def attention(
-    low: Lowering,
-    n: Node,
-    q: str,
-    k: str,
-    v: str,
-    seqs: None,
-    sinks: Operand,
-    slopes: Operand,
-    index: Operand,
-    bias: Operand,
-) -> str:
+def attention(low: Lowering, n: Node, q: str, k: str, v: str, seqs: None, *more: Operand) -> str:
     """Over the tokens of the step alone: a program without caches."""
     g, t = low.g, _type(n, 1)
     keys, vals = (g.transpose(padded(g, x), 0, 2, 1, 3) for x in (k, v))
     heads = Heads(q, _type(n, 0), keys, vals, _int(t.dims[1]), _int(_type(n, 2).dims[2]))
-    return attend(low, n, heads, places(g, keys, cached=False), (sinks, slopes, index, bias), 4)
+    return attend(low, n, heads, places(g, keys, cached=False), more)
 
 
-def attend(low: Lowering, n: Node, h: Heads, p: Places, more: tuple[Operand, ...], since: int) -> str:
-    """``Attention`` where it takes what the op asks for, else products and a softmax."""
+def attend(low: Lowering, n: Node, h: Heads, p: Places, more: tuple[Operand, ...]) -> str:
+    """``Attention``, with what is added to scores as its mask; products and a softmax where there are sinks.
+
+    ``more`` are sinks, slopes, index and bias, the last operands.
+    """
     g, (sinks, slopes, index, bias) = low.g, more
-    asks = {"sinks": sinks, "slopes": slopes, "index": index, "bias": bias, "softcap": n.attrs["softcap"]}
-    beyond = [name for name, x in asks.items() if x is not None]
-    if low.style.attention == "op" and not beyond:
-        out = _op(low, n, h, mask(g, p, h.t.plain, n.attrs["window"], n.attrs["chunk"]))
+    types = dict(zip(n.op.operands, (a.type if isinstance(a, Value) else None for a in n.args), strict=False))
+    extra = Extra(h.count, types, slopes, index, bias)
+    added = scores_added(g, p, h.t.plain, n.attrs, extra)
+    if low.style.attention == "op" and sinks is None:
+        caps = {} if n.attrs["softcap"] is None else {"softcap": n.attrs["softcap"]}
+        how: dict[str, Any] = {"scale": n.attrs["scale"], **caps}
+        q = g.transpose(padded(g, h.q), 0, 2, 1, 3)
+        out = g.transpose(g("Attention", q, h.k, h.v, added, **how), 0, 2, 1, 3)
     else:
-        if beyond:
-            low.note(f"attention as products and a softmax: Attention has no {', '.join(beyond)}")
-        else:
-            low.note("attention as products and a softmax: few queries share their keys faster so")
-        out = _products(low, n, h, p, more, since)
+        why = (
+            "in which queries share the keys that they read"
+            if sinks is None
+            else "for the operator has no sinks"
+        )
+        low.note(n, f"as products and a softmax, {why}")
+        out = _products(low, n, h, p, added, sinks, types.get("sinks"))
+        out = g("Where", g("IsNaN", out), g.constant(0.0, h.t.plain), out) if index is not None else out
     return packed(g, out, n.results[0].type.dims)
 
 
-def _op(low: Lowering, n: Node, h: Heads, added: str) -> str:
-    g, scale = low.g, n.attrs["scale"]
-    q = g.transpose(padded(g, h.q), 0, 2, 1, 3)
-    out = g("Attention", q, h.k, h.v, added, scale=scale)
-    return g.transpose(out, 0, 2, 1, 3)
-
-
-def _products(low: Lowering, n: Node, h: Heads, p: Places, more: tuple[Operand, ...], since: int) -> str:
-    """Queries that share a KV head are rows of one product; scores are [B, KV, N * G, L]."""
-    g, (sinks, slopes, index, bias) = low.g, more
-    scale, cap, elem, size = n.attrs["scale"], n.attrs["softcap"], h.t.plain, _int(h.t.dims[2])
+def _products(
+    low: Lowering, n: Node, h: Heads, p: Places, added: str, sinks: Operand, of_sinks: Type | None
+) -> str:
+    """Queries that share a KV head are rows of one product; scores are [B, H, N, L]."""
+    g, elem, size, groups = low.g, h.t.plain, _int(h.t.dims[2]), h.count // h.kv
+    scale, cap = n.attrs["scale"], n.attrs["softcap"]
     assert isinstance(scale, (int, float))
     q = g("Mul", h.q, g.constant(float(scale), elem)) if scale != 1 else h.q
-    heads = g("Reshape", padded(g, q), g.ints(0, 0, h.kv, h.groups, size))
-    rows = g("Reshape", g.transpose(heads, 0, 2, 1, 3, 4), g.ints(0, h.kv, -1, size))
-    scores = g("MatMul", rows, g.transpose(h.k, 0, 1, 3, 2))
-    length = g.once(("length", p), lambda: g("Shape", p.key))
+    q = g.transpose(padded(g, q), 0, 2, 1, 3)
+    rows = g("Reshape", q, g.ints(0, h.kv, -1, size))
     width = g.once("width", lambda: g("Shape", g.given("pad"), start=1, end=2))
-    apart = g.once(
-        ("apart", h.kv, h.groups, p),
-        lambda: g("Concat", g.ints(0, h.kv), width, g.ints(h.groups), length, axis=0),
-    )
-    scores = g("Reshape", scores, apart)
+    length = g.once(("length", p), lambda: g("Shape", p.key))
+    apart = g.once(("apart", h.count, p), lambda: g("Concat", g.ints(0, h.count), width, length, axis=0))
+    scores = g("Reshape", g("MatMul", rows, g.transpose(h.k, 0, 1, 3, 2)), apart)
     if isinstance(cap, (int, float)):
         scores = squeezed(g, scores, cap, elem)
-    if slopes is not None:
-        back = g.once(("back", p), lambda: g("Cast", g("Sub", p.key, p.at), to=F32))
-        per = g("Reshape", g.cast(slopes, _type(n, since + 1).plain, F32), g.ints(1, h.kv, 1, h.groups, 1))
-        scores = g("Add", scores, g.cast(g("Mul", per, g("Unsqueeze", back, g.ints(3))), F32, elem))
-    if bias is not None:
-        scores = g("Add", scores, _bias(low, n, h, p, bias, since + 3))
-    seen_ = mask(g, p, elem, n.attrs["window"], n.attrs["chunk"])
-    scores = g("Add", scores, g.once(("mask5", seen_), lambda: g("Unsqueeze", seen_, g.ints(3))))
-    if index is not None:
-        scores = g("Where", _chosen(low, n, p, index, since + 2), scores, g.constant(NEVER, elem))
-    weights = _softmax(low, n, h, scores, sinks, since)
-    if index is not None:
-        weights = g("Where", g("IsNaN", weights), g.constant(0.0, elem), weights)  # where nothing is seen
+    scores = g("Add", scores, added)
+    weights = _softmax(g, h, scores, sinks, of_sinks)
     together = g.once(("together", h.kv, p), lambda: g("Concat", g.ints(0, h.kv, -1), length, axis=0))
     out = g("MatMul", g("Reshape", weights, together), h.v)
-    out = g("Reshape", out, g.ints(0, h.kv, -1, h.groups, h.values))
-    return g.transpose(out, 0, 2, 1, 3, 4)
-
-
-def _chosen(low: Lowering, n: Node, p: Places, index: str, at: int) -> str:
-    """Which keys an index leaves, bool [B, 1 or KV, N, 1, L]."""
-    from .sparse import chosen
-
-    g, t, block = low.g, _type(n, at), n.attrs["block"]
-    assert isinstance(block, int)
-    left = chosen(g, p, g.cast(index, t.plain, I32), t, block)
-    return g(
-        "Unsqueeze",
-        left if t.rank == 2 else g.transpose(left, 0, 2, 1, 3),
-        g.ints(*((1, 3) if t.rank == 2 else (3,))),
+    parts = g.once(
+        ("parts", h.kv, groups, h.values),
+        lambda: g("Concat", g.ints(0, h.count), width, g.ints(h.values), axis=0),
     )
+    return g.transpose(g("Reshape", out, parts), 0, 2, 1, 3)
 
 
-def _softmax(low: Lowering, n: Node, h: Heads, scores: str, sinks: Operand, since: int) -> str:
-    """Weights of scores [B, KV, N, G, L]; a sink takes part, and gives nothing."""
-    g, elem = low.g, h.t.plain
+def _softmax(g: Graph, h: Heads, scores: str, sinks: Operand, t: Type | None) -> str:
+    """Weights of scores [B, H, N, L]; a sink takes part, and gives nothing."""
     if sinks is None:
         return g("Softmax", scores, axis=-1)
-    given = _type(n, since)
-    sinks = g.cast(sinks, given.plain, elem)
-    if given.rank == 1:
-        per = g("Reshape", sinks, g.ints(1, h.kv, 1, h.groups, 1))
+    assert t is not None
+    own = g.cast(sinks, t.plain, h.t.plain)
+    if t.rank == 1:
+        per = g("Reshape", own, g.ints(1, h.count, 1, 1))
     else:
-        per = g("Reshape", padded(g, sinks), g.ints(0, 0, h.kv, h.groups, 1))
-        per = g.transpose(per, 0, 2, 1, 3, 4)
-    like = g("Shape", g("ReduceMax", scores, g.ints(-1), keepdims=1))
+        per = g("Unsqueeze", g.transpose(padded(g, own), 0, 2, 1), g.ints(3))
+    like = g("Concat", g("Shape", scores, start=0, end=3), g.ints(1), axis=0)
     joined = g("Softmax", g("Concat", scores, g("Expand", per, like), axis=-1), axis=-1)
-    return g("Slice", joined, g.ints(0), g.ints(-1), g.ints(4))
-
-
-def _bias(low: Lowering, n: Node, h: Heads, p: Places, bias: str, at: int) -> str:
-    """What a token adds for the key so many tokens back, [B, KV, N, G, L]; 0 past the last that is given."""
-    g, t = low.g, _type(n, at)
-    reach, elem = _int(t.dims[2]), h.t.plain
-    near = g("Reshape", padded(g, g.cast(bias, t.plain, elem)), g.ints(0, 0, h.kv, h.groups, reach))
-    near = g.transpose(near, 0, 2, 1, 3, 4)
-
-    def back() -> tuple[str, str]:
-        ago = g("Unsqueeze", g("Sub", p.at, p.key), g.ints(3))
-        inside = g("Less", ago, g.constant(reach, I32))
-        place = g("Clip", ago, g.constant(0, I32), g.constant(reach - 1, I32))
-        return inside, g("Cast", place, to=I64)
-
-    inside, place = g.once(("ago", p, reach), back)
-    like = g("Concat", g("Shape", near, start=0, end=4), g("Shape", p.key), axis=0)
-    found = g("GatherElements", near, g("Expand", place, like), axis=4)
-    return g("Where", inside, found, g.constant(0.0, elem))
+    return g("Slice", joined, g.ints(0), g.ints(-1), g.ints(3))

@@ -21,21 +21,15 @@ from irloom.ir.graph import Module
 from irloom.ir.plan import Pool, is_linear
 from irloom.ir.show import show
 from irloom.passes import run_pipeline
-from irloom.passes.decompose import DECOMPOSED
 from irloom.runtime.core import Engine
 
 from .engine import OnnxEngine, Sizes
 from .export import MODEL, WEIGHTS, export, text
-from .lower import TABLE, lower
+from .lower import lower
 from .session import BUILD, RUN, lacking, need, open_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
-
-
-_LACKING = tuple(op for op in DECOMPOSED if op not in TABLE)
-SIMPLER = (f"decompose(ops={_LACKING})",) if _LACKING else ()
-"""The pass that writes ops without a lowering in ops that have one."""
 
 
 class OnnxBackend:
@@ -51,7 +45,6 @@ class OnnxBackend:
         "absorb-mla",
         "gather-logits",
         "fuse-qkv",
-        *SIMPLER,
         "kv-cache",
         "kv-plan(layout='linear')",
     )
@@ -71,8 +64,8 @@ class OnnxBackend:
         return {}
 
     def declined(self, m: Module) -> dict[str, str]:
-        """There is nothing between a model and an error."""
-        return {}
+        """Which ops are not one operator of ONNX's, and why."""
+        return dict(found.split(": ", 1) for found in lower(m).decomposed)
 
     def fingerprint(self) -> dict[str, str]:
         """What wrote the model: its operators and files follow from that."""

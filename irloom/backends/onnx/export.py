@@ -30,7 +30,7 @@ class Exported:
 
     ``inputs`` and ``outputs`` are the model's, ``caches`` the inputs that hold each cache of the program, by
     its parameter; what renews one leaves as that name and ``.out``. ``operators`` counts the model's nodes,
-    ``decomposed`` says why an ONNX operator is not used where it would have done, and how often.
+    ``decomposed`` says which ops are not one operator of ONNX's, why, and how often.
     """
 
     path: Path

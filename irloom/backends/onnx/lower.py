@@ -49,7 +49,7 @@ def lowers(*ops: str, raw: tuple[str, ...] = ()) -> Callable[[Handler], Handler]
 
 LOGITS = "logits"
 WHY = {
-    "silu": "ONNX Runtime spells Swish out as Cast, Mul, Sigmoid, Mul, where Sigmoid and Mul do",
+    "silu": "ONNX Runtime spells Swish out as Cast, Mul, Sigmoid and Mul, where Sigmoid and Mul do",
     "mish": "ONNX Runtime spells Mish out as well",
 }
 """Why ops are written in simpler ones although ONNX has an operator for them."""
@@ -74,8 +74,7 @@ class Lowered:
     """A program as an ONNX graph.
 
     ``caches`` names the inputs that hold each cache of the program, by its parameter; what renews one leaves
-    as that name and ``.out``. ``decomposed`` says, for ONNX operators that would have done, why others are
-    used, and how often.
+    as that name and ``.out``. ``decomposed`` says which ops are not one operator of ONNX's, why, how often.
     """
 
     graph: Graph
@@ -92,7 +91,7 @@ def lower(m: Module, style: Style = STYLE) -> Lowered:
     found = _Lowering(flat, style).run()
     left = Counter(n.op.name for n in flat.main.nodes)
     for op, count in (before - left).items():
-        found.decomposed[f"{op} in simpler ops: {WHY.get(op, 'ONNX has no operator for it')}"] += count
+        found.decomposed[f"{op}: in simpler operators; {WHY.get(op, 'ONNX has none for it')}"] += count
     return found
 
 
@@ -116,9 +115,9 @@ class Lowering:
         self.env: dict[Value, Operand] = {}
         self.out = Lowered(self.g)
 
-    def note(self, reason: str) -> None:
-        """Say why an ONNX operator is not used."""
-        self.out.decomposed[reason] += 1
+    def note(self, n: Node, reason: str) -> None:
+        """Say why a node is not one operator of ONNX's."""
+        self.out.decomposed[f"{n.op.name}: {reason}"] += 1
 
     def refuse(self, n: Node, why: str) -> IRError:
         """The error for a node that cannot be exported."""

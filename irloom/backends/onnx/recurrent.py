@@ -16,10 +16,9 @@ from irloom.ir.op import OPS
 from irloom.ir.recurrent import PREFIX, TOKENS
 from irloom.ir.types import Type
 
-from .attention import packed, padded
 from .graph import Graph
 from .lower import Lowering, Operand, lowers
-from .slots import SLOTS, Cache
+from .slots import SLOTS, Cache, packed, padded
 
 F32, I32, I64, BOOL = (ELEMS[e] for e in ("f32", "i32", "i64", "bool"))
 

@@ -14,6 +14,8 @@ from irloom.ir.elem import ELEMS, Paged, State
 from irloom.ir.graph import Param
 from irloom.ir.types import Type
 
+from .graph import Graph
+
 I32 = ELEMS["i32"]
 SLOTS, WIDTH, LENGTH = sym("B"), sym("N"), sym("L")
 
@@ -65,3 +67,19 @@ def cache_inputs(p: Param) -> list[tuple[str, Type]]:
     if values:
         found.append((f"{p.name}.v", Type(elem.elem, (SLOTS, heads, length, values))))
     return found
+
+
+def padded(g: Graph, rows: str) -> str:
+    """Packed rows [T, ...] as slots [B, N, ...]."""
+    return g("Gather", rows, g.given("pad"), axis=0)
+
+
+def packed(g: Graph, x: str, dims: tuple[Dim, ...]) -> str:
+    """Slots [B, N, ...] as packed rows of ``dims`` [T, ...]."""
+    flat = g("Reshape", x, g.ints(-1, *(_whole(d) for d in dims[1:])))
+    return g("Gather", flat, g.given("unpad"), axis=0)
+
+
+def _whole(d: Dim) -> int:
+    assert isinstance(d, int)
+    return d

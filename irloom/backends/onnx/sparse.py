@@ -1,4 +1,4 @@
-"""How a choice of keys becomes ONNX operators: scores of all keys, ``TopK``, a mask of what was chosen."""
+"""How a choice of keys becomes ONNX operators: scores of all keys, and the highest of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from irloom.ir.elem import ELEMS, Paged
 from irloom.ir.graph import Node, Value
 from irloom.ir.types import Type
 
-from .attention import Places, packed, padded, places
 from .graph import Graph
 from .lower import Lowering, lowers
-from .slots import Cache
+from .masks import Places, places
+from .slots import Cache, packed, padded
 
-F32, I32, I64, BOOL = (ELEMS[e] for e in ("f32", "i32", "i64", "bool"))
+F32, I32, I64 = (ELEMS[e] for e in ("f32", "i32", "i64"))
 NEVER, ALWAYS = float("-inf"), float("inf")
 
 
@@ -84,24 +84,3 @@ def _best(g: Graph, scores: str, topk: int) -> str:
     found = g("Where", g("Equal", values, g.constant(NEVER, F32)), none, index)
     missing = g("Concat", g.ints(0), g("Sub", g.ints(topk), count), axis=0)
     return g("Cast", g("Pad", found, missing, none, g.ints(-1)), to=I32)
-
-
-def chosen(g: Graph, p: Places, index: str, t: Type, block: int) -> str:
-    """Which keys an index of blocks leaves, bool [B, N, L], or [B, N, KV, L] where KV heads have their own.
-
-    The block that a token stands in is left until it is complete.
-    """
-    size = g.constant(block, I32)
-    rows = padded(g, index)
-    blocks = g.once(("blocks", p, block), lambda: g("Div", p.key, size))
-    last = g("Add", g("Div", g("Shape", p.key), g.ints(block)), g.ints(1))
-    inside = g("GreaterOrEqual", rows, g.constant(0, I32))
-    place = g("Where", inside, g("Cast", rows, to=I64), last)
-    dims = g("Concat", g("Shape", rows, start=0, end=t.rank), g("Add", last, g.ints(1)), axis=0)
-    marks = g("Expand", g.constant(True, BOOL), g("Shape", rows))
-    empty = g("Expand", g.constant(False, BOOL), dims)
-    marked = g("ScatterElements", empty, place, marks, axis=t.rank)
-    left = g("Gather", marked, blocks, axis=t.rank)
-    at = g("Squeeze", p.at, g.ints(1)) if t.rank == 2 else g.transpose(p.at, 0, 2, 1, 3)
-    open_ = g("GreaterOrEqual", blocks, g("Div", g("Add", at, g.constant(1, I32)), size))
-    return g("Or", left, open_)

@@ -19,8 +19,8 @@ import torch
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnx_graphsurgeon", reason="onnx-graphsurgeon is not installed")
 
-from irloom.backends.onnx import export  # noqa: E402
-from irloom.backends.onnx.lower import expressed  # noqa: E402
+from irloom.backends.onnx import Style, export  # noqa: E402
+from irloom.backends.onnx.lower import STYLE, expressed  # noqa: E402
 from irloom.ir.checkpoint import RandomCheckpoint  # noqa: E402
 from irloom.ir.dims import evaluate, sym  # noqa: E402
 from irloom.ir.elem import ELEMS, SEQS, Cached, Paged, State  # noqa: E402
@@ -162,10 +162,10 @@ def left(x: Any) -> list[torch.Tensor]:
     return [x]
 
 
-def check(trial: Trial, folder: Path) -> None:
+def check(trial: Trial, folder: Path, style: Style = STYLE) -> None:
     m = alone(trial)
     folder.mkdir()
-    found = export(m, RandomCheckpoint(0, {}), folder)
+    found = export(m, RandomCheckpoint(0, {}), folder, style=style)
     inputs = values(m.main.data, different=trial.op.name in SORTS)
     with torch.inference_mode():
         wanted = Interpreter(m)(*inputs)
@@ -214,6 +214,12 @@ REFUSED = {"all_reduce", "block_pool", "carried_block_pool", "partial_attention"
 def test_an_op_as_onnx_gives_what_its_body_gives(op: Op, tmp_path: Path) -> None:
     for i, trial in enumerate(trials(op)):
         check(trial, tmp_path / str(i))
+
+
+@pytest.mark.parametrize("op", ["attention", "paged_attention"])
+def test_attention_as_products(op: str, tmp_path: Path) -> None:
+    for i, trial in enumerate(trials(OPS[op])):
+        check(trial, tmp_path / str(i), Style(attention="products"))
 
 
 def test_what_is_refused_is_known_before_an_export(tmp_path: Path) -> None:
