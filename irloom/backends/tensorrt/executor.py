@@ -62,6 +62,11 @@ class TorchExecutor:
         return self.known[key]
 
 
+def current_stream() -> int:
+    """The address of the stream that torch queues on."""
+    return torch.cuda.current_stream().cuda_stream
+
+
 @dataclass(frozen=True)
 class Plan:
     """A deserialized plan. ``profile(sizes)`` is the number of its profile, ``RequestError`` if none fits.
@@ -80,18 +85,20 @@ class PlanExecutor:
     """A plan of TensorRT: one execution context a profile, all on the ``scratch`` memory that plans share.
 
     An output that the plan does not write into the memory of its input, though the network says so, is
-    copied there.
+    copied there. ``stream()`` is the address of the stream to run on: the current one of torch.
     """
 
-    def __init__(self, network: Network, plan: Plan, scratch: Scratch) -> None:
-        self.network, self.plan, self.scratch = network, plan, scratch
+    def __init__(
+        self, network: Network, plan: Plan, scratch: Scratch, stream: Callable[[], int] = current_stream
+    ) -> None:
+        self.network, self.plan, self.scratch, self.stream = network, plan, scratch, stream
         self.contexts: dict[int, Any] = {}
         self.copied = _copied(network)
         scratch.need(plan.engine.device_memory_size_v2)
 
     def run(self, inputs: Tensors, outputs: Tensors) -> None:
         """See ``Executor``. ``RequestError`` where no profile takes these sizes."""
-        stream = torch.cuda.current_stream().cuda_stream
+        stream = self.stream()
         context = self._context(self.plan.profile(self.network.sizes(inputs)), stream)
         for name, x in inputs.items():
             _done(context.set_input_shape(self.plan.names[name], tuple(x.shape)), "takes no such dims", name)
