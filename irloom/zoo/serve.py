@@ -119,5 +119,5 @@ def _go_on(scheduler: Scheduler, request: Request, script: Script) -> None:
 
 def relative(found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:
     """The largest difference as a share of the largest entry of ``scale`` (1 at least); NaN is infinite."""
-    gap = (found.float() - expected).abs().max().item()
+    gap = (found.float().to(expected.device) - expected).abs().max().item()
     return gap / max(1.0, scale.abs().max().item()) if gap == gap else float("inf")
