@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Limits, Networks, Report
 from irloom.backends.machine import cores
@@ -17,7 +19,10 @@ from irloom.ir.graph import Module
 from irloom.ir.show import show
 from irloom.runtime.core import Engine
 
+from .engine import TensorRTEngine
+from .executor import PlanExecutor, Scratch
 from .gpu import PORTABLE, gpu
+from .graphs import Graphed
 from .library import Library, LibraryMissing, load
 from .lower import lower
 from .opening import fitting, open_plans, program_of
@@ -26,7 +31,7 @@ from .plan_cache import plans
 from .profiles import Ranges, profiles
 from .program import Program
 from .summary import declined, fallbacks, networks
-from .weight_store import write_weights
+from .weight_store import Weights, write_weights
 
 KEPT = (
     "expert_linear", "floor_div", "gelu", "gelu_mul", "head_linear", "l2_norm", "layer_norm", "linear_act",
@@ -60,9 +65,8 @@ class TensorRTBackend:
             library = load()
         except LibraryMissing as error:
             return f"{error.message} ({error.hint})"
-        return (
-            None if library.name == "tensorrt_rtx" or gpu() else f"an NVIDIA GPU, which {library} builds on"
-        )
+        portable = library.name == "tensorrt_rtx"
+        return None if portable or gpu() else f"an NVIDIA GPU, which {library} builds on"
 
     def lowered(self, m: Module) -> str:
         """The networks, and the ops between them, as text."""
@@ -96,11 +100,11 @@ class TensorRTBackend:
         report("lower", 0, 1)
         settings = out.manifest.settings
         library, plan = load(), cache_plan(m)
-        program = lower(m, settings.get("cut", "whole"), bool(settings.get("split", True)))
+        program = lower(m, settings.get("cut", "whole"))
         out.write_text("module.irloom", show(m))
         out.write_text("lowered.txt", str(program))
         out.write_json("plan.json", {"caches": plan.to_json(), "cost": m.plan().to_json()})
-        settings["fallbacks"] = self.fallbacks(m)
+        settings["fallbacks"] = fallbacks(program)
         report("lower", 1, 1)
         builder = builder_here(library)
         out.manifest.versions[library.name] = library.version
@@ -112,8 +116,13 @@ class TensorRTBackend:
         """Compare what must fit, then deserialize the plans and give them their weights."""
         library, _ = fitting(engine)
         program, max_context = program_of(engine, limits)
-        open_plans(engine, program, library)
-        raise NotImplementedError(max_context)
+        weights, scratch = Weights(engine), Scratch(library.trt, torch.device("cuda"))
+        plans = open_plans(engine, program, library, weights)
+        executors = [
+            Graphed(PlanExecutor(segment.network, plan, scratch))
+            for segment, plan in zip(program.segments, plans, strict=True)
+        ]
+        return TensorRTEngine(program, executors, weights.of_body, limits, max_context, filled=True)
 
 
 def builder_here(library: Library) -> Builder:

@@ -7,18 +7,19 @@ exact version, a GPU it was built for, limits within its profiles, and its weigh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from irloom.backends.artifact import EngineReader
 from irloom.backends.core import Limits
 from irloom.ir.errors import EngineMismatch
 
+from .executor import Plan
 from .gpu import Gpu, gpu
 from .library import Library, LibraryMissing, load
 from .lower import lower
 from .network import Tensor
-from .profiles import Profile, Ranges, profiles
+from .profiles import Ranges, choose, profiles
 from .program import Program
 from .weight_store import Weights
 from .weights import as_weights, packed
@@ -27,19 +28,6 @@ if TYPE_CHECKING:
     import torch
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A plan that is ready to run: TensorRT's engine, its profiles, its own names for tensors of the segment.
-
-    ``weights`` are what the plan takes as inputs, by its names for them, on the device.
-    """
-
-    engine: Any
-    profiles: tuple[Profile, ...]
-    names: Mapping[str, str]
-    weights: Mapping[str, torch.Tensor]
 
 
 def fitting(engine: EngineReader) -> tuple[Library, Gpu]:
@@ -72,19 +60,21 @@ def program_of(engine: EngineReader, limits: Limits) -> tuple[Program, int]:
     if str(program) != engine.read_text("lowered.txt"):
         raise engine.refuse("the program was lowered by another irloom than this one")
     ranges = Ranges.of(program)
-    max_context = min(limits.context(int(settings["max_context"])), limits.max_context or ranges.max_context)
+    max_context = limits.context(int(settings["max_context"]))
+    if limits.max_context is None and ranges.max_context is not None:
+        max_context = min(max_context, ranges.max_context)
     ranges.check(limits, max_context, engine.manifest.command)
     return program, max_context
 
 
-def open_plans(engine: EngineReader, program: Program, library: Library) -> list[Opened]:
+def open_plans(engine: EngineReader, program: Program, library: Library, weights: Weights) -> list[Plan]:
     """The plan of every segment, with its weights. A plan that takes them as inputs is deserialized once."""
-    stored, weights = engine.read_json("segments.json"), Weights(engine)
+    stored = engine.read_json("segments.json")
     logger = library.trt.Logger(library.trt.Logger.WARNING)
     runtime = library.trt.Runtime(logger)
     ranges, refitted = Ranges.of(program), stored["held"] == "refit"
     made: dict[str, Any] = {}
-    out: list[Opened] = []
+    out: list[Plan] = []
     for segment, entry in zip(program.segments, stored["segments"], strict=True):
         key, name_of = entry["plan"], {own: plan for plan, own in entry["names"].items()}
         if refitted or key not in made:
@@ -93,7 +83,8 @@ def open_plans(engine: EngineReader, program: Program, library: Library) -> list
         if refitted:
             refit(engine, library.trt.Refitter(made[key], logger), library.trt, own, weights)
         given = {} if refitted else {name: _on_device(weights(t), t) for name, t in own.items()}
-        out.append(Opened(made[key], profiles(segment.network, ranges), name_of, given))
+        profile = partial(choose, profiles(segment.network, ranges))
+        out.append(Plan(made[key], profile, name_of, given))
     return out
 
 

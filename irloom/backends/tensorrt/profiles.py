@@ -33,12 +33,12 @@ class Range:
 @dataclass(frozen=True)
 class Ranges:
     """The sizes a program is planned for, by ``kv-plan``: tokens of a step, sequences of a step, tokens of a
-    sequence. ``tokens`` and ``seqs`` are the symbols of the first two.
+    sequence (None where these lie in pages). ``tokens`` and ``seqs`` are the symbols of the first two.
     """
 
     max_tokens: int
     max_seqs: int
-    max_context: int
+    max_context: int | None
     tokens: str = "T"
     seqs: str = "S"
 
@@ -50,7 +50,7 @@ class Ranges:
         (_, rows), (_, sequences), (_, length) = (
             program.dims.get(name, (1, 1)) for name in (tokens, seqs, "L")
         )
-        return cls(rows, sequences, max(length - rows, 1), tokens, seqs)
+        return cls(rows, sequences, length - rows if program.linear else None, tokens, seqs)
 
     def check(self, limits: Limits, max_context: int, rebuild: str) -> None:
         """``RequestError`` where ``limits`` go past what the plans take; it says which, and how far."""
@@ -60,9 +60,9 @@ class Ranges:
             "context": (max_context, self.max_context, "L, tokens of a sequence"),
         }
         for option, (value, most, dim) in asked.items():
-            if value > most:
+            if most is not None and value > most:
                 limit = "max_context" if option == "context" else option
-                wider = {name: max(v, m) for name, (v, m, _) in asked.items()}
+                wider = {name: max(v, m or v) for name, (v, m, _) in asked.items()}
                 options = ", ".join(f"{name}={n}" for name, n in wider.items())
                 raise RequestError(
                     f"{limit} is {value:,}, but the engine's profiles end at {most:,} (dim {dim})",
@@ -100,7 +100,7 @@ class Profile:
 
 def profiles(net: Network, r: Ranges) -> tuple[Profile, ...]:
     """The profiles of a network: one for steps that decode, one for chunks, where these differ."""
-    slots, length = r.max_seqs, r.max_context + r.max_tokens
+    slots, length = r.max_seqs, (r.max_context or 1) + r.max_tokens
     decoding = min(r.max_tokens, slots)
     every = Range(1, length, length)
     decode = {

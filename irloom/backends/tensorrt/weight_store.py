@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ import torch
 from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Report
 from irloom.ir.checkpoint import Checkpoint
+from irloom.ir.elem import ELEMS, Elem
 from irloom.ir.errors import IRError
+from irloom.ir.graph import Param
 from irloom.ir.mapped import map_tensor
 from irloom.ir.safetensors import Stored, read_header
 from irloom.ir.weight_expr import Tensor as Stands
 from irloom.ir.weight_expr import tensor_name
 
+from .engine import outside_weights
 from .forms import value_of
 from .network import Tensor
 from .program import Program, Source
@@ -37,25 +41,41 @@ DTYPES = {
 
 def write_weights(program: Program, checkpoint: Checkpoint, out: EngineWriter, report: Report) -> None:
     """Link to each weight that lies in the checkpoint as it is, and write the others."""
-    types = {t.name: t for s in program.segments for t in s.network.weights}
-    own: dict[str, Tensor] = {}
-    for name, source in program.weights.items():
+    wanted = dict(_wanted(program))
+    own: dict[str, tuple[Tensor, Source]] = {}
+    for name, (t, source) in wanted.items():
         at = unchanged(source, checkpoint)
-        if at is not None and at.dims == types[name].dims:
+        if at is not None and at.dims == t.dims:
             out.link(LINK + name, at.path, at.offset, at.offset + at.nbytes)
         else:
-            own[name] = types[name]
-    order = sorted(own, key=lambda name: -own[name].elem.torch.itemsize)  # so that all lie aligned
+            own[name] = t, source
+    order = sorted(own.values(), key=lambda one: -one[0].elem.torch.itemsize)  # so that all lie aligned
     with out.file(FILE).open("wb") as file:
-        file.write(_header([own[name] for name in order]))
-        for done, name in enumerate(order):
+        file.write(_header([t for t, _ in order]))
+        for done, (t, source) in enumerate(order):
             report("weights", done, len(order))
-            value = value_of(program.weights[name], checkpoint, program.module)
-            if tuple(value.shape) != own[name].dims or value.dtype != own[name].elem.torch:
-                raise IRError(f"weight {own[name]} comes as {value.dtype}{list(value.shape)}")
+            value = value_of(source, checkpoint, program.module)
+            if tuple(value.shape) != t.dims or value.dtype != t.elem.torch:
+                raise IRError(f"weight {t} comes as {value.dtype}{list(value.shape)}")
             file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             del value
     report("weights", len(order), len(order))
+
+
+def _wanted(program: Program) -> Iterator[tuple[str, tuple[Tensor, Source]]]:
+    """Every weight by the name it is stored under: those of networks, then those of bodies."""
+    for segment in program.segments:
+        for t in segment.network.weights:
+            yield t.name, (t, program.weights[t.name])
+    for p in outside_weights(program):
+        t = _of_body(p)
+        yield t.name, (t, Source(p))
+
+
+def _of_body(p: Param) -> Tensor:
+    """What a body takes of a parameter: its values, in f32 where they are quantized."""
+    elem = p.type.elem if isinstance(p.type.elem, Elem) else ELEMS["f32"]
+    return Tensor(f"{p.name} of a body", elem, p.type.dims)
 
 
 def unchanged(source: Source, checkpoint: Checkpoint) -> Stored | None:
@@ -85,6 +105,10 @@ class Weights:
             return map_tensor(Path(link.file), link.start, dims, t.elem.torch)
         at = self.own[t.name]
         return map_tensor(at.path, at.offset, dims, t.elem.torch)
+
+    def of_body(self, p: Param) -> torch.Tensor:
+        """The value of a weight that an op reads which runs its body."""
+        return self(_of_body(p))
 
 
 def _header(tensors: list[Tensor]) -> bytes:

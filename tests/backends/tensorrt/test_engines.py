@@ -16,11 +16,14 @@ import irloom
 from irloom.backends.artifact import MANIFEST, SEAL, EngineReader
 from irloom.backends.core import Limits, backend
 from irloom.backends.tensorrt import library, opening
+from irloom.backends.tensorrt.engine import TensorRTEngine
+from irloom.backends.tensorrt.executor import TorchExecutor
 from irloom.backends.tensorrt.gpu import Gpu
 from irloom.backends.tensorrt.library import LibraryMissing
 from irloom.backends.tensorrt.opening import program_of
 from irloom.backends.tensorrt.weight_store import Weights
 from irloom.ir.errors import EngineMismatch, PipelineError, RequestError
+from irloom.zoo.serve import Script, serve
 from tests.tiny import llama_config, save_model
 
 pytestmark = pytest.mark.tensorrt
@@ -119,6 +122,36 @@ class TestWhatIsBuilt:
         made = irloom.compile(model, target="tensorrt", out=tmp_path / "engine", split=False)
         assert EngineReader(made).manifest.settings["fallbacks"] == {}
         assert "--no-split" in EngineReader(made).manifest.command
+
+
+class TestWhatIsOpened:
+    @pytest.mark.parametrize("layout", ["linear", "paged"])
+    def test_its_weights_and_program_compute_what_the_reference_does(self, model, tmp_path, layout):
+        """Networks in torch over what the engine stores, which a plan gets in the same way."""
+        from transformers import AutoModelForCausalLM
+
+        passes = "canonicalize, raise, canonicalize, outline, gather-logits, kv-cache, "
+        sizes = "max_seqs=8, max_tokens=32"
+        made = irloom.compile(
+            model,
+            target="tensorrt",
+            pipeline=f"{passes} kv-plan(layout={layout}, {sizes})",
+            out=tmp_path / "engine",
+        )
+        limits = Limits(max_tokens=32, max_seqs=8, max_context=64)
+        reader = EngineReader(made)
+        program, context = program_of(reader, limits)
+        assert bool(program.outside) is (layout == "paged")
+        weights = Weights(reader)
+        types = {t.name: t for s in program.segments for t in s.network.weights}
+        executors = [TorchExecutor(s.network, lambda name: weights(types[name])) for s in program.segments]
+        mine = TensorRTEngine(program, executors, weights.of_body, limits, context, device="cpu")
+        tokens = torch.randint(2, 320, (24,), generator=torch.Generator().manual_seed(0))
+        whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        with torch.inference_mode():
+            expected = whole(tokens[None]).logits[0]
+        served = serve(mine, [Script(tokens, 9, expected), Script(tokens[:14], 12, expected[:14])])
+        assert served.error < 0.05, served.where  # eight bits of bf16, through four layers
 
 
 class TestWhatIsRefused:
