@@ -104,7 +104,7 @@ def test_a_step_copies_twice_to_the_device_and_once_from_there() -> None:
         loop.add_request(model.specimen.draw(n, n).tolist(), SamplingParams(max_tokens=40, seed=n, top_p=0.9))
     for _ in range(6):
         loop.step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as found:
         for _ in range(4):
             loop.step()
         torch.cuda.synchronize()

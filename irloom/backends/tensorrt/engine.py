@@ -187,7 +187,7 @@ class TensorRTEngine:
 def _length(program: Program, limits: Limits, context: int) -> int:
     """How long slots are: as the networks were made; ``RequestError`` where ``limits`` need longer ones."""
     need, has = length(context, limits.max_tokens), program.dims["L"][1]
-    if not program.linear:
+    if not program.linear or all(c.values is None for c in program.caches):
         return need
     if need > has:
         raise RequestError(

@@ -66,9 +66,9 @@ class MoE(Layer):
         x = value(self.x).float().flatten(0, 1)
         chosen, scores = value(self.experts).flatten(0, 1), value(self.scores).float().flatten(0, 1)
         out = torch.zeros_like(x)
-        for e in chosen.unique().tolist():
-            row, which = (chosen == e).nonzero(as_tuple=True)
-            out.index_add_(0, row, self._expert(x[row], e, value) * scores[row, which, None])
+        for e in range(int(str(self.gate.dims[0]))):
+            share = torch.where(chosen == e, scores, 0.0).sum(-1, keepdim=True)
+            out += torch.where(share == 0.0, 0.0, self._expert(x, e, value) * share)
         return (out.reshape(value(self.x).shape).to(self.x.elem.torch),)
 
     def _expert(self, x: torch.Tensor, e: int, value: Value) -> torch.Tensor:
