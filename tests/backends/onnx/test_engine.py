@@ -28,8 +28,9 @@ TOLERANCE = 2e-5
 LIMITS = Limits(max_tokens=13, max_seqs=5, max_context=200, threads=1)
 OFTEN = ["llama", "gemma3_text", "gpt2"]
 FAMILIES = [
-    "bloom", "cohere2", "falcon", "gemma", "gemma2", "gpt_neox", "gpt_oss", "granite", "mistral", "olmo2",
-    "opt", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2",
+    "bloom", "cohere2", "deepseek_v3", "falcon", "falcon_h1", "gemma", "gemma2", "glm4_moe", "gpt_neox",
+    "gpt_oss", "granite", "jamba", "mamba", "mamba2", "mistral", "mixtral", "olmo2", "opt", "phi3",
+    "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "recurrent_gemma", "rwkv", "smollm3", "starcoder2",
 ]  # fmt: skip
 
 
