@@ -6,8 +6,6 @@ the manifest says.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
@@ -143,16 +141,18 @@ def builder_here(library: Library) -> Builder:
     )
 
 
+def recipes(program: Program, builder: Builder) -> list[tuple[Recipe, dict[str, str]]]:
+    """What makes the plan of each network, with the network's names for what the plan names."""
+    ranges = Ranges.of(program)
+    nets = [segment.network for segment in program.segments]
+    return [Recipe.of(net, profiles(net, ranges), builder) for net in nets]
+
+
 def write_plans(program: Program, builder: Builder, out: EngineWriter, report: Report) -> None:
     """Build each distinct network once and put its plan into the engine, with the log of its build."""
-    ranges = Ranges.of(program)
-    recipes: dict[str, Recipe] = {}
-    segments: list[dict[str, Any]] = []
-    for segment in program.segments:
-        recipe, names = Recipe.of(segment.network, profiles(segment.network, ranges), builder)
-        recipes.setdefault(recipe.key, recipe)
-        segments.append({"plan": recipe.key, "names": names})
-    built = plans(recipes.values(), report, cores())
+    made = recipes(program, builder)
+    segments = [{"plan": recipe.key, "names": names} for recipe, names in made]
+    built = plans((recipe for recipe, _ in made), report, cores())
     logs: list[str] = []
     for key, one in built.items():
         out.file(f"plans/{key}.plan").write_bytes(one.read())

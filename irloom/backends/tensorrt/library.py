@@ -57,7 +57,7 @@ def load() -> Library:
         except (ImportError, OSError, RuntimeError) as e:
             tried.append(f"{module} does not load: {e}")
             continue
-        version = str(trt.__version__)
+        version = str(getattr(trt, "__version__", "0.0"))
         if _release(version) >= OLDEST[name]:
             return Library(name, version, trt)
         tried.append(f"{name} {version} is older than {'.'.join(map(str, OLDEST[name]))}")

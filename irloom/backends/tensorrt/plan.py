@@ -63,9 +63,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Built:
-    """A plan that was built: where it is, its SHA-256 and bytes, and the seconds that it took.
-
-    ``seconds`` is 0 where it was found in the cache.
+    """A plan that was built: where it is, its SHA-256 and bytes, and the seconds that it took, those on the
+    clock and those of all threads. They are 0 where it was found in the cache.
     """
 
     plan: Path
@@ -73,6 +72,7 @@ class Built:
     sha256: str
     bytes: int
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     def read(self) -> bytes:
         """The plan; ``BuildError`` where its file is not what was built."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -85,23 +85,21 @@ class Cache:
         ]
         try:
             facts = build_all(jobs, at_once, Told(report, len(jobs)))
-            return {
-                key: self.keep(key, job, f["seconds"]) for key, job, f in zip(keys, jobs, facts, strict=True)
-            }
+            return {key: self.keep(key, job, f) for key, job, f in zip(keys, jobs, facts, strict=True)}
         finally:
             for part in parts:
                 part.unlink(missing_ok=True)
 
-    def keep(self, key: str, job: Job, seconds: float) -> Built:
+    def keep(self, key: str, job: Job, facts: Mapping[str, float]) -> Built:
         """Put a plan that was built in its place, then its record."""
         plan = self.folder / f"{key}.plan"
         with job.plan.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = job.plan.stat().st_size
         job.plan.replace(plan)
-        record = {"sha256": digest, "bytes": size, "seconds": seconds}
+        record = {"sha256": digest, "bytes": size, **facts}
         write_whole(self.folder / f"{key}.json", json.dumps(record))
-        return Built(plan, job.log, digest, size, seconds)
+        return Built(plan, job.log, digest, size, **facts)
 
     def timing(self, recipe: Recipe) -> Path | None:
         """Where timings of kernels are kept, for a library that times them: a file a GPU and version."""
