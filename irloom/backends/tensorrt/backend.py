@@ -68,19 +68,19 @@ class TensorRTBackend:
 
     def lowered(self, m: Module) -> str:
         """The networks, and the ops between them, as text."""
-        return str(lower(m))
+        return str(lower(m, packed=_packed()))
 
     def fallbacks(self, m: Module) -> dict[str, int]:
         """Ops that run between the networks."""
-        return fallbacks(lower(m))
+        return fallbacks(lower(m, packed=_packed()))
 
     def declined(self, m: Module) -> dict[str, str]:
         """Why they do."""
-        return declined(lower(m))
+        return declined(lower(m, packed=_packed()))
 
     def networks(self, m: Module) -> Networks:
         """See ``backends.core.NetworkBackend``."""
-        return networks(lower(m))
+        return networks(lower(m, packed=_packed()))
 
     def fingerprint(self) -> dict[str, str]:
         """The library, and the GPU that plans are for."""
@@ -98,7 +98,7 @@ class TensorRTBackend:
         report("lower", 0, 1)
         settings = out.manifest.settings
         library, plan = load(), cache_plan(m)
-        program = lower(m, settings.get("cut", "whole"))
+        program = lower(m, settings.get("cut", "whole"), packed=library.packed)
         out.write_text("module.irloom", show(m))
         out.write_text("lowered.txt", str(program))
         out.write_json("plan.json", {"caches": plan.to_json(), "cost": m.plan().to_json()})
@@ -120,7 +120,17 @@ class TensorRTBackend:
             Graphed(PlanExecutor(segment.network, plan, scratch))
             for segment, plan in zip(program.segments, plans, strict=True)
         ]
-        return TensorRTEngine(program, executors, weights.of_body, limits, max_context, filled=True)
+        return TensorRTEngine(
+            program, executors, weights.of_body, limits, max_context, packed=program.packed, filled=True
+        )
+
+
+def _packed() -> bool:
+    """Whether the library that would build takes packed queries; without one, they are padded."""
+    try:
+        return load().packed
+    except LibraryMissing:
+        return False
 
 
 def builder_here(library: Library) -> Builder:

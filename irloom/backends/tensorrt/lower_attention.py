@@ -3,7 +3,8 @@
 New keys and values are written packed, as the rows are. Queries are padded to the tokens that a slot brings
 at most, attended, and packed again. Of attention there are three forms:
 
-- TensorRT's layer with ``lower_right`` where a token sees all that is behind it;
+- TensorRT's layer with ``lower_right`` where a token sees all that is behind it, on packed queries, which
+  nothing is padded for, where the library has a kernel for them;
 - its layer with a mask where a window or a chunk ends what it sees (masks are made once a network);
 - two products and a softmax between them (``scores``) where the layer has no word for what becomes of a
   score: softcap, sinks, slopes, biases, and values that are not as wide as keys.
@@ -56,8 +57,28 @@ def paged_attention(c: Context) -> Tensor:
     scaled = c.cast(q, cache.k.elem)
     if c.attr("scale") != 1.0:
         scaled = c.binary("prod", scaled, c.attr("scale"))
-    made = unpad(c, over_slots(c, pad(c, scaled), cache))
+    made = packed(c, scaled, cache)
+    if made is None:
+        made = unpad(c, over_slots(c, pad(c, scaled), cache))
     return c.cast(narrowed(c, made, c.result.dims[-1]), q.elem)
+
+
+def packed(c: Context, q: Tensor, cache: Pair) -> Tensor | None:
+    """What packed queries [T, heads, features] attend to; None where they must be padded.
+
+    A mask is by slot and token, so it asks for padding; kernels for packed queries are of short floats.
+    """
+    features = q.dims[-1]
+    kernel = (
+        q.elem.name in ("f16", "bf16") and isinstance(features, int) and features % 8 == 0 and features <= 256
+    )
+    plain = not beyond_the_layer(c, cache) and not Sight(c, cache.k.dims[2]).limits
+    if not (c.to.packed and kernel and plain):
+        return None
+    c.note("packed queries")
+    given = q, cache.k, cache.v or cache.k
+    lengths, starts = c.step("lengths"), c.step("starts")
+    return c.add(Attention(*given, lengths=lengths, query_starts=starts, causal="lower_right"))
 
 
 def over_slots(c: Context, q: Tensor, cache: Pair) -> Tensor:

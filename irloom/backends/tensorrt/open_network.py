@@ -21,14 +21,16 @@ from .program import I32, B, Source, symbol
 @dataclass
 class OpenNetwork:
     """The network of one segment. ``arrays`` are the dims of the step's arrays, ``roots`` says which cache a
-    cache value is of, and keys and values lie in slots where it is ``linear``. ``shared`` is what nodes have
-    made for all of them, ``notes`` what they say of their forms.
+    cache value is of, and keys and values lie in slots where it is ``linear``. Attention may be ``packed``
+    where the library has a kernel for it. ``shared`` is what nodes have made for all of them, ``notes`` what
+    they say of their forms.
     """
 
     module: Module
     arrays: Mapping[str, tuple[Dim, ...]]
     roots: Mapping[Value, Param]
     linear: bool
+    packed: bool = False
     network: Network = field(default_factory=Network)
     made: dict[Value, Made] = field(default_factory=dict[Value, Made])
     given: dict[str, Tensor] = field(default_factory=dict[str, Tensor])

@@ -56,7 +56,7 @@ def fitting(engine: EngineReader) -> tuple[Library, Gpu]:
 def program_of(engine: EngineReader, limits: Limits) -> tuple[Program, int]:
     """The program, which must be what this irloom makes of the module, and the context that it runs with."""
     settings = engine.manifest.settings
-    program = lower(engine.module(), settings.get("cut", "whole"))
+    program = lower(engine.module(), settings.get("cut", "whole"), packed=load().packed)
     if str(program) != engine.read_text("lowered.txt"):
         raise engine.refuse("the program was lowered by another irloom than this one")
     ranges = Ranges.of(program)

@@ -173,6 +173,13 @@ class Program:
         return tuple(p for p in self.parts if isinstance(p, Outside))
 
     @property
+    def packed(self) -> bool:
+        """Whether all attention takes queries as they are, packed, so that one step serves a whole batch."""
+        inputs = {t.name for s in self.segments for t in s.network.inputs}
+        layers = (p.layer for s in self.segments for p in s.network.layers)
+        return "pad" not in inputs and any(getattr(x, "query_starts", None) is not None for x in layers)
+
+    @property
     def values(self) -> dict[str, Tensor]:
         """What flows between parts, and what is returned: a name, an element, dims. Not caches."""
         made = {v.name: v for s in self.module.main.body for v in s.results}

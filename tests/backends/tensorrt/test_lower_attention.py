@@ -102,6 +102,27 @@ def test_shorter_floats(elem: str, attrs: dict[str, object]) -> None:
     Beside(module(text(elem, **attrs))).run(6, TOLERANCE[elem])
 
 
+PACKED: dict[str, tuple[dict[str, Any], bool]] = {
+    "all that is behind": ({}, True),
+    "one key for all heads": ({"kv": 1}, True),
+    "latents": ({"kv": 1, "values": 0, "first": 6}, True),
+    "a window that reaches all": ({"window": 100}, True),
+    "a window": ({"window": 5}, False),
+    "softcap": ({"softcap": 2.0}, False),
+    "a head of 12": ({"dim": 12}, False),
+}
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["ragged", "filled"])
+@pytest.mark.parametrize("name", PACKED)
+def test_queries_stay_packed_where_the_layer_needs_no_mask(name: str, filled: bool) -> None:
+    options, packed = PACKED[name]
+    beside = Beside(module(text("bf16", **options)), seed=len(name), filled=filled, packed=True)
+    beside.run(8, TOLERANCE["bf16"])
+    assert beside.program.packed is packed
+    assert ("pad" in {t.name for t in beside.network.inputs}) is not packed
+
+
 def test_a_cache_of_shorter_floats() -> None:
     Beside(module(text("f32", kept="bf16"))).run(6, TOLERANCE["bf16"])
 

@@ -57,11 +57,12 @@ class Beside:
     m: Module
     seed: int = 0
     filled: bool = False
+    packed: bool = False
     paged: dict[Value, PagedCache] = field(default_factory=dict[Value, PagedCache])
     linear: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
     def __post_init__(self) -> None:
-        self.program = lower(self.m, split=False)
+        self.program = lower(self.m, split=False, packed=self.packed)
         (segment,) = self.program.parts
         assert isinstance(segment, Segment)
         self.network = segment.network
@@ -99,7 +100,7 @@ class Beside:
                 p: self.draw(p, len(batch.tokens)) for p in self.main.data if isinstance(p.type.elem, Elem)
             }
             wanted = self.bodies(batch, given)
-            for step in self.slots.steps(batch):
+            for step in self.slots.steps(batch, self.program.packed):
                 rows = [slice(*batch.starts[s : s + 2].tolist()) for s in step.sequences]
                 made = self.step(step, rows, given)
                 for v in (v for v in self.main.returns if isinstance(v.type.elem, Elem)):
