@@ -71,7 +71,10 @@ class KvPlan(Pass):
         return replace(elem, page=-(-self.context // elem.stride) * elem.stride, window=None)
 
     def run(self, m: Module) -> Changes:
-        """One change per pool. ``PipelineError`` where the memory does not hold one sequence."""
+        """One change per pool, or one for limits of steps where nothing is kept.
+
+        ``PipelineError`` where the memory does not hold one sequence.
+        """
         self._check()
         if not spend():
             return Changes()
@@ -79,7 +82,7 @@ class KvPlan(Pass):
             v.type = v.type.with_elem(self.stored(_cached(v)))
         if self.linear:
             _share_dims(m)
-        plan = kv_plan(m)
+        plan, limits = kv_plan(m), dict(m.dims)
         t, s = _steps(m)
         if self.max_tokens is not None:
             _limit(m, t, self.max_tokens)
@@ -98,6 +101,8 @@ class KvPlan(Pass):
             count_of = f"{pool.pages} {'slots' if self.linear else 'pages'}"
             what = f"{len(group.caches)} caches, {each}, {count_of}, {size}"
             changes.places.append(f"main.{pool.name}: {what}")
+        if m.dims != limits and not changes.places:
+            changes.places.append(f"main: {tokens} tokens and {count} sequences a step")
         return changes
 
     def holds(self, m: Module) -> str | None:

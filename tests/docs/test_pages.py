@@ -33,7 +33,10 @@ SIZE = re.compile(r"\d[\d.]* [kMG]B\b")
 
 NEEDS = {"onnx.md": ("onnxruntime", "onnx_graphsurgeon")}
 """Packages that a page shows, which not every machine has."""
-PAGES = [ROOT / "docs" / name for name in ("bring_up.md", "cookbook.md", "from_scratch.md", "onnx.md")]
+PAGES = [
+    ROOT / "docs" / name
+    for name in ("bring_up.md", "cookbook.md", "from_scratch.md", "onnx.md", "tensorrt.md")
+]
 
 
 @pytest.mark.timeout(900)
