@@ -208,6 +208,7 @@ def _pools(
     program: Program, limits: Limits, context: int, slot: int, device: torch.device
 ) -> tuple[Pool, ...]:
     """Pages, or slots of ``slot`` tokens, as the memory for caches holds: of a GPU, most of what is free."""
+    limits = replace(limits, max_seqs=min(limits.max_seqs, limits.max_tokens))  # a token a step for each
     if limits.memory is None and device.type == "cuda":
         limits = replace(limits, memory=torch.cuda.mem_get_info(device)[0] // 10 * 9)
     plan = cache_plan(program.module)

@@ -117,13 +117,14 @@ class Slice(Layer):
             if s == 1 and a >= 0 and a + n <= d:
                 x = x.narrow(i, a, n)
                 continue
+            ends = (a, a + (n - 1) * s)
+            assert self.mode != "strict_bounds" or (min(ends) >= 0 and max(ends) < d), f"{self}: out of bounds"
             at = a + torch.arange(n, device=x.device) * s
             inside = (at >= 0) & (at < d)
-            assert self.mode != "strict_bounds" or bool(inside.all()), f"{self}: out of bounds"
             x = x.index_select(i, _folded(at, d, self.mode))
             whole = whole & inside.reshape([-1 if j == i else 1 for j in range(x.dim())])
         if self.mode == "fill":
-            x = torch.where(whole, x, torch.tensor(self.fill, dtype=x.dtype, device=x.device))
+            x = torch.where(whole, x, x.new_full((), self.fill))
         return (x,)
 
     def emit(self, to: Emitter) -> Sequence[Any]:
