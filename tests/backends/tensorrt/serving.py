@@ -95,14 +95,15 @@ class Model:
             return run(tokens.int(), Seqs.of([len(tokens)]))[0]
 
     def traffic(self, seed: int, requests: int = 12) -> list[Script]:
-        """Requests that arrive while others run, over at least 50 steps; some go before those that run."""
+        """Requests that arrive while others run, over at least 50 steps; two go before those that run."""
         draw = random.Random(seed)
         made = list[Script]()
         for i in range(requests):
             prompt = draw.choice([1, 2, 7, 19, 40])
             tokens = self.specimen.draw(prompt + (draw.randint(1, 25) if i else 50), 100 * seed + i)
-            arrives, priority = draw.randint(0, 40) if i else 0, draw.choice([0, 0, -1])
-            made.append(Script(tokens, prompt, self.logits(tokens), arrives, priority))
+            urgent = i in (3, 7)
+            arrives = 0 if not i else 10 if urgent else draw.randint(0, 40)
+            made.append(Script(tokens, prompt, self.logits(tokens), arrives, -1 if urgent else 0))
         return made
 
     def served(self, engine: Counted, scripts: list[Script]) -> Served:

@@ -118,7 +118,9 @@ class Slice(Layer):
                 x = x.narrow(i, a, n)
                 continue
             ends = (a, a + (n - 1) * s)
-            assert self.mode != "strict_bounds" or (min(ends) >= 0 and max(ends) < d), f"{self}: out of bounds"
+            assert self.mode != "strict_bounds" or (min(ends) >= 0 and max(ends) < d), (
+                f"{self}: out of bounds"
+            )
             at = a + torch.arange(n, device=x.device) * s
             inside = (at >= 0) & (at < d)
             x = x.index_select(i, _folded(at, d, self.mode))
