@@ -20,7 +20,7 @@ from irloom.runtime.core import Engine
 from .engine import TensorRTEngine
 from .executor import PlanExecutor, Scratch
 from .gpu import PORTABLE, gpu
-from .graphs import Graphed
+from .graphs import graphed
 from .library import Library, LibraryMissing, load
 from .lower import lower
 from .opening import fitting, open_plans, program_of
@@ -117,7 +117,7 @@ class TensorRTBackend:
         weights, scratch = Weights(engine), Scratch(library.trt, torch.device("cuda"))
         plans = open_plans(engine, program, library, weights)
         executors = [
-            Graphed(PlanExecutor(segment.network, plan, scratch))
+            graphed(PlanExecutor(segment.network, plan, scratch))
             for segment, plan in zip(program.segments, plans, strict=True)
         ]
         return TensorRTEngine(

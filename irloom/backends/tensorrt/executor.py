@@ -113,8 +113,7 @@ class PlanExecutor:
 
     def _context(self, profile: int, stream: int) -> Any:
         if profile not in self.contexts:
-            engine = self.plan.engine
-            context = engine.create_execution_context(self.scratch.strategy)
+            context = self.scratch.context(self.plan.engine)
             if context is None:
                 raise IrloomError("TensorRT: no execution context", hint="less memory for caches leaves more")
             _done(context.set_optimization_profile_async(profile, stream), "has no profile", str(profile))
@@ -134,11 +133,28 @@ class PlanExecutor:
 class Scratch:
     """Memory for what plans compute between their layers. They run one after the other, so one block serves
     all of them.
+
+    A library that ``captures`` makes CUDA graphs by itself, of the kernels that it compiles for a shape.
     """
 
     def __init__(self, trt: Any, device: torch.device) -> None:
-        self.strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self.trt = trt
         self.memory = torch.empty(256, dtype=torch.uint8, device=device)
+
+    @property
+    def captures(self) -> bool:
+        """Whether the library has graphs of its own: TensorRT for RTX does."""
+        return hasattr(self.trt, "CudaGraphStrategy")
+
+    def context(self, engine: Any) -> Any:
+        """A context that leaves its memory to this block; None where there is not enough of any other."""
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not self.captures:
+            return engine.create_execution_context(strategy)
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return engine.create_execution_context(config)
 
     def need(self, size: int) -> None:
         """Make the block as large as another plan needs it."""

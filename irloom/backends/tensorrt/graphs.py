@@ -6,12 +6,17 @@ from collections import OrderedDict
 
 import torch
 
-from .executor import Executor, Tensors
+from .executor import Executor, PlanExecutor, Tensors
 
 KEPT = 64
 """Graphs of one network, those that were used last."""
 
 Key = tuple[object, ...]
+
+
+def graphed(executor: PlanExecutor) -> Executor:
+    """An executor whose runs are captured, unless the library does so itself."""
+    return executor if executor.scratch.captures else Graphed(executor)
 
 
 class Graphed:
@@ -24,8 +29,8 @@ class Graphed:
     def __init__(self, inner: Executor) -> None:
         self.inner, self.network = inner, inner.network
         self.graphs: OrderedDict[Key, torch.cuda.CUDAGraph | None] = OrderedDict()
-        self.captures = True
-        self.replays = 0
+        self.captures, self.replays = True, 0
+        self.pool: object = None
 
     def run(self, inputs: Tensors, outputs: Tensors) -> None:
         """See ``Executor``."""
@@ -43,9 +48,13 @@ class Graphed:
             self.graphs.popitem(last=False)
 
     def _captured(self, key: Key, inputs: Tensors, outputs: Tensors) -> torch.cuda.CUDAGraph | None:
-        graph = torch.cuda.CUDAGraph()
+        """The graph of a run; None where it cannot be captured.
+
+        Nothing that a run leaves lies in memory of its graph, so all graphs work in the same.
+        """
+        graph, self.pool = torch.cuda.CUDAGraph(), self.pool or torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self.pool):
                 self.inner.run(inputs, outputs)
         except RuntimeError:
             self.captures = False

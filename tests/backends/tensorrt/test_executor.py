@@ -172,5 +172,10 @@ def test_the_library_has_what_the_executor_calls() -> None:
     assert trt.ExecutionContextAllocationStrategy.USER_MANAGED is not None
     calls = [name for name in vars(Context) if name.startswith(("set_", "execute"))]
     assert [name for name in calls if not hasattr(trt.IExecutionContext, name)] == []
+    if Scratch(trt, torch.device("cpu")).captures:
+        assert hasattr(trt.ICudaEngine, "create_runtime_config")
+        assert hasattr(trt.IRuntimeConfig, "set_execution_context_allocation_strategy")
+        assert hasattr(trt.IRuntimeConfig, "cuda_graph_strategy")
+        assert trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE is not None
     assert hasattr(trt.ICudaEngine, "create_execution_context")
     assert hasattr(trt.ICudaEngine, "device_memory_size_v2")
