@@ -10,12 +10,12 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from .dims import Dim
 from .elem import Quant
 from .errors import IRError
+from .names import take_name
 from .op import Attr, Op, emitting
 from .signature import Literal, Operand
 from .types import Type
@@ -382,15 +382,6 @@ class Builder:
 
     def __exit__(self, *error: Any) -> None:
         self._block.__exit__(*error)
-
-
-def take_name(base: str, taken: set[str], mark: str = "_", start: int = 1) -> str:
-    """``base``, or the first of ``base_1``, ``base_2``, ... that is not ``taken``; taken from now on."""
-    name, numbers = base, count(start)
-    while name in taken:
-        name = f"{base}{mark}{next(numbers)}"
-    taken.add(name)
-    return name
 
 
 def retype(func: Func) -> None:
