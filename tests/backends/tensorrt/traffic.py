@@ -58,6 +58,7 @@ class Beside:
     seed: int = 0
     filled: bool = False
     packed: bool = False
+    ints: tuple[int, int] = (-1, 5)
     paged: dict[Value, PagedCache] = field(default_factory=dict[Value, PagedCache])
     linear: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
@@ -87,10 +88,10 @@ class Beside:
                 self.linear[t.name] = torch.zeros(SLOTS, heads, held, dim, dtype=t.elem.torch)
 
     def draw(self, p: Param, rows: int) -> torch.Tensor:
-        """A random value of an operand in a step of ``rows``; of integers, -1 to 4."""
+        """A random value of an operand in a step of ``rows``; of integers, from ``ints``."""
         dims = [d if isinstance(d, int) else rows for d in p.type.dims]
         if p.type.plain.kind == "int":
-            return torch.randint(-1, 5, dims, generator=self.random).to(p.type.plain.torch)
+            return torch.randint(*self.ints, dims, generator=self.random).to(p.type.plain.torch)
         return torch.randn(dims, generator=self.random).to(p.type.plain.torch)
 
     def run(self, count: int, tolerance: float) -> None:
@@ -104,7 +105,7 @@ class Beside:
                 rows = [slice(*batch.starts[s : s + 2].tolist()) for s in step.sequences]
                 made = self.step(step, rows, given)
                 for v in (v for v in self.main.returns if isinstance(v.type.elem, Elem)):
-                    for row, at in zip(rows, self.places(step, rows), strict=True):
+                    for row, at in self.pairs(v, step, rows):
                         torch.testing.assert_close(
                             made[v.name][at], wanted[v][row], rtol=tolerance, atol=tolerance
                         )
@@ -116,12 +117,21 @@ class Beside:
         seqs = Seqs(*arrays, {"full": torch.from_numpy(batch.tables[0])})
         values: dict[Value, Any] = {**given, **self.paged, **self.weights}
         values |= {p: seqs for p in self.main.data if str(p.type.elem) == "seqs"}
+        env = {"T": seqs.tokens, "S": seqs.count, "P": SLOTS}
         for n in self.main.nodes:
             args = [values[a] if isinstance(a, Value) else a for a in n.args]
-            values |= dict(zip(n.results, apply_node(n, args, {}), strict=True))
+            values |= dict(zip(n.results, apply_node(n, args, env), strict=True))
         roots = [v for v in self.main.returns if isinstance(v.type.elem, Paged)]
         self.paged = {p: values[v] for p, v in zip(self.paged, roots, strict=True)}
         return values
+
+    def pairs(
+        self, v: Value, step: SlotStep, rows: list[slice]
+    ) -> list[tuple[slice, slice]] | list[tuple[int, int]]:
+        """Which entries of the whole batch's value are which of the step's: rows, or those of sequences."""
+        if str(v.type.dims[0]) == "S":
+            return list(zip(step.sequences, step.rows, strict=True))
+        return list(zip(rows, self.places(step, rows), strict=True))
 
     def places(self, step: SlotStep, rows: list[slice]) -> list[slice]:
         """Where the rows of each sequence are in a step."""
