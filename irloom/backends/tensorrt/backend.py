@@ -52,6 +52,8 @@ class TensorRTBackend:
         "outline",
         "absorb-mla",
         "gather-logits",
+        "fuse-mlp",
+        "fuse-moe",
         f"decompose(keep={KEPT})",
         "kv-cache",
         "kv-plan(layout=linear, max_seqs=64, max_tokens=512)",

@@ -130,7 +130,10 @@ def expert_linear(c: Context) -> Tensor:
     x, index = c["x"], c.cast(c["index"], I32)
     weight = matrix(c, "weight", x.elem)
     at = clipped(c, index, weight.dims[0])
-    y = _chosen_rows(c, x, at, weight) if few(c, index, weight.dims[0]) else _picked_rows(c, x, at, weight)
+    if few(c, index, weight.dims[0]):
+        y = _chosen_rows(c, x, at, weight)
+    else:
+        y = _picked_rows(c, x, index, at, weight)
     chosen = c.reshape(c.binary("equal", at, index), (*at.dims, 1))
     return c.add(Select(chosen, y, c.number(0.0, y.elem, 3)))
 
@@ -144,15 +147,34 @@ def _chosen_rows(c: Context, x: Tensor, at: Tensor, weight: Tensor) -> Tensor:
     return c.reshape(y, y.dims[:-1])
 
 
-def _picked_rows(c: Context, x: Tensor, at: Tensor, weight: Tensor) -> Tensor:
-    """[T, k, n]: every expert on every row of ``x``, of which each choice takes its own."""
+def _picked_rows(c: Context, x: Tensor, index: Tensor, at: Tensor, weight: Tensor) -> Tensor:
+    """[T, k, n]: every expert on every row, of which each choice takes its own."""
     experts, features = weight.dims[:2]
-    rows = product(x.dims[:-1])
-    y = c.add(MatrixMultiply(c.reshape(x, (1, rows, x.dims[-1])), weight, transpose_b=True))
+    rows, choices = c.reshape(x, (1, product(x.dims[:-1]), x.dims[-1])), at
+    if len(x.dims) == 3 and distinct(c):
+        rows = spread(c, x, index, experts)
+    elif len(x.dims) == 3:
+        choices = c.reshape(at, (rows.dims[1], 1))
+    y = c.add(MatrixMultiply(rows, weight, transpose_b=True))
     y = _biased(c, y, "bias", lambda b: c.reshape(b, (experts, 1, features)))
-    choices = c.reshape(at, (rows, 1)) if len(x.dims) == 3 else at
     picked = c.add(Gather(c.permute(y, (1, 0, 2)), choices, 1, batch=1))
     return c.reshape(picked, (*at.dims, features))
+
+
+def distinct(c: Context) -> bool:
+    """Whether a token's choices differ: they are those of a router, or the largest of some."""
+    index = c.arg("index")
+    makers = (n for n in c.to.module.main.nodes if index in n.results)
+    return any(n.op.name in ("route", "topk") for n in makers)
+
+
+def spread(c: Context, x: Tensor, index: Tensor, experts: Dim) -> Tensor:
+    """The rows [T, k, h] of distinct choices, each where its expert is: [E, T, h], 0 where none is.
+
+    So there are as many products as for a row per token, not ``k`` times as many.
+    """
+    chosen = c.cast(_one_hot(c, index, experts), x.elem)
+    return c.permute(c.add(MatrixMultiply(chosen, x, transpose_a=True)), (1, 0, 2))
 
 
 @lowers("weighted_sum")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from irloom.backends.tensorrt.layers.matmul import MatrixMultiply
 from irloom.backends.tensorrt.lower import lower
 from tests.backends.tensorrt.real import refusal
 from tests.backends.tensorrt.traffic import ROWS, Beside, module
@@ -64,6 +65,24 @@ def test_a_product_that_tokens_choose(experts: int, each: bool, bias: bool) -> N
     Beside(module(one(experts, 2, each, bias))).run(4, 2e-4)
 
 
+ROUTED = (
+    f"def main(x: f32[T, {HIDDEN}], logits: f32[T, 4], "
+    f'w: f32[4, {INNER}, {HIDDEN}] = weight("w"), v: f32[4, 6, {INNER}] = weight("v"), '
+    'b: f32[4, 6] = weight("b")) -> f32[T, 2, 6]:\n'
+    "    share, index = route(logits, k=2)\n"
+    "    inner = expert_linear(x, index, w)\n"
+    "    y = expert_linear(inner, index, v, b)\n"
+    "    return y\n"
+)
+
+
+def test_choices_of_a_router_differ_so_each_expert_has_one_row_a_token() -> None:
+    beside = Beside(module(ROUTED))
+    beside.run(4, 2e-4)
+    made = {p.outputs[0].dims for p in beside.network.layers if isinstance(p.layer, MatrixMultiply)}
+    assert {str(dims[1]) for dims in made if dims[0] == 4} == {"T"}
+
+
 @pytest.mark.parametrize("experts", [4, 80], ids=["dense", "gathered"])
 def test_experts_in_bf16(experts: int) -> None:
     Beside(module(mixture(experts, 2, "bf16"))).run(3, 6e-2)
@@ -112,6 +131,7 @@ BUILT = {
     "dense": mixture(4, 2, "bf16", bias=True),
     "gathered": mixture(80, 2, "f16"),
     "picked": one(4, 2, each=True, bias=True),
+    "routed": ROUTED,
     **{name: router(name, bias=True) for name in ROUTERS},
 }
 
