@@ -52,7 +52,7 @@ class TensorRTBackend:
         "outline",
         "absorb-mla",
         "gather-logits",
-        "fuse-mlp",
+        "fuse-mlp(join=False)",
         "fuse-moe",
         f"decompose(keep={KEPT})",
         "kv-cache",
