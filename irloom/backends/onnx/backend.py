@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irloom.backends.artifact import EngineReader, EngineWriter
-from irloom.backends.core import Limits, Report
+from irloom.backends.core import Limits, Networks, Report
 from irloom.backends.machine import cores
 from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
@@ -25,6 +25,7 @@ from irloom.runtime.core import Engine
 
 from .engine import OnnxEngine, Sizes
 from .export import MODEL, WEIGHTS, export, text
+from .expressed import networks
 from .lower import lower
 from .session import BUILD, RUN, lacking, need, open_session
 
@@ -66,6 +67,10 @@ class OnnxBackend:
     def declined(self, m: Module) -> dict[str, str]:
         """Which ops are not one operator of ONNX's, and why."""
         return dict(found.split(": ", 1) for found in lower(m).decomposed)
+
+    def networks(self, m: Module) -> Networks:
+        """See ``backends.core.NetworkBackend``."""
+        return networks(lower(m))
 
     def fingerprint(self) -> dict[str, str]:
         """What wrote the model: its operators and files follow from that."""

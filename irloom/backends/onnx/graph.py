@@ -21,6 +21,8 @@ from .weights import Stored
 I64, F32, BOOL = ELEMS["i64"], ELEMS["f32"], ELEMS["bool"]
 
 Number = int | float | bool
+STEP = "step"
+"""What the values and nodes are called after that belong to no module."""
 
 
 @dataclass
@@ -33,6 +35,11 @@ class OnnxNode:
     attrs: dict[str, Any]
     name: str
     domain: str = ""
+
+    @property
+    def shared(self) -> bool:
+        """Whether it was written ``once`` for all that ask for it."""
+        return self.outputs[0].startswith(f"{STEP}.")
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,9 @@ class Graph:
         self, op: str, *inputs: str | None, outputs: int, domain: str = "", **attrs: Any
     ) -> tuple[str, ...]:
         """Append ``op(*inputs)``; the names of its results."""
-        base = f"{self.scope.base or 'step'}.{op}"
+        base = f"{self.scope.base or STEP}.{op}"
         made = [take_name(base, self.taken) for _ in range(outputs)]
-        name = take_name(f"{self.scope.path or 'step'}/{op}", self._node_names)
+        name = take_name(f"{self.scope.path or STEP}/{op}", self._node_names)
         given = [x or "" for x in inputs]
         while given and not given[-1]:
             given.pop()

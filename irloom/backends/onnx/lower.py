@@ -74,12 +74,14 @@ class Lowered:
     """A program as an ONNX graph.
 
     ``caches`` names the inputs that hold each cache of the program, by its parameter; what renews one leaves
-    as that name and ``.out``. ``decomposed`` says which ops are not one operator of ONNX's, why, how often.
+    as that name and ``.out``. ``decomposed`` says which ops are not one operator of ONNX's, why, how often;
+    ``made`` has what each node became, by op, without what it shares with others.
     """
 
     graph: Graph
     caches: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     decomposed: Counter[str] = field(default_factory=Counter[str])
+    made: dict[str, list[list[OnnxNode]]] = field(default_factory=dict[str, list[list[OnnxNode]]])
 
 
 def lower(m: Module, style: Style = STYLE) -> Lowered:
@@ -166,6 +168,8 @@ class _Lowering(Lowering):
         made = handler(self, n, *given, *[None] * (len(names) - len(given)))
         results = made if isinstance(made, tuple) else (made,)
         assert len(results) == len(n.results), n.op.name
+        own = [node for node in self.g.nodes[since:] if not node.shared]  # before one is called after ``n``
+        self.out.made.setdefault(n.op.name, []).append(own)
         for value, result in zip(n.results, results, strict=True):
             self.env[value] = self._named(value, result, since)
 
