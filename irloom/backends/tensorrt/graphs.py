@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ class Graphed:
         self.inner, self.network = inner, inner.network
         self.graphs: OrderedDict[Key, torch.cuda.CUDAGraph | None] = OrderedDict()
         self.captures, self.replays = True, 0
-        self.pool: object = None
+        self.pool: Any = None
 
     def run(self, inputs: Tensors, outputs: Tensors) -> None:
         """See ``Executor``."""
