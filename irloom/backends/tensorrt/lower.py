@@ -194,10 +194,10 @@ class _Lowering:
         tokens, seqs = (symbol(self.arrays[name][0]) for name in ("ids", "last"))
         dims = {k: v for k, v in self.m.dims.items() if k in (tokens, seqs)}
         rows, slots = dims.get(str(tokens), (1, 1)), dims.get(str(seqs), (1, 1))
-        pages = [p.type.elem.page for p in self.m.main.data if isinstance(p.type.elem, Paged)]
-        held = length(max(pages, default=1), rows[1])
-        own = {"B": slots, "N": (1, rows[1]), "L": (held, held)}
-        return {**dims, **own}
+        paged = [p.type.elem for p in self.m.main.data if isinstance(p.type.elem, Paged)]
+        own = [elem.page for elem in paged if elem.stride == 1]  # what networks take
+        held = length(max(own or [elem.page for elem in paged], default=1), rows[1])
+        return {**dims, "B": slots, "N": (1, rows[1]), "L": (held, held)}
 
     def caches(self) -> tuple[Cache, ...]:
         return tuple(_cache(p) for p in self.m.main.data if isinstance(p.type.elem, Cached))
