@@ -28,18 +28,24 @@ SORTED = 1024
 """Of a row the best so many scores are sorted at first. Where top-p leaves more, all are, in a second go."""
 
 
-def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
+def sample(
+    logits: torch.Tensor, rows: Sequence[SamplingRow], at: Sequence[int] | None = None
+) -> list[Sampled]:
     """Choose one token per row of ``logits`` [rows, vocab]: ``launch``, and wait for it."""
-    return launch(logits, rows).take() if rows else []
+    return launch(logits, rows, at).take() if rows else []
 
 
-def launch(logits: torch.Tensor, rows: Sequence[SamplingRow], size: int = SORTED) -> Choice:
+def launch(
+    logits: torch.Tensor, rows: Sequence[SamplingRow], at: Sequence[int] | None = None, size: int = SORTED
+) -> Choice:
     """Queue the choice of one token per row of ``logits`` [rows, vocab] on their device.
 
-    ``size`` is how many scores of a row are sorted for top-p. The logits may be overwritten once this returns
-    only by what is queued behind it.
+    ``at`` gives the row of logits for each of ``rows``, where it is not its number. ``size`` is how many
+    scores of a row are sorted for top-p. The logits may be overwritten once this returns only by what is
+    queued behind it.
     """
-    told = Told.of(rows, logits.shape[-1], logits.device)
+    told = Told.of(rows, range(len(rows)) if at is None else at, logits.shape[-1], logits.device)
+    logits = logits[: len(rows)] if at is None else logits[told.at]
     scores = adjust(logits.float(), told)
     best, tokens = scores.max(-1)
     enough = torch.ones_like(best, dtype=torch.bool)
@@ -74,7 +80,7 @@ class Choice:
             row = int(np.flatnonzero(~np.isfinite(table[:, 1]))[0])
             raise IrloomError(f"sampler: the best score of row {row} is {float(table[row, 1])}")
         if not table[:, 2].all():
-            return launch(self.logits, self.rows, self.logits.shape[-1]).take()
+            return launch(self.logits, self.rows, size=self.logits.shape[-1]).take()
         return [self._sampled(row, found) for row, found in zip(self.rows, table, strict=True)]
 
     def _sampled(self, row: SamplingRow, found: NDArray[np.float64]) -> Sampled:
@@ -102,12 +108,13 @@ class Edits:
 
 @dataclass(frozen=True)
 class Told:
-    """What the host tells the device about the rows; columns are [rows, 1].
+    """What the host tells the device about the rows; columns are [rows, 1]. ``at`` [rows]: whose logits.
 
     ``most`` is the largest ``top_k`` that cuts something, ``reported`` the most log-probabilities that a row
     asks for; both are None where no row does.
     """
 
+    at: torch.Tensor
     drawn: bool
     greedy: torch.Tensor
     temperature: torch.Tensor
@@ -123,19 +130,20 @@ class Told:
     reported: int | None
 
     @staticmethod
-    def of(rows: Sequence[SamplingRow], vocab: int, device: torch.device) -> Told:
+    def of(rows: Sequence[SamplingRow], at: Sequence[int], vocab: int, device: torch.device) -> Told:
         """Everything in one copy to the device."""
         params = [row.params for row in rows]
         columns = np.array([_numbers(p, vocab) for p in params], np.float64)
         random = uniforms([row.seed for row in rows], [row.position for row in rows])
         edits = [_edits(rows, change) for change in (_bias, _repetition, _minus, _bans)]
-        flat = np.concatenate([columns.T.ravel(), random, *(e.ravel() for e in edits)])
-        moved = _to_device(torch.from_numpy(flat), device).split([len(rows)] * 6 + [e.size for e in edits])
+        flat = np.concatenate([columns.T.ravel(), random, list(at), *(e.ravel() for e in edits)])
+        moved = _to_device(torch.from_numpy(flat), device).split([len(rows)] * 7 + [e.size for e in edits])
         greedy, temperature, floor, top_k, top_p, uniform = (x.unsqueeze(1) for x in moved[:6])
-        bias, repetition, minus, banned = (_moved(x) for x in moved[6:])
+        bias, repetition, minus, banned = (_moved(x) for x in moved[7:])
         limited = columns[:, 3][columns[:, 3] > 0]
         asked = [p.logprobs for p in params if p.logprobs is not None]
         return Told(
+            moved[6].long(),
             not columns[:, 0].all(),
             greedy.squeeze(1).bool(),
             temperature.float(),

@@ -51,6 +51,13 @@ def test_it_chooses_what_the_runtime_chooses(asked, seed, spread):
     assert torch.equal(logits, before)
 
 
+def test_rows_may_lie_anywhere():
+    logits = torch.randn(9, VOCAB, generator=torch.Generator().manual_seed(1))
+    asked = [SamplingRow(SamplingParams(logprobs=1), i, 0) for i in range(3)]
+    assert device_sampler.sample(logits, asked, [7, 0, 4]) == sampler.sample(logits[[7, 0, 4]], asked)
+    assert device_sampler.sample(logits, asked) == sampler.sample(logits[:3], asked)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_logits_of_fewer_bits(dtype):
     logits = torch.randn(8, 5000, generator=torch.Generator().manual_seed(0)).mul(4).to(dtype)

@@ -134,6 +134,7 @@ class Serving(RuleBasedStateMachine):
         """A sequence has one slot; every slot is used as long as requests wait and tokens are left."""
         pages, batch = self.loop.pages, self.engine.batches[-1]
         assert all(pool.in_use == len(self.loop.scheduler.running) for pool in pages.pools)
+        assert all((rows == pages.tables[0]).all() for rows in pages.tables), "a slot has two numbers"
         most = min(live, pages.max_slots, self.pools[0].pages)
         assert len(batch.context) == most or len(batch.tokens) == self.engine.max_tokens
 

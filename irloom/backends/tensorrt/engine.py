@@ -103,20 +103,16 @@ class TensorRTEngine:
         asked = [s for s, row in enumerate(batch.sampling) if row is not None]
         told = [row for row in batch.sampling if row is not None]
         out: list[Sampled | None] = [None] * len(batch.sampling)
+        picked = [rows[s] for s in asked]
         with torch.inference_mode():
-            chosen = sample(self._picked([rows[s] for s in asked]), told)
+            chosen = sample(self._logits, told, None if picked == list(range(len(picked))) else picked)
         for s, one in zip(asked, chosen, strict=True):
             out[s] = one
         return out
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Store the batch's keys and values; the logits [S, vocab] of each sequence's last token."""
-        return self._picked(self._run(batch)).clone()
-
-    def _picked(self, rows: list[int]) -> torch.Tensor:
-        if rows == list(range(len(rows))):
-            return self._logits[: len(rows)]
-        return self._logits[torch.tensor(rows, device=self.device)]
+        return self._logits[self._run(batch)]
 
     # a batch
 

@@ -16,6 +16,7 @@ from irloom.ir.errors import RequestError
 from irloom.runtime.core import Batch
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import SamplingParams
+from irloom.zoo.serve import Script, serve
 from tests.backends.tensorrt.serving import CONTEXT, FEW, LIMITS, PLANS, Model
 
 TOLERANCE = 2e-5
@@ -72,6 +73,16 @@ def test_text_is_what_the_interpreter_would_say(layout: str) -> None:
         for _ in range(8):
             known.append(int(model.logits(torch.tensor(known))[-1].argmax()))
         assert output.token_ids == known[len(prompt) :]
+
+
+def test_prefixes_in_pages_are_shared() -> None:
+    """A later sequence that begins as an earlier one starts from its pages: 35 tokens fill four of 8."""
+    model = Model.of("llama")
+    scripts = model.traffic(5, requests=2)
+    tokens = torch.cat([scripts[0].tokens[:35], model.specimen.draw(7, 7)])
+    served = serve(model.engine(model.program("paged")), scripts, [Script(tokens, 40, model.logits(tokens))])
+    assert served.error < TOLERANCE, served.where
+    assert served.cached == 32
 
 
 @pytest.mark.parametrize("layout", PLANS)
