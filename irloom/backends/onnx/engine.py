@@ -11,6 +11,7 @@ import torch
 
 from irloom.backends.slots import Slots, SlotStep
 from irloom.backends.slots import length as cache_length
+from irloom.ir.errors import IrloomError
 from irloom.ir.plan import Pool
 from irloom.runtime.core import Batch, Sampled
 from irloom.runtime.sampler import sample_batch
@@ -104,7 +105,12 @@ class _Binding:
             given: Array = arrays[name]
             self.binding.bind_input(name, "cpu", 0, I32, given.shape, given.ctypes.data)
         self.binding.bind_output(self.logits, "cpu", 0, F32, logits.shape, logits.ctypes.data)
-        self.session.run_with_iobinding(self.binding)
+        try:
+            self.session.run_with_iobinding(self.binding)
+        except Exception as error:  # ONNX Runtime's errors have no class in common but this
+            reason = str(error).splitlines()[0]
+            what = f"{len(step.tokens)} tokens in {step.slots} slots of {self.caches.length}"
+            raise IrloomError(f"ONNX Runtime failed in a step of {what}: {reason}") from error
 
     def _bind_caches(self, part: Part) -> None:
         if part == self.part:

@@ -18,13 +18,15 @@ from irloom.backends.core import Limits, backend, quiet
 from irloom.backends.onnx.engine import OnnxEngine
 from irloom.frontends.hf.live import LiveCheckpoint
 from irloom.frontends.hf.selfcheck import import_tiny
-from irloom.ir.errors import PipelineError, RequestError
+from irloom.ir.errors import IrloomError, PipelineError, RequestError
 from irloom.ir.plan import kv_plan
 from irloom.passes import run_pipeline
 from irloom.zoo.models import Specimen
 from irloom.zoo.serve import Script, serve
 
 TOLERANCE = 2e-5
+LOOSE = {"qwen3_next": 2e-4}
+"""States that sum up over many tokens round otherwise in another order."""
 LIMITS = Limits(max_tokens=13, max_seqs=5, max_context=200, threads=1)
 OFTEN = ["llama", "gemma3_text", "gpt2"]
 FAMILIES = [
@@ -75,11 +77,11 @@ def traffic(specimen: Specimen, seed: int, requests: int = 12) -> list[Script]:
 
 def check(specimen: Specimen, folder: Path, seed: int) -> None:
     """With slots for all, then with so few that sequences lose theirs."""
-    scripts = traffic(specimen, seed)
+    scripts, tolerance = traffic(specimen, seed), LOOSE.get(specimen.name, TOLERANCE)
     served = serve(opened(folder), scripts)
-    assert served.error < TOLERANCE, served.where
+    assert served.error < tolerance, served.where
     served = serve(opened(folder, replace(LIMITS, max_seqs=2)), scripts)
-    assert served.error < TOLERANCE, served.where
+    assert served.error < tolerance, served.where
     assert served.preemptions
 
 
@@ -169,3 +171,13 @@ def test_sampling_follows_the_order_of_the_batch(llama: Specimen, folder: Path) 
     for token in alone[1]:
         assert int(llama.logits(expected)[-1].argmax()) == token
         expected = torch.cat([expected, torch.tensor([token])])
+
+
+def test_what_goes_wrong_in_a_step_is_said(llama: Specimen, folder: Path) -> None:
+    """A token that the model has no row for, which the runtime would have refused."""
+    engine = opened(folder)
+    tokens = llama.draw(4, 1)
+    script = Script(tokens + 10**6, 4, llama.logits(tokens))
+    with pytest.raises(IrloomError, match=r"failed in a step of 4 tokens in 1 slots of 64: .*Gather"):
+        serve(engine, [script])
+    assert serve(engine, [Script(tokens, 4, llama.logits(tokens))]).error < TOLERANCE, "and it goes on"
