@@ -2,7 +2,7 @@
 
 from . import attention, elementwise, experts, recurrent, rows, shape, sparse
 from .export import Exported, export, text
-from .lower import TABLE, Lowered, Style, lower
+from .lower import TABLE, Lowered, Style, Written, lower
 
-__all__ = ["TABLE", "Exported", "Lowered", "Style", "export", "lower", "text"]
+__all__ = ["TABLE", "Exported", "Lowered", "Style", "Written", "export", "lower", "text"]
 _ = (attention, elementwise, experts, recurrent, rows, shape, sparse)

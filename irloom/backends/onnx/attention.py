@@ -51,7 +51,8 @@ def turn(low: Lowering, n: Node, positions: str, freq: str | None, size: int) ->
 
     def make() -> tuple[str, str]:
         given = freq or g.constant(default_frequencies(float(theta), rotary).tolist(), F32)
-        at = g("Unsqueeze", g("Cast", positions, to=F32), g.ints(0, 2))
+        place = g.once(("place", positions), lambda: g("Cast", positions, to=F32))
+        at = g("Unsqueeze", place, g.ints(0, 2))
         angle = g("Mul", at, given)
         both = g("Cos", angle), g("Sin", angle)
         if scale == 1:
@@ -164,7 +165,7 @@ def attend(low: Lowering, n: Node, h: Heads, p: Places, more: tuple[Operand, ...
             if sinks is None
             else "for the operator has no sinks"
         )
-        low.note(n, f"as products and a softmax, {why}")
+        low.note(f"as products and a softmax, {why}")
         out = _products(low, n, h, p, added, sinks, types.get("sinks"))
         out = g("Where", g("IsNaN", out), g.constant(0.0, h.t.plain), out) if index is not None else out
     return packed(g, out, n.results[0].type.dims)

@@ -15,7 +15,7 @@ def cleaned(m: Any) -> Any:
     import onnx_graphsurgeon as gs
 
     graph = gs.import_onnx(m)
-    graph.fold_constants().cleanup(remove_unused_graph_inputs=True).toposort()
+    graph.fold_constants().cleanup(remove_unused_graph_inputs=True)
     out = gs.export_onnx(graph)
     out.ir_version = m.ir_version
     return _inferred(out)

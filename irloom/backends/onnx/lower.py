@@ -8,7 +8,7 @@ operator that ONNX has is not used is noted: see ``Lowered.decomposed``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,31 +69,68 @@ class Style:
 STYLE = Style()
 
 
+@dataclass(frozen=True)
+class Written:
+    """What became of a node of the program: its op, the ``operators`` that compute it, and why not one."""
+
+    op: str
+    operators: tuple[str, ...]
+    why: str = ""
+
+
 @dataclass
 class Lowered:
     """A program as an ONNX graph.
 
     ``caches`` names the inputs that hold each cache of the program, by its parameter; what renews one leaves
+<<<<<<< HEAD
     as that name and ``.out``. ``decomposed`` says which ops are not one operator of ONNX's, why, how often;
     ``made`` has what each node became, by op, without what it shares with others.
+=======
+    as that name and ``.out``. ``written`` has an entry for each node of the program.
+>>>>>>> ab1a836 (explain and zoo say which ONNX operators compute each op, and why not one)
     """
 
     graph: Graph
     caches: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+<<<<<<< HEAD
     decomposed: Counter[str] = field(default_factory=Counter[str])
     made: dict[str, list[list[OnnxNode]]] = field(default_factory=dict[str, list[list[OnnxNode]]])
+=======
+    written: list[Written] = field(default_factory=list[Written])
+
+    @property
+    def decomposed(self) -> Counter[str]:
+        """Which ops are not one operator of ONNX's, why, and how often."""
+        return Counter(f"{w.op}: {w.why}" for w in self.written if w.why)
+>>>>>>> ab1a836 (explain and zoo say which ONNX operators compute each op, and why not one)
 
 
 def lower(m: Module, style: Style = STYLE) -> Lowered:
     """The graph of ``m``; ``IRError`` names the op and the place that ONNX cannot express."""
     flat = m.copy()
     Inline().run(flat)
-    before = Counter(n.op.name for n in flat.main.nodes)
+    before = flat.main.nodes
     Decompose(keep=tuple(TABLE)).run(flat)
     found = _Lowering(flat, style).run()
-    left = Counter(n.op.name for n in flat.main.nodes)
-    for op, count in (before - left).items():
-        found.decomposed[f"{op}: in simpler operators; {WHY.get(op, 'ONNX has none for it')}"] += count
+    found.written = _of_program(before, flat.main.nodes, found.written)
+    return found
+
+
+def _of_program(before: Sequence[Node], after: Sequence[Node], parts: Sequence[Written]) -> list[Written]:
+    """``parts`` are of the nodes ``after`` decomposition: what takes a node's place has its location."""
+    left = set(after)
+    gone = {n.loc: n.op.name for n in reversed(before) if n not in left}
+    there, found = set(before), list[Written]()
+    simpler: dict[str, list[str]] = {loc: [] for loc in gone}
+    for n, part in zip(after, parts, strict=True):
+        if n in there or n.loc not in gone:
+            found.append(part)
+        else:
+            simpler[n.loc] += part.operators
+    for loc, operators in simpler.items():
+        why = f"in simpler operators; {WHY.get(gone[loc], 'ONNX has none for it')}"
+        found.append(Written(gone[loc], tuple(operators), why))
     return found
 
 
@@ -116,10 +153,11 @@ class Lowering:
         self.g = Graph(step_inputs(t, s))
         self.env: dict[Value, Operand] = {}
         self.out = Lowered(self.g)
+        self.why = ""
 
-    def note(self, n: Node, reason: str) -> None:
-        """Say why a node is not one operator of ONNX's."""
-        self.out.decomposed[f"{n.op.name}: {reason}"] += 1
+    def note(self, reason: str) -> None:
+        """Say why the node that is lowered now is not one operator of ONNX's."""
+        self.why = reason
 
     def refuse(self, n: Node, why: str) -> IRError:
         """The error for a node that cannot be exported."""
@@ -163,13 +201,18 @@ class _Lowering(Lowering):
             raise _refusal(n, "no ONNX operators compute it")
         handler, raw = TABLE[n.op.name]
         names = n.op.operands[:1] * len(n.args) if n.op.variadic else n.op.operands
-        since = len(self.g.nodes)
+        since, self.why = len(self.g.nodes), ""
         given = [a if name in raw else self._operand(a) for name, a in zip(names, n.args, strict=False)]
         made = handler(self, n, *given, *[None] * (len(names) - len(given)))
         results = made if isinstance(made, tuple) else (made,)
         assert len(results) == len(n.results), n.op.name
+<<<<<<< HEAD
         own = [node for node in self.g.nodes[since:] if not node.shared]  # before one is called after ``n``
         self.out.made.setdefault(n.op.name, []).append(own)
+=======
+        operators = tuple(node.op for node in self.g.nodes[since:] if not node.shared)
+        self.out.written.append(Written(n.op.name, operators, self.why))
+>>>>>>> ab1a836 (explain and zoo say which ONNX operators compute each op, and why not one)
         for value, result in zip(n.results, results, strict=True):
             self.env[value] = self._named(value, result, since)
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnx_graphsurgeon", reason="onnx-graphsurgeon is not installed")
 
-from irloom.backends.onnx import Exported, export, text  # noqa: E402
+from irloom.backends.onnx import Exported, Style, export, lower, text  # noqa: E402
+from irloom.backends.onnx.summary import networks  # noqa: E402
 from irloom.ir.checkpoint import RandomCheckpoint  # noqa: E402
 from irloom.ir.parse import parse  # noqa: E402
 from tests.backends.onnx import large  # noqa: E402
@@ -126,6 +127,21 @@ def main(x: f32[T, 8], w: f32[8, 8] = weight("w"), unused: f32[8, 8] = weight("u
     found = export(m, RandomCheckpoint(0, {"w": (8, 8), "u": (8, 8)}), tmp_path)
     assert dict(found.operators) == {"Add": 1, "Gemm": 1}
     assert set(load_file(tmp_path / "weights.safetensors")) == {"w"}
+
+
+def test_each_op_is_told_with_the_operators_that_compute_it() -> None:
+    told = {e.op: (e.how, e.layers) for e in networks(lower(parse(PROGRAM))).ops}
+    assert told["linear"] == ("native", ("Gemm",))
+    assert told["kv_append"] == ("native", ("TensorScatter",))
+    assert told["paged_attention"] == ("native", ("Attention",))
+    gated = parse(PROGRAM.replace("add(x, out0)  # x.py:20", "silu(out0)  # x.py:20"))
+    (silu,) = (e for e in networks(lower(gated)).ops if e.op == "silu")
+    assert (silu.how, silu.nodes, silu.layers) == ("composed", 2, ("Sigmoid", "Mul"))
+    assert "ONNX Runtime spells Swish out" in silu.form
+    shared = networks(lower(parse(PROGRAM), Style(attention="products")))
+    (attention,) = (e for e in shared.ops if e.op == "paged_attention")
+    assert "Softmax" in attention.layers
+    assert "queries share the keys" in attention.form
 
 
 def test_a_program_as_text_needs_no_weights() -> None:
