@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
 
-from irloom.backends.core import Expressed, Networks
+from irloom.backends.core import Expressed, How, Networks
 
 from .graph import OnnxNode
 from .lower import Lowered
@@ -15,21 +16,15 @@ VIEWS = {"Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Sh
 
 def networks(made: Lowered) -> Networks:
     """See ``backends.core.NetworkBackend``: one model, whatever the program."""
-    return Networks(1, tuple(_ops(made)))
+    nodes = Counter((w.op, tuple(dict.fromkeys(computing(w.nodes))), w.why) for w in made.written)
+    ops = [Expressed(op, _how(kinds), n, kinds, form=why) for (op, kinds, why), n in nodes.items()]
+    return Networks(1, tuple(sorted(ops, key=lambda e: e.how != "native")))
 
 
-def _ops(made: Lowered) -> Iterator[Expressed]:
-    why = dict(said.split(": ", 1) for said in made.decomposed)
-    times = {said.split(": ", 1)[0]: count for said, count in made.decomposed.items()}
-    for op, each in made.made.items():
-        kinds = tuple(dict.fromkeys(kind for nodes in each for kind in computing(nodes)))
-        how = "native" if len(kinds) <= 1 else "composed"
-        yield Expressed(op, how, len(each), kinds, form=why.get(op, ""))
-    for op, reason in why.items():
-        if op not in made.made:
-            yield Expressed(op, "composed", times[op], form=reason)
+def _how(kinds: tuple[str, ...]) -> How:
+    return "native" if len(kinds) <= 1 else "composed"
 
 
-def computing(nodes: list[OnnxNode]) -> list[str]:
+def computing(nodes: Iterable[OnnxNode]) -> list[str]:
     """The operators among ``nodes`` that do more than pad rows to slots, pack or view them."""
     return [n.op for n in nodes if n.op not in VIEWS and not {"pad", "unpad"} & set(n.inputs)]

@@ -27,10 +27,7 @@ STEP = "step"
 
 @dataclass
 class OnnxNode:
-    """One application of an ONNX operator; an absent input is an empty name.
-
-    One that is ``shared`` is for all that need it, and belongs to no node of the program.
-    """
+    """One application of an ONNX operator; an absent input is an empty name."""
 
     op: str
     inputs: list[str]
@@ -38,7 +35,6 @@ class OnnxNode:
     attrs: dict[str, Any]
     name: str
     domain: str = ""
-    shared: bool = False
 
     @property
     def shared(self) -> bool:
@@ -62,7 +58,6 @@ class Scope:
 
     path: str = ""
     base: str = ""
-    shared: bool = False
 
 
 @dataclass
@@ -100,13 +95,13 @@ class Graph:
         given = [x or "" for x in inputs]
         while given and not given[-1]:
             given.pop()
-        self.nodes.append(OnnxNode(op, given, made, attrs, name, domain, self.scope.shared))
+        self.nodes.append(OnnxNode(op, given, made, attrs, name, domain))
         return tuple(made)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What ``make`` writes, the first time it is asked for; nodes that are shared belong to no module."""
         if key not in self._once:
-            scope, self.scope = self.scope, Scope(shared=True)
+            scope, self.scope = self.scope, Scope()
             self._once[key] = make()
             self.scope = scope
         return self._once[key]

@@ -71,10 +71,10 @@ STYLE = Style()
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a node of the program: its op, the ``operators`` that compute it, and why not one."""
+    """What became of a node of the program: its op, ONNX's ``nodes`` that are its own, and why not one."""
 
     op: str
-    operators: tuple[str, ...]
+    nodes: tuple[OnnxNode, ...]
     why: str = ""
 
 
@@ -83,27 +83,17 @@ class Lowered:
     """A program as an ONNX graph.
 
     ``caches`` names the inputs that hold each cache of the program, by its parameter; what renews one leaves
-<<<<<<< HEAD
-    as that name and ``.out``. ``decomposed`` says which ops are not one operator of ONNX's, why, how often;
-    ``made`` has what each node became, by op, without what it shares with others.
-=======
     as that name and ``.out``. ``written`` has an entry for each node of the program.
->>>>>>> ab1a836 (explain and zoo say which ONNX operators compute each op, and why not one)
     """
 
     graph: Graph
     caches: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-<<<<<<< HEAD
-    decomposed: Counter[str] = field(default_factory=Counter[str])
-    made: dict[str, list[list[OnnxNode]]] = field(default_factory=dict[str, list[list[OnnxNode]]])
-=======
     written: list[Written] = field(default_factory=list[Written])
 
     @property
     def decomposed(self) -> Counter[str]:
         """Which ops are not one operator of ONNX's, why, and how often."""
         return Counter(f"{w.op}: {w.why}" for w in self.written if w.why)
->>>>>>> ab1a836 (explain and zoo say which ONNX operators compute each op, and why not one)
 
 
 def lower(m: Module, style: Style = STYLE) -> Lowered:
@@ -122,15 +112,15 @@ def _of_program(before: Sequence[Node], after: Sequence[Node], parts: Sequence[W
     left = set(after)
     gone = {n.loc: n.op.name for n in reversed(before) if n not in left}
     there, found = set(before), list[Written]()
-    simpler: dict[str, list[str]] = {loc: [] for loc in gone}
+    simpler: dict[str, list[OnnxNode]] = {loc: [] for loc in gone}
     for n, part in zip(after, parts, strict=True):
         if n in there or n.loc not in gone:
             found.append(part)
         else:
-            simpler[n.loc] += part.operators
-    for loc, operators in simpler.items():
+            simpler[n.loc] += part.nodes
+    for loc, nodes in simpler.items():
         why = f"in simpler operators; {WHY.get(gone[loc], 'ONNX has none for it')}"
-        found.append(Written(gone[loc], tuple(operators), why))
+        found.append(Written(gone[loc], tuple(nodes), why))
     return found
 
 
@@ -206,13 +196,10 @@ class _Lowering(Lowering):
         made = handler(self, n, *given, *[None] * (len(names) - len(given)))
         results = made if isinstance(made, tuple) else (made,)
         assert len(results) == len(n.results), n.op.name
-<<<<<<< HEAD
-        own = [node for node in self.g.nodes[since:] if not node.shared]  # before one is called after ``n``
-        self.out.made.setdefault(n.op.name, []).append(own)
-=======
-        operators = tuple(node.op for node in self.g.nodes[since:] if not node.shared)
-        self.out.written.append(Written(n.op.name, operators, self.why))
->>>>>>> ab1a836 (explain and zoo say which ONNX operators compute each op, and why not one)
+        own = tuple(
+            node for node in self.g.nodes[since:] if not node.shared
+        )  # before one is called after ``n``
+        self.out.written.append(Written(n.op.name, own, self.why))
         for value, result in zip(n.results, results, strict=True):
             self.env[value] = self._named(value, result, since)
 

@@ -12,7 +12,7 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnx_graphsurgeon", reason="onnx-graphsurgeon is not installed")
 
 from irloom.backends.onnx import Exported, Style, export, lower, text  # noqa: E402
-from irloom.backends.onnx.summary import networks  # noqa: E402
+from irloom.backends.onnx.expressed import networks  # noqa: E402
 from irloom.ir.checkpoint import RandomCheckpoint  # noqa: E402
 from irloom.ir.parse import parse  # noqa: E402
 from tests.backends.onnx import large  # noqa: E402
