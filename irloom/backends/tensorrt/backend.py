@@ -23,7 +23,7 @@ from .gpu import PORTABLE, gpu
 from .graphs import graphed
 from .library import Library, LibraryMissing, load
 from .lower import lower
-from .opening import fitting, open_plans, program_of
+from .opening import fitting, kernels, open_plans, program_of
 from .plan import Builder, Recipe
 from .plan_cache import plans
 from .profiles import Ranges, profiles
@@ -70,19 +70,19 @@ class TensorRTBackend:
 
     def lowered(self, m: Module) -> str:
         """The networks, and the ops between them, as text."""
-        return str(lower(m, packed=_packed()))
+        return str(lower(m, **_kernels()))
 
     def fallbacks(self, m: Module) -> dict[str, int]:
         """Ops that run between the networks."""
-        return fallbacks(lower(m, packed=_packed()))
+        return fallbacks(lower(m, **_kernels()))
 
     def declined(self, m: Module) -> dict[str, str]:
         """Why they do."""
-        return declined(lower(m, packed=_packed()))
+        return declined(lower(m, **_kernels()))
 
     def networks(self, m: Module) -> Networks:
         """See ``backends.core.NetworkBackend``."""
-        return networks(lower(m, packed=_packed()))
+        return networks(lower(m, **_kernels()))
 
     def fingerprint(self) -> dict[str, str]:
         """The library, and the GPU that plans are for."""
@@ -100,7 +100,7 @@ class TensorRTBackend:
         report("lower", 0, 1)
         settings = out.manifest.settings
         library, plan = load(), cache_plan(m)
-        program = lower(m, settings.get("cut", "whole"), packed=library.packed)
+        program = lower(m, settings.get("cut", "whole"), **kernels(library))
         out.write_text("module.irloom", show(m))
         out.write_text("lowered.txt", str(program))
         out.write_json("plan.json", {"caches": plan.to_json(), "cost": m.plan().to_json()})
@@ -127,12 +127,12 @@ class TensorRTBackend:
         )
 
 
-def _packed() -> bool:
-    """Whether the library that would build takes packed queries; without one, they are padded."""
+def _kernels() -> dict[str, bool]:
+    """What the library that would build has kernels for; without one, what every TensorRT has."""
     try:
-        return load().packed
+        return kernels(load())
     except LibraryMissing:
-        return False
+        return {}
 
 
 def builder_here(library: Library) -> Builder:

@@ -43,10 +43,11 @@ def value_of(source: Source, checkpoint: Checkpoint, m: Module) -> torch.Tensor:
     p = source.param
     assert p.weight is not None
     x = materialize(p.weight, checkpoint, None, m.consts)
+    if isinstance(p.type.elem, Elem):
+        x = (x.dequantize() if isinstance(x, QuantizedTensor) else x).to(p.type.elem.torch)
     if source.form:
         return FORMS[source.form](x)
-    x = x.dequantize() if isinstance(x, QuantizedTensor) else x
-    return x.to(p.type.plain.torch) if isinstance(p.type.elem, Elem) else x
+    return x.dequantize() if isinstance(x, QuantizedTensor) else x
 
 
 INLINE = 4096

@@ -37,6 +37,13 @@ class Library:
         """Whether attention takes packed queries."""
         return self.name == "tensorrt"
 
+    def experts(self, compute: str) -> bool:
+        """Whether it has a kernel for its layer of experts on a GPU of this compute capability.
+
+        https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/transformers-moe.html
+        """
+        return self.name == "tensorrt" and compute in ("10.0", "10.3", "11.0")
+
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
 

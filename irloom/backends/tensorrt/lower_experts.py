@@ -21,6 +21,8 @@ from .layers.reduce import Reduce
 from .layers.shape import Slice
 from .lower_activation import act
 from .lower_matmul import matrix
+from .lower_router import routed
+from .moe_layer import fits, layer_of
 from .network import Tensor
 
 I32 = ELEMS["i32"]
@@ -31,6 +33,8 @@ GATHERED = 3
 @lowers("moe")
 def moe(c: Context) -> Tensor:
     x, index = c["x"], c.cast(c["index"], I32)
+    if c.to.experts and fits(c, x):
+        return layer_of(c, x, index)
     gate_up, down = matrix(c, "gate_up", x.elem), matrix(c, "down", x.elem)
     experts = gate_up.dims[0]
     if few(c, index, experts):
@@ -151,7 +155,7 @@ def _picked_rows(c: Context, x: Tensor, index: Tensor, at: Tensor, weight: Tenso
     """[T, k, n]: every expert on every row, of which each choice takes its own."""
     experts, features = weight.dims[:2]
     rows, choices = c.reshape(x, (1, product(x.dims[:-1]), x.dims[-1])), at
-    if len(x.dims) == 3 and distinct(c):
+    if len(x.dims) == 3 and routed(c):
         rows = spread(c, x, index, experts)
     elif len(x.dims) == 3:
         choices = c.reshape(at, (rows.dims[1], 1))
@@ -159,13 +163,6 @@ def _picked_rows(c: Context, x: Tensor, index: Tensor, at: Tensor, weight: Tenso
     y = _biased(c, y, "bias", lambda b: c.reshape(b, (experts, 1, features)))
     picked = c.add(Gather(c.permute(y, (1, 0, 2)), choices, 1, batch=1))
     return c.reshape(picked, (*at.dims, features))
-
-
-def distinct(c: Context) -> bool:
-    """Whether a token's choices differ: they are those of a router, or the largest of some."""
-    index = c.arg("index")
-    makers = (n for n in c.to.module.main.nodes if index in n.results)
-    return any(n.op.name in ("route", "topk") for n in makers)
 
 
 def spread(c: Context, x: Tensor, index: Tensor, experts: Dim) -> Tensor:

@@ -33,6 +33,15 @@ def route(c: Context) -> tuple[Tensor, Tensor]:
     return c.cast(weights, c["logits"].elem), index
 
 
+def routed(c: Context) -> bool:
+    """Whether operand ``index`` is what a router chose, or the largest of some: a token's choices are experts
+    that there are, and differ.
+    """
+    index = c.arg("index")
+    makers = (n for n in c.to.module.main.nodes if index in n.results)
+    return any(n.op.name in ("route", "topk") for n in makers)
+
+
 def _scores(c: Context, logits: Tensor) -> Tensor:
     match c.attr("score"):
         case "softmax":

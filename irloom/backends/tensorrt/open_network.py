@@ -22,8 +22,8 @@ from .program import I32, B, Source, symbol
 class OpenNetwork:
     """The network of one segment. ``arrays`` are the dims of the step's arrays, ``roots`` says which cache a
     cache value is of, and keys and values lie in slots where it is ``linear``. Attention may be ``packed``
-    where the library has a kernel for it. ``shared`` is what nodes have made for all of them, ``notes`` what
-    they say of their forms.
+    where the library has a kernel for it, and with ``experts`` it has a layer for them. ``shared`` is what
+    nodes have made for all of them, ``notes`` what they say of their forms.
     """
 
     module: Module
@@ -31,6 +31,7 @@ class OpenNetwork:
     roots: Mapping[Value, Param]
     linear: bool
     packed: bool = False
+    experts: bool = False
     network: Network = field(default_factory=Network)
     made: dict[Value, Made] = field(default_factory=dict[Value, Made])
     given: dict[str, Tensor] = field(default_factory=dict[str, Tensor])

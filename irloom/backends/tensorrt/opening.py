@@ -53,10 +53,16 @@ def fitting(engine: EngineReader) -> tuple[Library, Gpu]:
     return library, here
 
 
+def kernels(library: Library) -> dict[str, bool]:
+    """What ``lower`` may count on: what the library has kernels for on the GPU of this machine."""
+    here = gpu()
+    return {"packed": library.packed, "experts": here is not None and library.experts(here.compute)}
+
+
 def program_of(engine: EngineReader, limits: Limits) -> tuple[Program, int]:
     """The program, which must be what this irloom makes of the module, and the context that it runs with."""
     settings = engine.manifest.settings
-    program = lower(engine.module(), settings.get("cut", "whole"), packed=load().packed)
+    program = lower(engine.module(), settings.get("cut", "whole"), **kernels(load()))
     if str(program) != engine.read_text("lowered.txt"):
         raise engine.refuse("the program was lowered by another irloom than this one")
     ranges = Ranges.of(program)

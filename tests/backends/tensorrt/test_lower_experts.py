@@ -58,6 +58,34 @@ def test_few_tokens_gather_their_experts(bias: bool) -> None:
     beside.run(4, 2e-4)
 
 
+def chosen(source: str, elem: str) -> str:
+    """``mixture`` behind a router."""
+    route = "    share, index = route(logits, k=2)\n    y:"
+    operands = f"index: i32[T, 2], share: {elem}[T, 2]"
+    return source.replace(operands, f"logits: {elem}[T, 4]").replace("    y:", route)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_where_the_library_has_a_layer_for_them_it_is_used(bias: bool) -> None:
+    beside = Beside(module(chosen(mixture(4, 2, "bf16", bias), "bf16")), experts=True)
+    assert "MoE" in [type(p.layer).__name__ for p in beside.network.layers]
+    beside.run(4, 6e-2)
+
+
+NOT_SAID = {
+    "f32": chosen(mixture(4, 2), "f32"),
+    "another gate": chosen(mixture(4, 2, "bf16", act="gelu"), "bf16"),
+    "choices that no router made": mixture(4, 2, "bf16"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_SAID)
+def test_what_the_layer_does_not_say_are_products(name: str) -> None:
+    beside = Beside(module(NOT_SAID[name]), experts=True)
+    assert "MoE" not in [type(p.layer).__name__ for p in beside.network.layers]
+    beside.run(2, 6e-2)
+
+
 @pytest.mark.parametrize("experts", [4, 80], ids=["dense", "gathered"])
 @pytest.mark.parametrize("each", [False, True], ids=["a row a token", "a row a choice"])
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])

@@ -58,12 +58,13 @@ class Beside:
     seed: int = 0
     filled: bool = False
     packed: bool = False
+    experts: bool = False
     ints: tuple[int, int] = (-1, 5)
     paged: dict[Value, PagedCache] = field(default_factory=dict[Value, PagedCache])
     linear: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
     def __post_init__(self) -> None:
-        self.program = lower(self.m, split=False, packed=self.packed)
+        self.program = lower(self.m, split=False, packed=self.packed, experts=self.experts)
         (segment,) = self.program.parts
         assert isinstance(segment, Segment)
         self.network = segment.network
