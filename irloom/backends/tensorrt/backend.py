@@ -21,7 +21,7 @@ from .engine import TensorRTEngine
 from .executor import PlanExecutor, Scratch
 from .gpu import PORTABLE, gpu
 from .graphs import graphed
-from .library import Library, LibraryMissing, load
+from .library import PLAIN, Kernels, Library, LibraryMissing, load
 from .lower import lower
 from .opening import fitting, kernels, open_plans, program_of
 from .plan import Builder, Recipe
@@ -70,19 +70,19 @@ class TensorRTBackend:
 
     def lowered(self, m: Module) -> str:
         """The networks, and the ops between them, as text."""
-        return str(lower(m, **_kernels()))
+        return str(lower(m, kernels=_kernels()))
 
     def fallbacks(self, m: Module) -> dict[str, int]:
         """Ops that run between the networks."""
-        return fallbacks(lower(m, **_kernels()))
+        return fallbacks(lower(m, kernels=_kernels()))
 
     def declined(self, m: Module) -> dict[str, str]:
         """Why they do."""
-        return declined(lower(m, **_kernels()))
+        return declined(lower(m, kernels=_kernels()))
 
     def networks(self, m: Module) -> Networks:
         """See ``backends.core.NetworkBackend``."""
-        return networks(lower(m, **_kernels()))
+        return networks(lower(m, kernels=_kernels()))
 
     def fingerprint(self) -> dict[str, str]:
         """The library, and the GPU that plans are for."""
@@ -100,7 +100,7 @@ class TensorRTBackend:
         report("lower", 0, 1)
         settings = out.manifest.settings
         library, plan = load(), cache_plan(m)
-        program = lower(m, settings.get("cut", "whole"), **kernels(library))
+        program = lower(m, settings.get("cut", "whole"), kernels=kernels(library))
         out.write_text("module.irloom", show(m))
         out.write_text("lowered.txt", str(program))
         out.write_json("plan.json", {"caches": plan.to_json(), "cost": m.plan().to_json()})
@@ -127,12 +127,12 @@ class TensorRTBackend:
         )
 
 
-def _kernels() -> dict[str, bool]:
-    """What the library that would build has kernels for; without one, what every TensorRT has."""
+def _kernels() -> Kernels:
+    """What the library that would build has on this GPU; without one, what every TensorRT has."""
     try:
         return kernels(load())
     except LibraryMissing:
-        return {}
+        return PLAIN
 
 
 def builder_here(library: Library) -> Builder:

@@ -21,6 +21,20 @@ class LibraryMissing(IrloomError):
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """What lowering may count on beside what every TensorRT has: attention that takes packed queries, and a
+    layer of gated experts.
+    """
+
+    packed: bool = False
+    experts: bool = False
+
+
+PLAIN = Kernels()
+"""What every TensorRT has."""
+
+
+@dataclass(frozen=True)
 class Library:
     """A loaded library: ``trt`` is its Python API.
 
@@ -37,12 +51,12 @@ class Library:
         """Whether attention takes packed queries."""
         return self.name == "tensorrt"
 
-    def experts(self, compute: str) -> bool:
-        """Whether it has a kernel for its layer of experts on a GPU of this compute capability.
+    def kernels(self, compute: str | None) -> Kernels:
+        """What it has on a GPU of this compute capability.
 
         https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/transformers-moe.html
         """
-        return self.name == "tensorrt" and compute in ("10.0", "10.3", "11.0")
+        return Kernels(self.packed, self.name == "tensorrt" and compute in ("10.0", "10.3", "11.0"))
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"

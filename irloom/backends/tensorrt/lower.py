@@ -24,6 +24,7 @@ from irloom.passes.layers import cut as cut_layers
 
 from .context import LOWERINGS, Context, Pair
 from .layers.elementwise import Cast
+from .library import PLAIN, Kernels
 from .network import NotExpressible, Tensor
 from .open_network import OpenNetwork
 from .program import STEP, Cache, Lowered, Outside, Part, Program, Segment, Source, step_arrays, symbol
@@ -31,19 +32,16 @@ from .program import STEP, Cache, Lowered, Outside, Part, Program, Segment, Sour
 Cut = Literal["whole", "layer"]
 
 
-def lower(
-    m: Module, cut: Cut = "whole", split: bool = True, packed: bool = False, experts: bool = False
-) -> Program:
+def lower(m: Module, cut: Cut = "whole", split: bool = True, kernels: Kernels = PLAIN) -> Program:
     """The program of a module whose pipeline has run.
 
     ``cut="layer"`` ends a network at the end of each layer, so that layers that are alike have networks that
-    are alike. Without ``split`` an op that TensorRT cannot express is an error. With ``packed``, attention
-    takes packed queries where the library documents a kernel for them (``Library.packed``); with ``experts``,
-    gated experts are the library's layer for them (``Library.experts``).
+    are alike. Without ``split`` an op that TensorRT cannot express is an error. ``kernels`` are
+    those of the library that will build it (``Library.kernels``).
     """
     load_handlers()
     linear, m = is_linear(m), flat(m)
-    run = _Lowering(m, linear, packed, experts)
+    run = _Lowering(m, linear, kernels)
     for nodes in groups(m, cut):
         run.group(nodes)
     if not split and run.outside:
@@ -100,8 +98,7 @@ class _Lowering:
 
     m: Module
     linear: bool
-    packed: bool
-    experts: bool
+    kernels: Kernels
     stages: list[OpenNetwork] = field(default_factory=list[OpenNetwork])
     outside: dict[int, list[Outside]] = field(default_factory=dict[int, "list[Outside]"])
     made_in: dict[Value, int] = field(default_factory=dict[Value, int])
@@ -156,8 +153,7 @@ class _Lowering:
 
     def stage(self, at: int) -> OpenNetwork:
         while len(self.stages) <= at:
-            has = self.linear, self.packed, self.experts
-            self.stages.append(OpenNetwork(self.m, self.arrays, self.roots, *has))
+            self.stages.append(OpenNetwork(self.m, self.arrays, self.roots, self.linear, self.kernels))
         return self.stages[at]
 
     # what comes of it

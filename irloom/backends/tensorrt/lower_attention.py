@@ -73,7 +73,7 @@ def packed(c: Context, q: Tensor, cache: Pair) -> Tensor | None:
         q.elem.name in ("f16", "bf16") and isinstance(features, int) and features % 8 == 0 and features <= 256
     )
     plain = not beyond_the_layer(c, cache) and not Sight(c, cache.k.dims[2]).limits
-    if not (c.to.packed and kernel and plain):
+    if not (c.to.kernels.packed and kernel and plain):
         return None
     c.note("packed queries")
     given = q, cache.k, cache.v or cache.k

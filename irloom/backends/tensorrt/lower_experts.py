@@ -33,7 +33,7 @@ GATHERED = 3
 @lowers("moe")
 def moe(c: Context) -> Tensor:
     x, index = c["x"], c.cast(c["index"], I32)
-    if c.to.experts and fits(c, x):
+    if c.to.kernels.experts and fits(c, x):
         return layer_of(c, x, index)
     gate_up, down = matrix(c, "gate_up", x.elem), matrix(c, "down", x.elem)
     experts = gate_up.dims[0]

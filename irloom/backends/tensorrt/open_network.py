@@ -14,6 +14,7 @@ from irloom.ir.graph import Module, Node, Param, Value
 from .context import M, Made, Pair
 from .forms import inline
 from .layers.fill import Constant
+from .library import PLAIN, Kernels
 from .network import Layer, Network, NotExpressible, Tensor, size_of
 from .program import I32, B, Source, symbol
 
@@ -21,17 +22,15 @@ from .program import I32, B, Source, symbol
 @dataclass
 class OpenNetwork:
     """The network of one segment. ``arrays`` are the dims of the step's arrays, ``roots`` says which cache a
-    cache value is of, and keys and values lie in slots where it is ``linear``. Attention may be ``packed``
-    where the library has a kernel for it, and with ``experts`` it has a layer for them. ``shared`` is what
-    nodes have made for all of them, ``notes`` what they say of their forms.
+    cache value is of, and keys and values lie in slots where it is ``linear``. ``shared`` is what nodes have
+    made for all of them, ``notes`` what they say of their forms.
     """
 
     module: Module
     arrays: Mapping[str, tuple[Dim, ...]]
     roots: Mapping[Value, Param]
     linear: bool
-    packed: bool = False
-    experts: bool = False
+    kernels: Kernels = PLAIN
     network: Network = field(default_factory=Network)
     made: dict[Value, Made] = field(default_factory=dict[Value, Made])
     given: dict[str, Tensor] = field(default_factory=dict[str, Tensor])

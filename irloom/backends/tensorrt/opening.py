@@ -16,7 +16,7 @@ from irloom.ir.errors import EngineMismatch
 
 from .executor import Plan
 from .gpu import Gpu, gpu
-from .library import Library, LibraryMissing, load
+from .library import Kernels, Library, LibraryMissing, load
 from .lower import lower
 from .network import Tensor
 from .profiles import Ranges, choose, profiles
@@ -53,16 +53,16 @@ def fitting(engine: EngineReader) -> tuple[Library, Gpu]:
     return library, here
 
 
-def kernels(library: Library) -> dict[str, bool]:
-    """What ``lower`` may count on: what the library has kernels for on the GPU of this machine."""
+def kernels(library: Library) -> Kernels:
+    """What the library has on the GPU of this machine."""
     here = gpu()
-    return {"packed": library.packed, "experts": here is not None and library.experts(here.compute)}
+    return library.kernels(here.compute if here else None)
 
 
 def program_of(engine: EngineReader, limits: Limits) -> tuple[Program, int]:
     """The program, which must be what this irloom makes of the module, and the context that it runs with."""
     settings = engine.manifest.settings
-    program = lower(engine.module(), settings.get("cut", "whole"), **kernels(load()))
+    program = lower(engine.module(), settings.get("cut", "whole"), kernels=kernels(load()))
     if str(program) != engine.read_text("lowered.txt"):
         raise engine.refuse("the program was lowered by another irloom than this one")
     ranges = Ranges.of(program)

@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 
 from irloom.backends.tensorrt import library
-from irloom.backends.tensorrt.library import LibraryMissing
+from irloom.backends.tensorrt.library import Kernels, Library, LibraryMissing
 
 
 @pytest.fixture
@@ -36,6 +36,12 @@ def test_tensorrt_comes_first(tmp_path, monkeypatch, found):
     stand_in(tmp_path, monkeypatch, "tensorrt", "__version__ = '11.4.0.106'")
     lib = found()
     assert str(lib) == "tensorrt 11.4.0.106" and lib.packed
+
+
+def test_a_layer_of_experts_is_for_blackwell_in_data_centers() -> None:
+    full, rtx = (Library(name, "11.4", None) for name in ("tensorrt", "tensorrt_rtx"))
+    assert [full.kernels(c).experts for c in ("10.0", "9.0", "12.0", None)] == [True, False, False, False]
+    assert rtx.kernels("10.0") == Kernels()
 
 
 def test_one_that_is_too_old_is_refused_with_what_to_install(tmp_path, monkeypatch, found):

@@ -11,6 +11,7 @@ import torch
 
 from irloom.backends.slots import Slots, SlotStep, length
 from irloom.backends.tensorrt.forms import value_of
+from irloom.backends.tensorrt.library import Kernels
 from irloom.backends.tensorrt.lower import lower
 from irloom.backends.tensorrt.program import Segment
 from irloom.ir.elem import Elem, Paged
@@ -64,7 +65,7 @@ class Beside:
     linear: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
     def __post_init__(self) -> None:
-        self.program = lower(self.m, split=False, packed=self.packed, experts=self.experts)
+        self.program = lower(self.m, split=False, kernels=Kernels(self.packed, self.experts))
         (segment,) = self.program.parts
         assert isinstance(segment, Segment)
         self.network = segment.network
