@@ -129,6 +129,19 @@ def main(x: f32[T, 8], w: f32[8, 8] = weight("w"), unused: f32[8, 8] = weight("u
     assert set(load_file(tmp_path / "weights.safetensors")) == {"w"}
 
 
+@pytest.mark.parametrize("elem", ["bf16", "f16"])
+def test_a_model_may_compute_in_another_element(elem: str, tmp_path: Path) -> None:
+    """Rotation and masks are made of f32 numbers; the model is in its own element all the same."""
+    text = PROGRAM.replace("f32", elem).replace(f"paged[{elem}", "paged[f32")
+    text = text.replace("kv_append(kv, k1", "kv_append(kv, k2").replace(
+        "    kv1 =", "    at = positions(seqs)\n    k2 = rope(k1, at)\n    kv1 ="
+    )
+    found = export(parse(text), CHECKPOINT, tmp_path)
+    onnx.checker.check_model(str(found.path), full_check=True)
+    assert {str(t.elem) for name, t in found.outputs.items() if name == "logits"} == {elem}
+    assert found.operators["RotaryEmbedding"] == 2
+
+
 def test_each_op_is_told_with_the_operators_that_compute_it() -> None:
     told = {e.op: (e.how, e.layers) for e in networks(lower(parse(PROGRAM))).ops}
     assert told["linear"] == ("native", ("Gemm",))

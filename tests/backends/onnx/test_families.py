@@ -113,6 +113,21 @@ def test_logits_are_the_librarys(family: str, attention: str, tmp_path: Path) ->
     assert served(Runner(found), specimen) < 1e-5
 
 
+OTHERS = (
+    "apertus", "axk2", "bailing_hybrid", "bamba", "cohere2", "deepseek_v3", "falcon_h1", "gemma2", "glm4_moe",
+    "gpt_neox", "gpt_oss", "granite_swa", "lfm2", "mamba", "minimax", "mixtral", "mpt", "olmo2", "phi3",
+    "qwen3_moe", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm",
+)  # fmt: skip
+"""Experts, latents, sinks, slopes, chosen keys, windows, softcaps, states of every kind."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OTHERS)
+def test_logits_of_other_families_are_the_librarys(family: str, tmp_path: Path) -> None:
+    found, specimen = exported(family, tmp_path)
+    assert served(Runner(found), specimen) < 2e-5
+
+
 def test_attention_norms_rotation_and_caches_are_operators_of_onnx(tmp_path: Path) -> None:
     found, _ = exported("llama", tmp_path)
     for op in ("Attention", "RMSNormalization", "RotaryEmbedding", "TensorScatter"):
