@@ -24,8 +24,8 @@ from irloom.runtime.sampler import nucleus_among, pick, uniforms
 if TYPE_CHECKING:
     from irloom.runtime.request import SamplingParams
 
-SORTED = 1024
-"""Of a row the best so many scores are sorted at first. Where top-p leaves more, all are, in a second go."""
+SORTED = 128
+"""Of a row the best so many scores are sorted at first. Where top-p leaves more, eight times as many are."""
 
 
 def sample(
@@ -44,29 +44,35 @@ def launch(
     scores of a row are sorted for top-p. The logits may be overwritten once this returns only by what is
     queued behind it.
     """
-    told = Told.of(rows, range(len(rows)) if at is None else at, logits.shape[-1], logits.device)
-    logits = logits[: len(rows)] if at is None else logits[told.at]
+    told = Told.of(rows, at, logits.shape[-1], logits.device)
+    logits = logits[: len(rows)] if told.at is None else logits[told.at]
     scores = adjust(logits.float(), told)
     best, tokens = scores.max(-1)
-    enough = torch.ones_like(best, dtype=torch.bool)
-    if told.drawn:
-        drawn, enough = _draw(scores, told, size)
-        tokens = torch.where(told.greedy, tokens, drawn)
-    columns = [tokens.unsqueeze(1), best.unsqueeze(1), enough.unsqueeze(1)]
+    columns = [best.unsqueeze(1)]
+    if told.draws is not None:
+        drawn, enough = _draw(scores, told.draws, size)
+        tokens = torch.where(told.draws.greedy, tokens, drawn)
+        columns.append(enough.unsqueeze(1))
     if told.reported is not None:
         logprobs = logits.float().log_softmax(-1)
         top = logprobs.topk(told.reported)
         columns += [logprobs.gather(1, tokens.unsqueeze(1)), top.indices, top.values]
-    table = torch.cat([c.double() for c in columns], 1)
-    return Choice(logits, rows, told.reported or 0, *_to_host(table))
+    table = torch.cat([c.double() for c in (tokens.unsqueeze(1), *columns)], 1)
+    return Choice(logits, rows, size, told.draws is not None, told.reported or 0, *_to_host(table))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Tokens that are being chosen. ``table`` [rows, 3 + ...] is on the host once ``done`` has happened."""
+    """Tokens that are being chosen. ``table`` [rows, columns] is on the host once ``done`` has happened.
+
+    Its columns are tokens, best scores, whether ``size`` scores were enough (where something is ``drawn``),
+    and what is reported: the chosen log-probability, the ``top`` best tokens, and theirs.
+    """
 
     logits: torch.Tensor
     rows: Sequence[SamplingRow]
+    size: int
+    drawn: bool
     top: int
     table: torch.Tensor
     done: torch.cuda.Event | None
@@ -79,17 +85,19 @@ class Choice:
         if not np.isfinite(table[:, 1]).all():
             row = int(np.flatnonzero(~np.isfinite(table[:, 1]))[0])
             raise IrloomError(f"sampler: the best score of row {row} is {float(table[row, 1])}")
-        if not table[:, 2].all():
-            return launch(self.logits, self.rows, size=self.logits.shape[-1]).take()
-        return [self._sampled(row, found) for row, found in zip(self.rows, table, strict=True)]
+        if self.drawn and not table[:, 2].all():
+            return launch(self.logits, self.rows, size=self.size * 8).take()
+        reported = table[:, 2 + self.drawn :]
+        tokens = table[:, 0].astype(np.int64).tolist()
+        return [self._sampled(*x) for x in zip(self.rows, tokens, reported, strict=True)]
 
-    def _sampled(self, row: SamplingRow, found: NDArray[np.float64]) -> Sampled:
+    def _sampled(self, row: SamplingRow, token: int, reported: NDArray[np.float64]) -> Sampled:
         if row.params.logprobs is None:
-            return Sampled(int(found[0]))
+            return Sampled(token)
         count = min(row.params.logprobs, self.top)
-        ids, values = found[4 : 4 + count], found[4 + self.top : 4 + self.top + count]
+        ids, values = reported[1 : 1 + count], reported[1 + self.top : 1 + self.top + count]
         top = tuple(zip(ids.astype(np.int64).tolist(), values.tolist(), strict=True))
-        return Sampled(int(found[0]), float(found[3]), top)
+        return Sampled(token, float(reported[0]), top)
 
 
 @dataclass(frozen=True)
@@ -107,15 +115,12 @@ class Edits:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the host tells the device about the rows; columns are [rows, 1]. ``at`` [rows]: whose logits.
+class Draws:
+    """How rows that are not greedy draw; all are [rows, 1], but ``greedy`` [rows].
 
-    ``most`` is the largest ``top_k`` that cuts something, ``reported`` the most log-probabilities that a row
-    asks for; both are None where no row does.
+    ``most`` is the largest ``top_k`` that cuts something. What no row asks for is None.
     """
 
-    at: torch.Tensor
-    drawn: bool
     greedy: torch.Tensor
     temperature: torch.Tensor
     floor: torch.Tensor | None
@@ -123,6 +128,17 @@ class Told:
     most: int | None
     top_p: torch.Tensor | None
     uniform: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the host tells the device about the rows; what no row asks for is None.
+
+    ``at`` [rows] says whose logits are whose, ``reported`` is the most log-probabilities that a row asks for.
+    """
+
+    at: torch.Tensor | None
+    draws: Draws | None
     bias: Edits | None
     repetition: Edits | None
     minus: Edits | None
@@ -130,34 +146,42 @@ class Told:
     reported: int | None
 
     @staticmethod
-    def of(rows: Sequence[SamplingRow], at: Sequence[int], vocab: int, device: torch.device) -> Told:
-        """Everything in one copy to the device."""
+    def of(rows: Sequence[SamplingRow], at: Sequence[int] | None, vocab: int, device: torch.device) -> Told:
+        """Everything in one copy to the device; none where there is nothing to tell."""
         params = [row.params for row in rows]
-        columns = np.array([_numbers(p, vocab) for p in params], np.float64)
-        random = uniforms([row.seed for row in rows], [row.position for row in rows])
-        edits = [_edits(rows, change) for change in (_bias, _repetition, _minus, _bans)]
-        flat = np.concatenate([columns.T.ravel(), random, list(at), *(e.ravel() for e in edits)])
-        moved = _to_device(torch.from_numpy(flat), device).split([len(rows)] * 7 + [e.size for e in edits])
-        greedy, temperature, floor, top_k, top_p, uniform = (x.unsqueeze(1) for x in moved[:6])
-        bias, repetition, minus, banned = (_moved(x) for x in moved[7:])
-        limited = columns[:, 3][columns[:, 3] > 0]
+        drawn = not all(p.greedy for p in params)
+        columns = [_numbers(p, vocab) for p in params] if drawn else []
+        random = uniforms([row.seed for row in rows], [row.position for row in rows]) if drawn else ()
+        edited = any(p.logit_bias or p.penalized for p in params) or any(row.banned for row in rows)
+        edits = [_edits(rows, change) if edited else () for change in (_bias, _repetition, _minus, _bans)]
+        plain = np.array(columns, np.float64).reshape(-1, 5)
+        parts = [np.asarray(x, np.float64).ravel() for x in (at or (), plain.T, random, *edits)]
+        flat = torch.from_numpy(np.concatenate(parts))
+        if flat.numel() and device.type == "cuda":
+            flat = flat.pin_memory().to(device, non_blocking=True)  # or the host would wait for the device
+        where, numbers, uniform, *changes = flat.split([len(x) for x in parts])
         asked = [p.logprobs for p in params if p.logprobs is not None]
         return Told(
-            moved[6].long(),
-            not columns[:, 0].all(),
-            greedy.squeeze(1).bool(),
-            temperature.float(),
-            floor.float() if np.isfinite(columns[:, 2]).any() else None,
-            top_k.long(),
-            int(limited.max()) if len(limited) else None,
-            top_p.float() if (columns[:, 4] < 1).any() else None,
-            uniform,
-            bias,
-            repetition,
-            minus,
-            banned,
-            min(max(asked), vocab) if asked else None,
+            where.long() if at is not None else None,
+            _draws(plain, numbers.view(5, -1, 1), uniform.unsqueeze(1)) if drawn else None,
+            *[_moved(x) for x in changes],
+            reported=min(max(asked), vocab) if asked else None,
         )
+
+
+def _draws(told: NDArray[np.float64], numbers: torch.Tensor, uniform: torch.Tensor) -> Draws:
+    """From ``numbers`` [5, rows, 1], which are ``told`` [rows, 5] on the device."""
+    greedy, temperature, floor, top_k, top_p = numbers
+    limited = told[:, 3][told[:, 3] > 0]
+    return Draws(
+        greedy.squeeze(1).bool(),
+        temperature.float(),
+        floor.float() if np.isfinite(told[:, 2]).any() else None,
+        top_k.long(),
+        int(limited.max()) if len(limited) else None,
+        top_p.float() if (told[:, 4] < 1).any() else None,
+        uniform,
+    )
 
 
 def _numbers(params: SamplingParams, vocab: int) -> tuple[float, ...]:
@@ -229,7 +253,7 @@ def adjust(scores: torch.Tensor, told: Told) -> torch.Tensor:
     return scores
 
 
-def _draw(scores: torch.Tensor, told: Told, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(scores: torch.Tensor, told: Draws, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One token per row, and whether the sorted scores sufficed to say what top-p leaves."""
     scores = scores / told.temperature
     chances = scores.softmax(-1)
@@ -240,7 +264,7 @@ def _draw(scores: torch.Tensor, told: Told, size: int) -> tuple[torch.Tensor, to
 
 
 def _least(
-    scores: torch.Tensor, chances: torch.Tensor, told: Told, size: int
+    scores: torch.Tensor, chances: torch.Tensor, told: Draws, size: int
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """The lowest score [rows, 1] that min-p, then top-k, then top-p leave in; None where nothing is cut."""
     enough = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
@@ -257,10 +281,6 @@ def _least(
         least = torch.where(told.top_p < 1, cut, least)
         enough = found | (told.top_p >= 1).squeeze(1)
     return least, enough
-
-
-def _to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
 
 
 def _to_host(x: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
