@@ -18,6 +18,7 @@ from irloom.ir.seqs import Seqs
 from irloom.ir.types import Type
 from irloom.testing.trial import CannotTry, Draw, Trial, written
 from irloom.testing.values import BATCHES, Batch, values
+from tests.backends.tensorrt.real import refusal
 from tests.ir.test_ops import CASES
 
 load_handlers()
@@ -122,3 +123,13 @@ def test_an_op_computes_what_its_body_does_on_any_dims(name):
         pytest.skip("its signature leaves dims to attributes: written cases try it")
     for trial in drawn:
         check(trial)
+
+
+@pytest.mark.tensorrt
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in TENSOR_OPS if n != BITS])
+def test_the_library_builds_an_op(name):
+    for trial in trials(name):
+        if all(e in COMPUTED for e in elements(trial)):
+            for segment in program(trial).segments:
+                assert refusal(segment.network) is None, str(trial)
