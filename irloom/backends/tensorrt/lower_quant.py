@@ -38,7 +38,7 @@ def no_layer(quant: Quant) -> str:
     if quant.zero is not None:
         return f"{quant} has zero points, and TensorRT's scales are symmetric"
     if quant.base.name not in BASES:
-        return f"TensorRT has no weights of {quant.base}"
+        return f"there is no form for weights of {quant.base}"
     return ""
 
 

@@ -1,7 +1,7 @@
 """An engine's weights: each once, in the engine or where the checkpoint has it, mapped when it opens.
 
 A weight that the networks take as the checkpoint stores it is a link. The others are the tensors of
-``weights.safetensors``, computed and written one at a time.
+``weights.safetensors``, computed and written one at a time, entries of four bits two a byte.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from irloom.ir.elem import ELEMS, Elem
 from irloom.ir.errors import IRError
 from irloom.ir.graph import Param
 from irloom.ir.mapped import map_tensor
+from irloom.ir.quantized import unpack4
 from irloom.ir.safetensors import Stored, read_header
 from irloom.ir.weight_expr import Tensor as Stands
 from irloom.ir.weight_expr import tensor_name
@@ -29,6 +30,7 @@ from .engine import outside_weights
 from .forms import value_of
 from .network import Tensor
 from .program import Program, Source
+from .weights import packed
 
 FILE = "weights.safetensors"
 LINK = "weight "
@@ -57,7 +59,8 @@ def write_weights(program: Program, checkpoint: Checkpoint, out: EngineWriter, r
             value = value_of(source, checkpoint, program.module)
             if tuple(value.shape) != t.dims or value.dtype != t.elem.torch:
                 raise IRError(f"weight {t} comes as {value.dtype}{list(value.shape)}")
-            file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            stored = packed(t.elem, value) if halved(t) else value.contiguous()
+            file.write(stored.reshape(-1).view(torch.uint8).numpy().data)
             del value
     report("weights", len(order), len(order))
 
@@ -87,6 +90,11 @@ def unchanged(source: Source, checkpoint: Checkpoint) -> Stored | None:
     return checkpoint.stored(name) if checkpoint.elem(name) == elem else None
 
 
+def halved(t: Tensor) -> bool:
+    """Whether two entries share a byte in the file; torch has no such tensor."""
+    return t.elem.bits == 4 and t.elem.kind != "float"
+
+
 class Weights:
     """The weights of an engine that opens: each is a mapping of its bytes, read when it is used."""
 
@@ -104,6 +112,9 @@ class Weights:
         if (link := self.links.get(t.name)) is not None:
             return map_tensor(Path(link.file), link.start, dims, t.elem.torch)
         at = self.own[t.name]
+        if halved(t):
+            both = unpack4(map_tensor(at.path, at.offset, at.dims, torch.uint8), t.elem)
+            return both[: math.prod(dims)].reshape(dims)
         return map_tensor(at.path, at.offset, dims, t.elem.torch)
 
     def of_body(self, p: Param) -> torch.Tensor:
@@ -116,10 +127,12 @@ def _header(tensors: list[Tensor]) -> bytes:
     header: dict[str, Any] = {}
     at = 0
     for t in tensors:
-        dims = [d for d in t.dims if isinstance(d, int)]
-        size = math.prod(dims) * t.elem.torch.itemsize
+        dims, dtype = [d for d in t.dims if isinstance(d, int)], t.elem.torch
+        if halved(t):
+            dims, dtype = [-(-math.prod(dims) // 2)], torch.uint8
+        size = math.prod(dims) * dtype.itemsize
         header[t.name] = {
-            "dtype": DTYPES[t.elem.torch],
+            "dtype": DTYPES[dtype],
             "shape": dims,
             "data_offsets": [at, at + size],
         }

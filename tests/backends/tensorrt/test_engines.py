@@ -16,12 +16,15 @@ import irloom
 from irloom.backends.artifact import MANIFEST, SEAL, EngineReader
 from irloom.backends.core import Limits, backend
 from irloom.backends.tensorrt import library, opening
+from irloom.backends.tensorrt.backend import TensorRTBackend
 from irloom.backends.tensorrt.engine import TensorRTEngine
 from irloom.backends.tensorrt.executor import TorchExecutor
+from irloom.backends.tensorrt.forms import value_of
 from irloom.backends.tensorrt.gpu import Gpu
 from irloom.backends.tensorrt.library import LibraryMissing
 from irloom.backends.tensorrt.opening import program_of
 from irloom.backends.tensorrt.weight_store import Weights
+from irloom.ir.checkpoint import SafetensorsCheckpoint
 from irloom.ir.errors import EngineMismatch, PipelineError, RequestError
 from irloom.zoo.serve import Script, serve
 from tests.tiny import llama_config, save_model
@@ -90,6 +93,20 @@ class TestWhatIsBuilt:
         found = {t.name: weights(t) for s in program.segments for t in s.network.weights}
         assert torch.equal(found["embed_tokens_weight"], stored["model.embed_tokens.weight"])
         assert len(found) == len(program.weights) > 20
+
+    def test_four_bits_take_half_a_byte(self, model, tmp_path):
+        passes = list(TensorRTBackend.pipeline)
+        passes.insert(-2, "quantize(int4, skip='lm_head')")
+        made = irloom.compile(model, target="tensorrt", pipeline=", ".join(passes), out=tmp_path / "engine")
+        reader = EngineReader(made)
+        program, _ = program_of(reader, Limits())
+        weights = Weights(reader)
+        four = [t for s in program.segments for t in s.network.weights if str(t.elem) == "i4"]
+        entries = sum(weights(t).numel() for t in four)
+        assert four and reader.file("weights.safetensors").stat().st_size < 0.75 * entries
+        checkpoint = SafetensorsCheckpoint(model)
+        for t in four:
+            assert torch.equal(weights(t), value_of(program.weights[t.name], checkpoint, program.module))
 
     def test_the_log_of_every_build_is_a_part(self, engine):
         reader = EngineReader(engine)
