@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from irloom.runtime.request import SamplingParams
 
 SORTED = 128
-"""Of a row the best so many scores are sorted at first. Where top-p leaves more, eight times as many are."""
+"""So many scores of a row are sorted. Where top-p leaves more, it has another go with eight times as many."""
 
 
 def sample(
@@ -85,11 +85,15 @@ class Choice:
         if not np.isfinite(table[:, 1]).all():
             row = int(np.flatnonzero(~np.isfinite(table[:, 1]))[0])
             raise IrloomError(f"sampler: the best score of row {row} is {float(table[row, 1])}")
-        if self.drawn and not table[:, 2].all():
-            return launch(self.logits, self.rows, size=self.size * 8).take()
         reported = table[:, 2 + self.drawn :]
         tokens = table[:, 0].astype(np.int64).tolist()
-        return [self._sampled(*x) for x in zip(self.rows, tokens, reported, strict=True)]
+        out = [self._sampled(*x) for x in zip(self.rows, tokens, reported, strict=True)]
+        short = np.flatnonzero(table[:, 2] == 0).tolist() if self.drawn else []
+        if short:
+            again = launch(self.logits, [self.rows[i] for i in short], short, self.size * 8).take()
+            for i, one in zip(short, again, strict=True):
+                out[i] = one
+        return out
 
     def _sampled(self, row: SamplingRow, token: int, reported: NDArray[np.float64]) -> Sampled:
         if row.params.logprobs is None:

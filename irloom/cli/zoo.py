@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @command("zoo")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--raised", is_flag=True, help="Show the share of FLOPs in model ops, and what almost matched.")
-@click.option("--target", metavar="NAME", help="Say what becomes of each op as layers of NAME: tensorrt, onnx.")
+@click.option(
+    "--target", metavar="NAME", help="Say what becomes of each op as layers of NAME: tensorrt, onnx."
+)
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--limit", type=float, default=180.0, show_default=True, help="Seconds until one is given up.")
 @click.option(

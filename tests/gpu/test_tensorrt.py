@@ -103,7 +103,7 @@ def test_a_step_copies_twice_to_the_device_and_once_from_there() -> None:
     model, graphs = Model.of("llama"), Graphs()
     loop = Loop(model.engine(model.program(), device="cuda", wrap=graphs, filled=True))
     for n in (5, 9):
-        loop.add_request(model.specimen.draw(n, n).tolist(), SamplingParams(max_tokens=40, seed=n, top_p=0.9))
+        loop.add_request(model.specimen.draw(n, n).tolist(), SamplingParams(max_tokens=40, seed=n, top_k=9))
     for _ in range(6):
         loop.step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as found:
