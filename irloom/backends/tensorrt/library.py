@@ -70,7 +70,8 @@ def load() -> Library:
         if importlib.util.find_spec(module) is None:
             tried.append(f"{module} is not installed")
             continue
-        if wheel and not _preload(wheel):
+        release = _preload(wheel) if wheel else None
+        if wheel and release is None:
             tried.append(f"{module} is installed, but the libraries of {wheel} are not")
             continue
         try:
@@ -79,6 +80,9 @@ def load() -> Library:
             tried.append(f"{module} does not load: {e}")
             continue
         version = str(getattr(trt, "__version__", "0.0"))
+        if release not in (None, version):  # calls go by number: another release has others there
+            tried.append(f"{module} is {version}, and the libraries of {wheel} are {release}")
+            continue
         if _release(version) >= OLDEST[name]:
             return Library(name, version, trt)
         tried.append(f"{name} {version} is older than {'.'.join(map(str, OLDEST[name]))}")
@@ -97,14 +101,19 @@ def _release(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _preload(package: str) -> bool:
-    """Load the libraries that lie in another package's directory, where bindings come without them."""
+def _preload(package: str) -> str | None:
+    """Load the libraries that lie in another package's directory, where bindings come without them.
+
+    Their release, or None where there are none.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        return False
-    folder = Path(spec.submodule_search_locations[0])
-    names = "libcudart", "libtensorrt_rtx", "libtensorrt_onnxparser_rtx"  # each needs those before it
-    found = [file for name in names for file in sorted(folder.glob(f"{name}.so*"))]
-    for file in found:
-        ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
-    return any("tensorrt" in f.name for f in found)
+        return None
+    folder, release = Path(spec.submodule_search_locations[0]), None
+    for name in ("libcudart", "libtensorrt_rtx", "libtensorrt_onnxparser_rtx"):  # each needs those before it
+        for file in sorted(folder.glob(f"{name}.so*")):
+            loaded = ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+            if name == "libtensorrt_rtx":
+                parts = ("Major", "Minor", "Patch", "Build")
+                release = ".".join(str(getattr(loaded, f"getInferLib{part}Version")()) for part in parts)
+    return release

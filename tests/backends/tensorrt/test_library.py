@@ -70,3 +70,11 @@ def test_bindings_without_their_libraries_are_refused(tmp_path, monkeypatch, fou
     monkeypatch.setattr(library, "_PLACES", (("tensorrt_rtx", "bindings_alone", "no_such_wheel"),))
     with pytest.raises(LibraryMissing, match="but the libraries of no_such_wheel are not"):
         found()
+
+
+def test_bindings_of_another_release_than_their_libraries_are_refused(tmp_path, monkeypatch, found):
+    stand_in(tmp_path, monkeypatch, "bindings_of_old", "__version__ = '1.6.0.1'")
+    monkeypatch.setattr(library, "_preload", lambda package: "1.7.1.116")
+    monkeypatch.setattr(library, "_PLACES", (("tensorrt_rtx", "bindings_of_old", "a_wheel"),))
+    with pytest.raises(LibraryMissing, match=r"is 1\.6\.0\.1, and the libraries of a_wheel are 1\.7\.1\.116"):
+        found()
