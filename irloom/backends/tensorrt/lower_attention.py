@@ -7,7 +7,8 @@ at most, attended, and packed again. Of attention there are three forms:
   nothing is padded for, where the library has a kernel for them;
 - its layer with a mask where a window or a chunk ends what it sees (masks are made once a network);
 - two products and a softmax between them (``scores``) where the layer has no word for what becomes of a
-  score: softcap, sinks, slopes, biases, and values that are not as wide as keys.
+  score: softcap, sinks, slopes, biases, and values that are not as wide as keys; and for heads that neither
+  a kernel nor what the library writes in its place takes.
 """
 
 from __future__ import annotations
@@ -100,6 +101,9 @@ def beyond_the_layer(c: Context, cache: Pair) -> str:
     kinds += [x for x in ("sinks", "slopes", "bias") if c.has(x)]
     if cache.v is not None and cache.v.dims != cache.k.dims:
         kinds.append(f"values of {cache.v.dims[-1]} features, keys of {cache.k.dims[-1]}")
+    features = cache.k.dims[-1]
+    if cache.k.elem.name != "f32" and isinstance(features, int) and features % 8:
+        kinds.append(f"heads of {features} features, which 8 does not divide")
     return ", ".join(kinds)
 
 
