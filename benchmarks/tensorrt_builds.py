@@ -1,7 +1,7 @@
 """Every architecture as TensorRT engines, built by the library that is installed: seconds and bytes of plans.
 
     python benchmarks/tensorrt_builds.py --json tensorrt.json
-    python benchmarks/tensorrt_builds.py llama gemma3_text --full
+    python benchmarks/tensorrt_builds.py llama gemma3_text --size wide
 
 Each program is built as one network, and cut at its layers into distinct ones; then again, from the cache of
 plans. Plans hold no weights, so tiny models and large ones differ in their dims alone. Nothing is run, and
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ from irloom.frontends.hf.skeleton import skeleton
 from irloom.ir.errors import IrloomError
 from irloom.ir.graph import Module
 from irloom.passes import run_pipeline
-from irloom.zoo.models import full_size, names, tiny
+from irloom.zoo.models import default, full_size, names, tiny
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def examine(name: str, args: argparse.Namespace) -> Row:
     outside: tuple[str, ...] = ()
     try:
         with limited(args.limit), tempfile.TemporaryDirectory(dir=args.tmp) as folder:
-            m = program(full_size(name) if args.full else tiny(name))
+            m = program(CONFIGS[args.size](name))
             outside = tuple(BACKEND.fallbacks(m))
             whole, layer = (built(lower(m, cut), Path(folder) / cut) for cut in CUTS)
             return Row(name, outside, whole, layer)
@@ -98,6 +98,8 @@ def examine(name: str, args: argparse.Namespace) -> Row:
 
 
 CUTS: tuple[Cut, ...] = ("whole", "layer")
+CONFIGS: dict[str, Callable[[str], Any]] = {"tiny": tiny, "wide": full_size, "real": default}
+"""Models of an architecture: tiny; as wide as its default config but a few layers deep; that config."""
 
 
 def program(config: Any) -> Module:
@@ -163,7 +165,9 @@ def summarize(rows: list[Row]) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", help="architectures; all that transformers knows by default")
-    parser.add_argument("--full", action="store_true", help="default dims in a few layers, not tiny ones")
+    parser.add_argument(
+        "--size", choices=CONFIGS, default="tiny", help="tiny; wide: real dims, few layers; real: all layers"
+    )
     parser.add_argument("--limit", type=int, default=300, help="seconds after which one is given up")
     parser.add_argument("--tmp", type=Path, help="where caches of plans are made")
     parser.add_argument("--json", type=Path, help="where to write the figures")

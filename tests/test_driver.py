@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -271,3 +272,20 @@ def test_dumps_at_any_pass(model):
     assert irloom.parse(irloom.show(m)) == m
     with pytest.raises(PipelineError, match="no pass 'outlin'"):
         driver.rewritten(model[0], after="outlin")
+
+
+def test_of_two_builds_of_one_key_at_once_one_waits_for_the_other(tmp_path):
+    save_model(llama_config(), tmp_path / "model")
+    stages: list[tuple[str, str]] = []
+
+    def build(who: str) -> Path:
+        return driver.engine_for(
+            tmp_path / "model", "reference", None, lambda stage, done, total: stages.append((who, stage))
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(build, ["one", "other"])
+    assert one == other and is_engine(one)
+    (builder,) = {who for who, stage in stages if stage == "trace"}
+    (waited,) = {who for who, stage in stages if stage == "waiting for another build"}
+    assert {builder, waited} == {"one", "other"}

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--cut",
     type=click.Choice(["whole", "layer"]),
-    help="Build the whole model as one network, or its layers as one each, where the target builds networks.",
+    help="Where the target builds networks: one of all, or one a layer. Default: what is less to build.",
 )
 @json_option
 def compile_(

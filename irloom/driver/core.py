@@ -129,7 +129,9 @@ def compile(
 
     ``model`` is a path, a hub id, or an ``nn.Module``; ``tokenizer`` belongs to a module: a tokenizer object,
     or where its tokenizer.json is. ``adapter`` is a directory of PEFT's whose LoRA matrices are merged into
-    the weights.
+    the weights. Without ``split``, an op that the target cannot express is an error, else it runs its body.
+    ``cut`` is for targets that build networks: ``"whole"``, ``"layer"`` for one a layer, or None for what
+    is less to build.
     """
     report, out, target = progress or quiet, Path(out), available(target)
     passes = passes_of(Choice(target, pipeline))

@@ -19,15 +19,16 @@ from irloom.runtime.core import Engine
 
 from .engine import TensorRTEngine
 from .executor import PlanExecutor, Scratch
-from .gpu import PORTABLE, gpu
+from .gpu import PORTABLE, RTX, gpu
 from .graphs import graphed
 from .library import PLAIN, Kernels, Library, LibraryMissing, load
-from .lower import lower
+from .lower import Cut, lower
 from .opening import fitting, kernels, open_plans, program_of
 from .plan import Builder, Recipe
 from .plan_cache import plans
 from .profiles import Ranges, profiles
 from .program import Program
+from .structure import Structure
 from .summary import declined, fallbacks, networks
 from .weight_store import Weights, write_weights
 
@@ -100,7 +101,7 @@ class TensorRTBackend:
         report("lower", 0, 1)
         settings = out.manifest.settings
         library, plan = load(), cache_plan(m)
-        program = lower(m, settings.get("cut", "whole"), kernels=kernels(library))
+        program, settings["cut"] = cut_well(m, settings.get("cut"), kernels(library))
         out.write_text("module.irloom", show(m))
         out.write_text("lowered.txt", str(program))
         out.write_json("plan.json", {"caches": plan.to_json(), "cost": m.plan().to_json()})
@@ -135,22 +136,30 @@ def _kernels() -> Kernels:
         return PLAIN
 
 
+def cut_well(m: Module, asked: Cut | None, has: Kernels = PLAIN) -> tuple[Program, Cut]:
+    """The program cut as ``asked``; else at its layers if at most half of all that is built is left then.
+
+    The builder takes as long as a network has layers of its own, and builds those of one structure once.
+    """
+    if asked is not None:
+        return lower(m, asked, kernels=has), asked
+    whole, layer = (lower(m, cut, kernels=has) for cut in ("whole", "layer"))
+    sizes = [(Structure.of(s.network).text, len(s.network.layers)) for s in layer.segments]
+    halved = 2 * sum(dict(sizes).values()) <= sum(size for _, size in sizes)
+    return (layer, "layer") if halved else (whole, "whole")
+
+
 def builder_here(library: Library) -> Builder:
     """What plans are built with on this machine.
 
-    TensorRT times kernels, so its plans are for the GPU they were built on. TensorRT for RTX compiles for
-    several and chooses when it runs; without a driver it builds, but refuses plans that can be refitted.
+    TensorRT times kernels, so its plans are for the GPU they were built on. TensorRT for RTX chooses kernels
+    when a plan runs, and builds without a GPU for several at once; but plans that can be refitted it builds
+    for the GPU that is here alone.
     """
-    here = gpu()
-    portable = library.name == "tensorrt_rtx"
-    targets = PORTABLE if portable else ((here.compute,) if here else ())
-    return Builder(
-        library.name,
-        library.version,
-        None if portable or here is None else here.name,
-        targets,
-        "refit" if here else "inputs",
-    )
+    here, rtx = gpu(), library.name == "tensorrt_rtx"
+    if here is None or (rtx and here.compute not in RTX):
+        return Builder(library.name, library.version, None, PORTABLE if rtx else (), "inputs")
+    return Builder(library.name, library.version, None if rtx else here.name, (here.compute,), "refit")
 
 
 def recipes(program: Program, builder: Builder) -> list[tuple[Recipe, dict[str, str]]]:

@@ -75,6 +75,9 @@ def _serialized(library: Library, job: Job, logger: Any, tell: Tell) -> Any:
     if recipe.builder.held == "refit":
         config.set_flag(trt.BuilderFlag.REFIT)
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        if recipe.builder.library == "tensorrt_rtx":  # several GPUs at once are not refittable
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
     config.progress_monitor = _monitor(trt, tell)
     for profile in recipe.profiles:
         made = builder.create_optimization_profile()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 import re
 import shutil
@@ -16,16 +17,19 @@ import irloom
 from irloom.backends.artifact import MANIFEST, SEAL, EngineReader
 from irloom.backends.core import Limits, backend
 from irloom.backends.tensorrt import library, opening
-from irloom.backends.tensorrt.backend import TensorRTBackend
+from irloom.backends.tensorrt.backend import TensorRTBackend, cut_well
 from irloom.backends.tensorrt.engine import TensorRTEngine
 from irloom.backends.tensorrt.executor import TorchExecutor
 from irloom.backends.tensorrt.forms import value_of
 from irloom.backends.tensorrt.gpu import Gpu
 from irloom.backends.tensorrt.library import LibraryMissing
+from irloom.backends.tensorrt.network import Tensor
 from irloom.backends.tensorrt.opening import program_of
 from irloom.backends.tensorrt.weight_store import Weights
+from irloom.driver import Choice, passes_of
 from irloom.ir.checkpoint import SafetensorsCheckpoint
 from irloom.ir.errors import EngineMismatch, PipelineError, RequestError
+from irloom.passes import run_pipeline
 from irloom.zoo.serve import Script, serve
 from tests.tiny import llama_config, save_model
 
@@ -135,6 +139,15 @@ class TestWhatIsBuilt:
         assert len(segments) > len({s["plan"] for s in segments}) == len(list(made.rglob("*.plan")))
         assert "--cut layer" in EngineReader(made).manifest.command
 
+    @pytest.mark.parametrize(("layers", "cut"), [(2, "whole"), (4, "layer")])
+    def test_a_deep_model_is_cut_at_its_layers_since_most_of_them_are_one_plan(self, layers, cut):
+        from irloom.frontends.hf.selfcheck import import_tiny
+
+        traced, _ = import_tiny(llama_config(num_hidden_layers=layers))
+        m, _ = run_pipeline(traced, passes_of(Choice("tensorrt")))
+        assert cut_well(m, None)[1] == cut
+        assert cut_well(m, "whole")[1] == "whole"
+
     def test_no_split_takes_a_model_that_is_expressed_whole(self, model, tmp_path):
         made = irloom.compile(model, target="tensorrt", out=tmp_path / "engine", split=False)
         assert EngineReader(made).manifest.settings["fallbacks"] == {}
@@ -169,6 +182,50 @@ class TestWhatIsOpened:
             expected = whole(tokens[None]).logits[0]
         served = serve(mine, [Script(tokens, 9, expected), Script(tokens[:14], 12, expected[:14])])
         assert served.error < 0.05, served.where  # eight bits of bf16, through four layers
+
+
+class Stripped:
+    """What a plan that was stripped asks for, and what it is given: the part of a refitter that is used."""
+
+    def __init__(self, wants: dict[str, int]) -> None:
+        self.wants, self.given = wants, dict[str, Any]()
+
+    def get_all_weights(self) -> list[str]:
+        return [*self.wants, "a constant"]
+
+    def set_named_weights(self, name: str, weights: Any) -> bool:
+        self.given[name] = weights
+        return weights.size == self.wants[name]
+
+    def get_missing_weights(self) -> list[str]:
+        return sorted(set(self.wants) - set(self.given))
+
+    def refit_cuda_engine(self) -> bool:
+        return not self.get_missing_weights()
+
+
+class TestRefit:
+    """No plan can be refitted where there is no driver; what it would be given can be seen."""
+
+    @pytest.fixture
+    def own(self, engine) -> dict[str, Tensor]:
+        program, _ = program_of(EngineReader(engine), Limits())
+        weights = [t for s in program.segments for t in s.network.weights]
+        return {f"w{i}": t for i, t in enumerate(weights)}
+
+    def test_every_weight_is_given_once_in_its_element(self, engine, own):
+        reader, trt = EngineReader(engine), library.load().trt
+        plan = Stripped({name: math.prod(t.dims) for name, t in own.items()})
+        opening.refit(reader, plan, trt, own, Weights(reader))
+        assert plan.given.keys() == own.keys()
+        assert {w.dtype for w in plan.given.values()} == {trt.DataType.BF16}
+
+    def test_a_weight_that_the_plan_lacks_or_does_not_take_is_told(self, engine, own):
+        reader, trt = EngineReader(engine), library.load().trt
+        with pytest.raises(EngineMismatch, match="lacks weights that the engine does not have: other"):
+            opening.refit(reader, Stripped({"other": 1}), trt, own, Weights(reader))
+        with pytest.raises(EngineMismatch, match="does not take embed_tokens_weight"):
+            opening.refit(reader, Stripped({"w0": 7}), trt, own, Weights(reader))
 
 
 class TestWhatIsRefused:

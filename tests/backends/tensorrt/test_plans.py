@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -145,16 +146,27 @@ class TestBuilding:
         (built,) = plans([wanted], quiet, 1, tmp_path).values()
         assert built.seconds > 0
 
+    def test_a_build_that_is_killed_leaves_nothing_that_counts(self, here, tmp_path):
+        build = _started(tmp_path, 100)
+        while not list(tmp_path.glob("*.log")):  # the builder is at work
+            assert build.poll() is None
+            time.sleep(0.01)
+        build.kill()
+        build.communicate()
+        assert not list(tmp_path.glob("*.json")) and not list(tmp_path.glob("*.plan"))
+        (built,) = plans([recipe(products("a", count=100), here)], quiet, 1, tmp_path).values()
+        assert built.seconds > 0 and len(built.read()) == built.bytes
+
     def test_of_two_processes_one_builds_and_the_other_waits(self, here, tmp_path):
-        said = [json.loads(p.communicate()[0]) for p in [_started(tmp_path) for _ in range(2)]]
+        said = [json.loads(p.communicate()[0]) for p in [_started(tmp_path, 8) for _ in range(2)]]
         assert {s["key"] for s in said} == {recipe(products("a", count=8), here).key}
         assert sorted(s["seconds"] > 0 for s in said) == [False, True]
         assert len({s["sha256"] for s in said}) == 1
 
 
-def _started(folder: Path) -> subprocess.Popen[str]:
+def _started(folder: Path, count: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", _BUILD, str(folder)],
+        [sys.executable, "-c", _BUILD, str(folder), str(count)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[3],
@@ -171,7 +183,8 @@ from tests.backends.tensorrt.test_plans import products, quiet, recipe
 
 if __name__ == "__main__":
     here = Builder(load().name, load().version, None, ("8.0", "8.6", "8.9", "12.0"), "inputs")
-    ((key, built),) = plans([recipe(products("a", count=8), here)], quiet, 1, Path(sys.argv[1])).items()
+    wanted = recipe(products("a", count=int(sys.argv[2])), here)
+    ((key, built),) = plans([wanted], quiet, 1, Path(sys.argv[1])).items()
     print(json.dumps({"key": key, "seconds": built.seconds, "sha256": built.sha256}))
 """
 
