@@ -13,7 +13,10 @@ at most, attended, and packed again. Of attention there are three forms:
 
 from __future__ import annotations
 
+from math import frexp
+
 from irloom.ir.dims import Dim, product
+from irloom.ir.elem import ELEMS, Elem
 
 from .context import Context, Pair, lowers
 from .layers.attention import Attention
@@ -55,13 +58,19 @@ def paged_attention(c: Context) -> Tensor:
     if c.has("index"):
         raise c.refuse("each token has keys of its own to see, and no layer attends to chosen keys alone")
     cache, q = kept(c), c["q"]
-    scaled = c.cast(q, cache.k.elem)
-    if c.attr("scale") != 1.0:
-        scaled = c.binary("prod", scaled, c.attr("scale"))
+    scaled = scaled_by(c, q, c.attr("scale"), cache.k.elem)
     made = packed(c, scaled, cache)
     if made is None:
         made = unpad(c, over_slots(c, pad(c, scaled), cache))
     return c.cast(narrowed(c, made, c.result.dims[-1]), q.elem)
+
+
+def scaled_by(c: Context, q: Tensor, scale: float, elem: Elem) -> Tensor:
+    """``q * scale`` in ``elem``: the layer wants queries scaled. A scale that is no power of 2 stays exact."""
+    if scale == 1.0:
+        return c.cast(q, elem)
+    exact = frexp(scale)[0] == 0.5
+    return c.cast(c.binary("prod", q if exact else c.cast(q, ELEMS["f32"]), scale), elem)
 
 
 def packed(c: Context, q: Tensor, cache: Pair) -> Tensor | None:
