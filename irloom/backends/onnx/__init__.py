@@ -1,8 +1,8 @@
 """The ONNX target: a program as a model of standard operators, run by ONNX Runtime."""
 
-from . import attention, elementwise, experts, recurrent, rows, shape, sparse
+from . import attention, elementwise, experts, partial, recurrent, rows, shape, sparse
 from .export import Exported, export, text
 from .lower import TABLE, Lowered, Style, Written, lower
 
 __all__ = ["TABLE", "Exported", "Lowered", "Style", "Written", "export", "lower", "text"]
-_ = (attention, elementwise, experts, recurrent, rows, shape, sparse)
+_ = (attention, elementwise, experts, partial, recurrent, rows, shape, sparse)

@@ -90,16 +90,34 @@ def turned(g: Graph, x: str, t: Type, by: Turn) -> str:
 def kv_append(low: Lowering, n: Node, cache: Cache, k: str, v: Operand, seqs: None) -> Cache:
     """``TensorScatter`` at ``past``: in the memory of the cache, where input and output share it."""
     g, elem = low.g, _type(n, 0).elem
-    news = [(k, _type(n, 1)), *([(v, _type(n, 2))] if v else [])]
     assert isinstance(elem, Paged)
-    if elem.stride != 1:
-        raise low.refuse(n, f"a cache that keeps every {elem.stride}. token has no operator that renews it")
-    past = g.once("past", lambda: g("Cast", g.given("past"), to=I64))
+    news = [(k, _type(n, 1)), *([(v, _type(n, 2))] if v else [])]
+    rows, past = g.once(("rows to append", elem.stride), lambda: _appended(g, elem.stride))
     made: list[str] = []
     for old, (new, of) in zip(cache.names, news, strict=True):
-        slots = padded(g, g.cast(new, of.plain, elem.elem))
+        slots = g("Gather", g.cast(new, of.plain, elem.elem), rows, axis=0)
         made.append(g("TensorScatter", old, g.transpose(slots, 0, 2, 1, 3), past, axis=2))
     return Cache(tuple(made))
+
+
+def _appended(g: Graph, stride: int) -> tuple[str, str]:
+    """Which rows [B, entries] of a step become entries of a cache, and the first entry of each slot, i64[B].
+
+    With a stride those are the last rows of so many tokens; of a slot that completes fewer entries than
+    others, some row stands for each that is missing, and is written over once that is complete.
+    """
+    past = g("Cast", g.given("past"), to=I64)
+    if stride == 1:
+        return g.given("pad"), past
+    size, one = g.constant(stride, I64), g.constant(1, I64)
+    entry = g("Div", past, size)
+    width = g.scalar(g("Shape", g.given("pad"), start=1, end=2))
+    most = g("Div", g("Add", width, g.constant(stride - 1, I64)), size)
+    entries = g("Add", g("Unsqueeze", entry, g.ints(1)), g("Range", g.constant(0, I64), most, one))
+    ends = g("Sub", g("Mul", g("Add", entries, one), size), one)
+    places = g("Sub", ends, g("Unsqueeze", past, g.ints(1)))
+    inside = g("Clip", places, g.constant(0, I64), g("Sub", width, one))
+    return g("GatherElements", g.given("pad"), inside, axis=1), entry
 
 
 @dataclass(frozen=True)
@@ -119,9 +137,8 @@ class Heads:
         return _int(self.t.dims[1])
 
 
-@lowers("paged_attention")
-def paged_attention(low: Lowering, n: Node, q: str, cache: Cache, seqs: None, *more: Operand) -> str:
-    """Over the whole cache of each slot, as long as the step makes it."""
+def heads_of(low: Lowering, n: Node, q: str, cache: Cache) -> Heads:
+    """Queries over the whole cache of each slot, as long as the step makes it."""
     t, elem = _type(n, 1), _type(n, 1).elem
     assert isinstance(elem, Paged)
     kv, size = _int(t.dims[1]), _int(t.dims[2])
@@ -133,16 +150,30 @@ def paged_attention(low: Lowering, n: Node, q: str, cache: Cache, seqs: None, *m
         v = g.cast(cache.v, elem.elem, x.plain)
     else:
         v = g("Slice", k, g.ints(0), g.ints(values), g.ints(3)) if values != size else k
-    return attend(low, n, Heads(q, x, k, v, kv, values), places(g, cache.k, cached=True), more)
+    return Heads(q, x, k, v, kv, values)
+
+
+def heads_alone(low: Lowering, n: Node, q: str, k: str, v: str, stride: int = 1) -> Heads:
+    """Queries over the tokens of the step alone: in a program without caches."""
+    g, t = low.g, _type(n, 1)
+    keys, values = (g.transpose(padded(g, x), 0, 2, 1, 3) for x in (k, v))
+    if stride != 1:
+        ends = g.ints(stride - 1), g.ints(2**63 - 1), g.ints(2), g.ints(stride)
+        keys, values = (g("Slice", x, *ends) for x in (keys, values))
+    return Heads(q, _type(n, 0), keys, values, _int(t.dims[1]), _int(_type(n, 2).dims[2]))
+
+
+@lowers("paged_attention")
+def paged_attention(low: Lowering, n: Node, q: str, cache: Cache, seqs: None, *more: Operand) -> str:
+    """Over the whole cache of each slot."""
+    return attend(low, n, heads_of(low, n, q, cache), places(low.g, cache.k, cached=True), more)
 
 
 @lowers("attention")
 def attention(low: Lowering, n: Node, q: str, k: str, v: str, seqs: None, *more: Operand) -> str:
-    """Over the tokens of the step alone: a program without caches."""
-    g, t = low.g, _type(n, 1)
-    keys, vals = (g.transpose(padded(g, x), 0, 2, 1, 3) for x in (k, v))
-    heads = Heads(q, _type(n, 0), keys, vals, _int(t.dims[1]), _int(_type(n, 2).dims[2]))
-    return attend(low, n, heads, places(g, keys, cached=False), more)
+    """Over the tokens of the step alone."""
+    heads = heads_alone(low, n, q, k, v)
+    return attend(low, n, heads, places(low.g, heads.k, cached=False), more)
 
 
 def attend(low: Lowering, n: Node, h: Heads, p: Places, more: tuple[Operand, ...]) -> str:
@@ -174,28 +205,42 @@ def attend(low: Lowering, n: Node, h: Heads, p: Places, more: tuple[Operand, ...
 def _products(
     low: Lowering, n: Node, h: Heads, p: Places, added: str, sinks: Operand, of_sinks: Type | None
 ) -> str:
-    """Queries that share a KV head are rows of one product; scores are [B, H, N, L]."""
-    g, elem, size, groups = low.g, h.t.plain, _int(h.t.dims[2]), h.count // h.kv
-    scale, cap = n.attrs["scale"], n.attrs["softcap"]
+    """What is attended to [B, N, H, values]."""
+    scores = scored(low, n, h, p, added)
+    return mixed(low.g, h, p, _softmax(low.g, h, scores, sinks, of_sinks))
+
+
+def scored(low: Lowering, n: Node, h: Heads, p: Places, added: str) -> str:
+    """Scores [B, H, N, L] and what is added to them; queries that share a KV head are rows of one product."""
+    g, elem, size = low.g, h.t.plain, _int(h.t.dims[2])
+    scale, cap = n.attrs["scale"], n.attrs.get("softcap")
     assert isinstance(scale, (int, float))
     q = g("Mul", h.q, g.constant(float(scale), elem)) if scale != 1 else h.q
-    q = g.transpose(padded(g, q), 0, 2, 1, 3)
-    rows = g("Reshape", q, g.ints(0, h.kv, -1, size))
-    width = g.once("width", lambda: g("Shape", g.given("pad"), start=1, end=2))
-    length = g.once(("length", p), lambda: g("Shape", p.key))
+    rows = g("Reshape", g.transpose(padded(g, q), 0, 2, 1, 3), g.ints(0, h.kv, -1, size))
+    width, length = _lengths(g, p)
     apart = g.once(("apart", h.count, p), lambda: g("Concat", g.ints(0, h.count), width, length, axis=0))
     scores = g("Reshape", g("MatMul", rows, g.transpose(h.k, 0, 1, 3, 2)), apart)
     if isinstance(cap, (int, float)):
         scores = squeezed(g, scores, cap, elem)
-    scores = g("Add", scores, added)
-    weights = _softmax(g, h, scores, sinks, of_sinks)
+    return g("Add", scores, added)
+
+
+def mixed(g: Graph, h: Heads, p: Places, weights: str) -> str:
+    """Values by their weights [B, H, N, L]: [B, N, H, values]."""
+    width, length = _lengths(g, p)
     together = g.once(("together", h.kv, p), lambda: g("Concat", g.ints(0, h.kv, -1), length, axis=0))
     out = g("MatMul", g("Reshape", weights, together), h.v)
     parts = g.once(
-        ("parts", h.kv, groups, h.values),
+        ("parts", h.count, h.values),
         lambda: g("Concat", g.ints(0, h.count), width, g.ints(h.values), axis=0),
     )
     return g.transpose(g("Reshape", out, parts), 0, 2, 1, 3)
+
+
+def _lengths(g: Graph, p: Places) -> tuple[str, str]:
+    """How many tokens a slot has, and how many keys, as lists of one."""
+    width = g.once("width", lambda: g("Shape", g.given("pad"), start=1, end=2))
+    return width, g.once(("length", p), lambda: g("Shape", p.key))
 
 
 def _softmax(g: Graph, h: Heads, scores: str, sinks: Operand, t: Type | None) -> str:

@@ -22,13 +22,17 @@ NEVER = float("-inf")
 
 @dataclass(frozen=True)
 class Places:
-    """Where tokens stand [1 or B, 1, N, 1] and where keys do [1, 1, 1, L], i32."""
+    """Where tokens stand [1 or B, 1, N, 1] and where keys do [L], i32; ``number`` counts keys.
+
+    A key that stands for several tokens stands where the last of them does.
+    """
 
     at: str
     key: str
+    number: str
 
 
-def places(g: Graph, k: str, cached: bool) -> Places:
+def places(g: Graph, k: str, cached: bool, stride: int = 1) -> Places:
     """Of a step whose keys are ``k`` [B, KV, L, size]: those of a cache, or of the step alone."""
 
     def at() -> str:
@@ -36,10 +40,17 @@ def places(g: Graph, k: str, cached: bool) -> Places:
         along = g("Unsqueeze", count, g.ints(0, 1, 3))
         return g("Add", along, g("Unsqueeze", g.given("past"), g.ints(1, 2, 3))) if cached else along
 
-    def key() -> str:
+    def number() -> str:
         return g("Range", g.constant(0, I32), _count(g, k, 2), g.constant(1, I32))
 
-    return Places(g.once(("at", cached), at), g.once(("key", cached), key))
+    def key() -> str:
+        if stride == 1:
+            return numbers
+        first = g("Mul", numbers, g.constant(stride, I32))
+        return g("Add", first, g.constant(stride - 1, I32))
+
+    numbers = g.once(("number", cached, stride), number)
+    return Places(g.once(("at", cached), at), g.once(("key", cached, stride), key), numbers)
 
 
 def _count(g: Graph, x: str, dim: int) -> str:
@@ -132,7 +143,7 @@ def _chosen(g: Graph, p: Places, extra: Extra, block: int) -> str:
     t, size = extra.type("index"), g.constant(block, I32)
     rows = padded(g, g.cast(extra.index or "", t.plain, I32))
     rows = g("Unsqueeze", rows, g.ints(1)) if t.rank == 2 else g.transpose(rows, 0, 2, 1, 3)
-    blocks = g.once(("blocks", p, block), lambda: g("Div", p.key, size))
+    blocks = g.once(("blocks", p, block), lambda: g("Div", p.number, size))
     last = g("Add", g("Div", g("Shape", p.key), g.ints(block)), g.ints(1))
     place = g("Where", g("GreaterOrEqual", rows, g.constant(0, I32)), g("Cast", rows, to=I64), last)
     dims = g("Concat", g("Shape", rows, start=0, end=3), g("Add", last, g.ints(1)), axis=0)

@@ -112,15 +112,14 @@ class Recurrence:
 
     def last(self, seen: str, axis: int) -> str:
         """Of a state and the rows behind it, along ``axis``, so many that lie last as the state has."""
-        g, kept = self.g, 1 if axis == 1 else self.state.dims[-1]
+        g, dims = self.g, (1, *self.state.dims)
+        kept = dims[axis]
         assert isinstance(kept, int)
         along = g("Range", g.constant(0, I64), g.constant(kept, I64), g.constant(1, I64))
         at = g("Add", g("Unsqueeze", self.counts(), g.ints(1)), along)
-        rank = self.state.rank + (2 if axis == 1 else 1)
-        places = g("Unsqueeze", at, g.ints(*(i for i in range(1, rank) if i != axis)))
-        rest = [*self.state.dims] if axis == 1 else [*self.state.dims[:-1]]
-        dims = (1, 1, *rest) if axis == 1 else (1, *rest, 1)
-        return g("GatherElements", seen, g("Expand", places, g.shape(dims)), axis=axis)
+        places = g("Unsqueeze", at, g.ints(*(i for i in range(1, len(dims)) if i != axis)))
+        wide = [1 if i == axis else d for i, d in enumerate(dims)]
+        return g("GatherElements", seen, g("Expand", places, g.shape(wide)), axis=axis)
 
     def scan(self, turn: Turn) -> Operand:
         """``turn`` for every token, one after the other."""
@@ -269,4 +268,6 @@ def token_shift(low: Lowering, n: Node, *given: Operand) -> Operand:
     g, r = low.g, Recurrence(low, n, given)
     seen = g("Concat", g("Unsqueeze", r.before(F32), g.ints(1)), r.slots(0), axis=1)
     y = g("Slice", seen, g.ints(0), g.ints(-1), g.ints(1))
-    return r.done(y, g("Squeeze", r.last(seen, 1), g.ints(1)), F32)
+    end = g("Unsqueeze", r.counts(), g.ints(*range(1, r.state.rank + 2)))
+    last = g("GatherElements", seen, g("Expand", end, g.shape((1, 1, *r.state.dims))), axis=1)
+    return r.done(y, g("Squeeze", last, g.ints(1)), F32)

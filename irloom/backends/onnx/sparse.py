@@ -30,8 +30,6 @@ def _attr(n: Node, name: str) -> int:
 @lowers("sparse_index", "paged_sparse_index")
 def sparse_index(low: Lowering, n: Node, q: str, k: str | Cache, weight: str, seqs: None) -> str:
     """Scores of heads, weighted and summed, and the best keys."""
-    if _attr(n, "stride") != 1:
-        raise low.refuse(n, "keys of which one stands for several have no operators")
     g, (scores, p) = low.g, _scores(low, n, q, k)
     by_head = padded(g, g.cast(weight, _type(n, 2).plain, F32))
     summed = g("MatMul", g("Unsqueeze", by_head, g.ints(2)), g("Relu", scores))
@@ -68,10 +66,13 @@ def _scores(low: Lowering, n: Node, q: str, k: str | Cache) -> tuple[str, Places
     if isinstance(k, Cache):
         elem = _type(n, 1).elem
         assert isinstance(elem, Paged)
-        keys, p = g.cast(k.k, elem.elem, F32), places(g, k.k, cached=True)
+        keys, p = g.cast(k.k, elem.elem, F32), places(g, k.k, cached=True, stride=elem.stride)
     else:
         keys = g.transpose(padded(g, g.cast(k, _type(n, 1).plain, F32)), 0, 2, 1, 3)
-        p = places(g, keys, cached=False)
+        stride = _attr(n, "stride")
+        if stride != 1:
+            keys = g("Slice", keys, g.ints(stride - 1), g.ints(2**63 - 1), g.ints(2), g.ints(stride))
+        p = places(g, keys, cached=False, stride=stride)
     slots = padded(g, g.cast(q, _type(n, 0).plain, F32))
     return g("MatMul", slots, g.transpose(keys, 0, 1, 3, 2)), p
 

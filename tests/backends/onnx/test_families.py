@@ -32,6 +32,11 @@ STEPS = [{1: 5, 3: 9}, {1: 1, 3: 1}, {0: 12, 1: 1}, {0: 1, 1: 7, 3: 1}, {0: 1, 1
 """Of each step, how many tokens a slot brings: slot 2 stays empty, and not all are in every step."""
 
 
+def size(symbol: str) -> int:
+    """Of a dim of a cache; ``L4`` is the length of one that keeps a key for four tokens."""
+    return SLOTS if symbol == "B" else -(-LENGTH // int(symbol[1:] or 1))
+
+
 @dataclass
 class Runner:
     """An exported model in ONNX Runtime, with its caches."""
@@ -44,8 +49,7 @@ class Runner:
         options.log_severity_level, options.intra_op_num_threads = 3, 1
         self.session = ort.InferenceSession(self.exported.path, options, providers=["CPUExecutionProvider"])
         for name in (name for names in self.exported.caches.values() for name in names):
-            sizes = {"B": SLOTS, "L": LENGTH}
-            dims = [d if isinstance(d, int) else sizes[str(d)] for d in self.exported.inputs[name].dims]
+            dims = [d if isinstance(d, int) else size(str(d)) for d in self.exported.inputs[name].dims]
             self.caches[name] = np.zeros(dims, np.float32)
 
     def logits(self, step: SlotStep) -> Any:
@@ -114,9 +118,10 @@ def test_logits_are_the_librarys(family: str, attention: str, tmp_path: Path) ->
 
 
 OTHERS = (
-    "apertus", "axk2", "bailing_hybrid", "bamba", "cohere2", "deepseek_v3", "falcon_h1", "gemma2", "glm4_moe",
-    "gpt_neox", "gpt_oss", "granite_swa", "lfm2", "mamba", "minimax", "mixtral", "mpt", "olmo2", "phi3",
-    "qwen3_moe", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm",
+    "apertus", "axk2", "bailing_hybrid", "bamba", "cohere2", "deepseek_v3", "deepseek_v4",
+    "falcon_h1", "gemma2", "glm4_moe", "gpt_neox", "gpt_oss", "granite_swa", "lfm2", "mamba",
+    "minimax", "mixtral", "mpt", "olmo2", "phi3", "qwen3_moe", "qwen3_next", "recurrent_gemma",
+    "rwkv", "xlstm",
 )  # fmt: skip
 """Experts, latents, sinks, slopes, chosen keys, windows, softcaps, states of every kind."""
 

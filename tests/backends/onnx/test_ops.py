@@ -7,7 +7,7 @@ slot for each sequence; some tokens are in them already.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from irloom.ir.errors import IRError  # noqa: E402
 from irloom.ir.graph import Builder, Func, Module, Param  # noqa: E402
 from irloom.ir.interp import Interpreter, empty_cache  # noqa: E402
 from irloom.ir.op import OPS, Op  # noqa: E402
+from irloom.ir.parse import parse  # noqa: E402
 from irloom.ir.seqs import PagedCache, Seqs, StateCache  # noqa: E402
 from irloom.ir.types import Type  # noqa: E402
 from irloom.testing.trial import Draw, Trial, written  # noqa: E402
@@ -55,22 +56,15 @@ def run_here(t: Any) -> Any:
     return t.with_elem(HALF) if elem == BFLOAT else t
 
 
-def strides(given: Sequence[Any], attrs: Mapping[str, Any]) -> bool:
-    """Whether one key stands for several tokens."""
-    return attrs.get("stride", 1) != 1 or any("stride" in str(t) for t in given)
-
-
-MORE: dict[str, Any] = {
-    "paged_sparse_index": ("f32[T, 6, 8]", "paged[f32, 4](values=0)[P, 1, 8]", "f32[T, 6]", "seqs[T, S]"),
+MORE: dict[str, list[Any]] = {
+    "kv_append": [(["paged[f32, 6](values=0, stride=3)[P, 2, 8]", "f32[T, 2, 8]", None, "seqs[T, S]"], {})],
 }
-"""Operands that an op is tried on here alone; the attributes are those of its case."""
+"""Operands that ops are not tried on by themselves."""
 
 
 def trials(op: Op) -> Iterator[Trial]:
-    """Applications of an op, but for caches that keep one key for several tokens."""
-    for given, attrs in CASES[op.name]:
-        if strides(given, attrs):
-            given, attrs = MORE.get(op.name, given), {k: v for k, v in attrs.items() if k != "stride"}
+    """Applications of an op."""
+    for given, attrs in [*CASES[op.name], *MORE.get(op.name, [])]:
         yield from written(op, given, attrs)
     if op.operands and op.name not in GIVEN and not re.search(r"_|%", op.signature.text):
         yield from Draw(op, {}, {}).trials(3)
@@ -206,8 +200,8 @@ def close(got: torch.Tensor, expected: torch.Tensor, trial: Trial) -> None:
 
 
 OWN = [op for op in OPS if "/irloom/ir/ops/" in op.place]
-REFUSED = {"all_reduce", "block_pool", "carried_block_pool", "partial_attention", "paged_partial_attention"}
-"""What ONNX operators are not written for: ranks, and attention over blocks of tokens that are one key."""
+REFUSED = {"all_reduce"}
+"""What ONNX operators are not written for: a model is that of one rank."""
 
 
 @pytest.mark.parametrize("op", [o for o in OWN if o.name not in REFUSED], ids=lambda o: o.name)
@@ -224,16 +218,12 @@ def test_attention_as_products(op: str, tmp_path: Path) -> None:
 
 def test_what_is_refused_is_known_before_an_export(tmp_path: Path) -> None:
     assert {op.name for op in OWN} - expressed() == REFUSED
-    given, attrs = CASES["partial_attention"][0]
-    with pytest.raises(IRError, match=r"onnx: partial_attention: no ONNX operators compute it"):
-        export(
-            alone(next(written(OPS["partial_attention"], given, attrs))), RandomCheckpoint(0, {}), tmp_path
-        )
+    m = parse("""# irloom 1
+T: dim[1, 64]; mesh(tp=2)
 
-
-def test_a_cache_with_one_key_for_several_tokens_is_refused(tmp_path: Path) -> None:
-    given, attrs = CASES["paged_sparse_index"][0]
-    with pytest.raises(IRError, match="keys of which one stands for several"):
-        export(
-            alone(next(written(OPS["paged_sparse_index"], given, attrs))), RandomCheckpoint(0, {}), tmp_path
-        )
+def main(x: partial[tp, f32][T, 8]):
+    y = all_reduce(x)
+    return y
+""")
+    with pytest.raises(IRError, match=r"onnx: all_reduce: no ONNX operators compute it"):
+        export(m, RandomCheckpoint(0, {}), tmp_path)
