@@ -66,7 +66,7 @@ def paged_attention(c: Context) -> Tensor:
 
 
 def scaled_by(c: Context, q: Tensor, scale: float, elem: Elem) -> Tensor:
-    """``q * scale`` in ``elem``: the layer wants queries scaled. A scale that is no power of 2 stays exact."""
+    """``q * scale`` in ``elem``: the layer wants queries scaled. One that is no power of 2 stays exact."""
     if scale == 1.0:
         return c.cast(q, elem)
     exact = frexp(scale)[0] == 0.5
