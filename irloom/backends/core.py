@@ -15,7 +15,9 @@ from irloom.ir.plugins import Group, fulfils
 from irloom.runtime.core import Engine
 
 Report = Callable[[str, int, int], None]
-"""``report(stage, done, total)``: how far a build is, in what the stage counts."""
+"""``report(stage, done, total)``: how far a build is, in what the stage counts. What follows a colon in the
+stage is what it is at now.
+"""
 
 
 def quiet(stage: str, done: int, total: int) -> None:

@@ -69,7 +69,7 @@ def program_of(engine: EngineReader, limits: Limits) -> tuple[Program, int]:
     max_context = limits.context(int(settings["max_context"]))
     if limits.max_context is None and ranges.max_context is not None:
         max_context = min(max_context, ranges.max_context)
-    ranges.check(limits, max_context, engine.manifest.command)
+    ranges.check(ranges.fit(limits), max_context, engine.manifest.command)
     return program, max_context
 
 

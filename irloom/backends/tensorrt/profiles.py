@@ -7,7 +7,7 @@ prompts. Any sizes within a profile run without a rebuild.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from irloom.backends.core import Limits
@@ -51,6 +51,16 @@ class Ranges:
             program.dims.get(name, (1, 1)) for name in (tokens, seqs, "L")
         )
         return cls(rows, sequences, length - rows if program.linear else None, tokens, seqs)
+
+    def fit(self, limits: Limits) -> Limits:
+        """``limits``, where those that nobody chose go no further than the plans do."""
+        usual = Limits()
+        tokens, seqs = limits.max_tokens, limits.max_seqs
+        return replace(
+            limits,
+            max_tokens=min(tokens, self.max_tokens) if tokens == usual.max_tokens else tokens,
+            max_seqs=min(seqs, self.max_seqs) if seqs == usual.max_seqs else seqs,
+        )
 
     def check(self, limits: Limits, max_context: int, rebuild: str) -> None:
         """``RequestError`` where ``limits`` go past what the plans take; it says which, and how far."""

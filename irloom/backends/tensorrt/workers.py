@@ -17,8 +17,7 @@ from irloom.ir.errors import BuildError
 from .builder import BuildFailed, Job, Tell, build, failure
 
 HINTS = {
-    "memory": "close what else uses memory, build fewer plans at once, or cut the network at its layers: "
-    "--cut layer",
+    "memory": "close what else uses memory, or build smaller networks: --cut layer",
     "disk": "make room there, or set XDG_CACHE_HOME to a folder on another disk",
     "cancelled": "start it again",
     "refused": "the log says what the builder was at",

@@ -87,6 +87,13 @@ def test_limits_past_the_profiles_are_refused_with_the_dim_the_limit_and_the_fla
     assert option in caught.value.hint
 
 
+def test_limits_that_nobody_chose_go_as_far_as_the_profiles():
+    small = Ranges(max_tokens=32, max_seqs=8, max_context=4096)
+    assert small.fit(Limits()) == Limits(max_tokens=32, max_seqs=8)
+    assert small.fit(Limits(max_tokens=33)).max_tokens == 33  # which ``check`` refuses
+    assert RANGES.fit(Limits(max_tokens=100)) == Limits(max_tokens=100)
+
+
 def test_limits_within_the_profiles_need_no_rebuild():
     RANGES.check(Limits(max_tokens=512, max_seqs=64), 4096, "")
     RANGES.check(Limits(max_tokens=1, max_seqs=1), 1, "")
