@@ -7,8 +7,9 @@ at most, attended, and packed again. Of attention there are three forms:
   nothing is padded for, where the library has a kernel for them;
 - its layer with a mask where a window or a chunk ends what it sees (masks are made once a network);
 - two products and a softmax between them (``scores``) where the layer has no word for what becomes of a
-  score: softcap, sinks, slopes, biases, and values that are not as wide as keys; and for heads that neither
-  a kernel nor what the library writes in its place takes.
+  score: softcap, sinks, slopes, biases, and values that are not as wide as keys.
+
+Kernels of short floats take heads of a multiple of 8 features; others get zeros behind their own.
 """
 
 from __future__ import annotations
@@ -59,9 +60,10 @@ def paged_attention(c: Context) -> Tensor:
         raise c.refuse("each token has keys of its own to see, and no layer attends to chosen keys alone")
     cache, q = kept(c), c["q"]
     scaled = scaled_by(c, q, c.attr("scale"), cache.k.elem)
-    made = packed(c, scaled, cache)
+    cache = Pair(cache.name, in_eights(c, cache.k), cache.v and in_eights(c, cache.v))
+    made = packed(c, in_eights(c, scaled), cache)
     if made is None:
-        made = unpad(c, over_slots(c, pad(c, scaled), cache))
+        made = unpad(c, over_slots(c, pad(c, in_eights(c, scaled)), cache))
     return c.cast(narrowed(c, made, c.result.dims[-1]), q.elem)
 
 
@@ -73,15 +75,22 @@ def scaled_by(c: Context, q: Tensor, scale: float, elem: Elem) -> Tensor:
     return c.cast(c.binary("prod", q if exact else c.cast(q, ELEMS["f32"]), scale), elem)
 
 
+def in_eights(c: Context, x: Tensor) -> Tensor:
+    """``x`` with zeros to a multiple of 8 features, where it is of short floats."""
+    *lead, features = x.dims
+    if x.elem.name == "f32" or not isinstance(features, int) or features % 8 == 0:
+        return x
+    start, size = (0,) * len(x.dims), (*lead, features + -features % 8)
+    return c.once(("in eights", x), lambda: c.add(Slice(x, start, size, mode="fill")))
+
+
 def packed(c: Context, q: Tensor, cache: Pair) -> Tensor | None:
     """What packed queries [T, heads, features] attend to; None where they must be padded.
 
     A mask is by slot and token, so it asks for padding; kernels for packed queries are of short floats.
     """
     features = q.dims[-1]
-    kernel = (
-        q.elem.name in ("f16", "bf16") and isinstance(features, int) and features % 8 == 0 and features <= 256
-    )
+    kernel = q.elem.name in ("f16", "bf16") and isinstance(features, int) and features <= 256
     plain = not beyond_the_layer(c, cache) and not Sight(c, cache.k.dims[2]).limits
     if not (c.to.kernels.packed and kernel and plain):
         return None
@@ -110,9 +119,6 @@ def beyond_the_layer(c: Context, cache: Pair) -> str:
     kinds += [x for x in ("sinks", "slopes", "bias") if c.has(x)]
     if cache.v is not None and cache.v.dims != cache.k.dims:
         kinds.append(f"values of {cache.v.dims[-1]} features, keys of {cache.k.dims[-1]}")
-    features = cache.k.dims[-1]
-    if cache.k.elem.name != "f32" and isinstance(features, int) and features % 8:
-        kinds.append(f"heads of {features} features, which 8 does not divide")
     return ", ".join(kinds)
 
 

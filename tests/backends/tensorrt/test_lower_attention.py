@@ -70,9 +70,7 @@ FORMS: dict[str, tuple[dict[str, Any], str]] = {
     "sinks of tokens": ({"given": {"sinks": "f32[T, 4]"}, "window": 5}, "products and a softmax: sinks"),
     "slopes": ({"given": {"slopes": "f32[4]"}}, "products and a softmax: slopes"),
     "bias": ({"given": {"bias": "f32[T, 4, 3]"}}, "products and a softmax: bias"),
-    "heads of 12": (
-        {"elem": "bf16", "dim": 12}, "products and a softmax: heads of 12 features, which 8 does not divide",
-    ),
+    "heads of 12": ({"elem": "bf16", "dim": 12}, ""),
     "everything": (
         {
             "given": {"sinks": "f32[4]", "slopes": "f32[4]", "bias": "f32[T, 4, 7]"},
@@ -101,7 +99,11 @@ def test_each_form_is_the_op_over_many_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("elem", ["f16", "bf16"])
-@pytest.mark.parametrize("attrs", [{}, {"window": 5}, {"softcap": 4.0}], ids=["all", "window", "softcap"])
+@pytest.mark.parametrize(
+    "attrs",
+    [{}, {"window": 5}, {"softcap": 4.0}, {"dim": 12}, {"dim": 12, "values": 6}],
+    ids=["all", "window", "softcap", "12 features", "12 and 6 features"],
+)
 def test_shorter_floats(elem: str, attrs: dict[str, object]) -> None:
     Beside(module(text(elem, **attrs))).run(6, TOLERANCE[elem])
 
@@ -113,7 +115,7 @@ PACKED: dict[str, tuple[dict[str, Any], bool]] = {
     "a window that reaches all": ({"window": 100}, True),
     "a window": ({"window": 5}, False),
     "softcap": ({"softcap": 2.0}, False),
-    "a head of 12": ({"dim": 12}, False),
+    "a head of 12": ({"dim": 12}, True),
 }
 
 
@@ -161,6 +163,7 @@ REAL: dict[str, dict[str, Any]] = {
     "heads of 12": {"heads": 4, "kv": 2, "dim": 12},
     "Phi": {"heads": 32, "kv": 32, "dim": 80},
     "Llama 4": {"heads": 40, "kv": 8, "dim": 128, "chunk": 16},
+    "OpenLLaMA": {"heads": 32, "kv": 32, "dim": 100},
 }
 
 
