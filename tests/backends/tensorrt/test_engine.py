@@ -22,11 +22,11 @@ from tests.backends.tensorrt.serving import CONTEXT, FEW, LIMITS, PLANS, Model
 TOLERANCE = 2e-5
 OFTEN = ["llama", "gemma3_text"]
 FAMILIES = [
-    "bloom", "cohere2", "deepseek_v3", "falcon", "gemma2", "gpt2", "gpt_neox", "gpt_oss", "granite", "jamba",
+    "bloom", "cohere2", "deepseek_v3", "falcon", "gemma2", "gpt2", "gpt_neox", "gpt_oss", "granite",
     "llama4_text", "mixtral", "olmo2", "opt", "phi3", "qwen2", "qwen3", "qwen3_moe", "starcoder2",
 ]  # fmt: skip
-RECURRENT = {"falcon_h1": 1e-4, "mamba": 1e-4, "qwen3_next": 1e-4}
-"""States sum up what rounds; the library's own results are as far from each other."""
+RECURRENT = {"falcon_h1": 1e-4, "jamba": 1e-4, "mamba": 1e-4, "qwen3_next": 2e-3}
+"""States sum up what rounds: one more rounding of each result moves the logits of the last by 1.3e-3."""
 
 
 @pytest.mark.parametrize("layout", PLANS)
