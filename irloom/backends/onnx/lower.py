@@ -129,9 +129,10 @@ def expressed() -> set[str]:
     return {*TABLE, *DECOMPOSED}
 
 
-def _refusal(n: Node, why: str) -> IRError:
+def _absent(n: Node) -> IRError:
     hint = "`irloom explain --target onnx` says so before an export"
-    return IRError(f"onnx: {n.op.name}: {why}", hint).at(f"at {n.loc or n.results[0].name}")
+    said = f"onnx: {n.op.name}: no ONNX operators compute it"
+    return IRError(said, hint).at(f"at {n.loc or n.results[0].name}")
 
 
 class Lowering:
@@ -148,10 +149,6 @@ class Lowering:
     def note(self, reason: str) -> None:
         """Say why the node that is lowered now is not one operator of ONNX's."""
         self.why = reason
-
-    def refuse(self, n: Node, why: str) -> IRError:
-        """The error for a node that cannot be exported."""
-        return _refusal(n, why)
 
     def weight(self, p: Value, elem: Elem) -> str:
         """A matrix or a stack of them in ``elem``, as the program has it: from a weight, or a value."""
@@ -188,7 +185,7 @@ class _Lowering(Lowering):
         path, _ = split_loc(n.loc)
         self.g.scope = Scope(_slashes(path), n.results[0].name)
         if n.op.name not in TABLE:
-            raise _refusal(n, "no ONNX operators compute it")
+            raise _absent(n)
         handler, raw = TABLE[n.op.name]
         names = n.op.operands[:1] * len(n.args) if n.op.variadic else n.op.operands
         since, self.why = len(self.g.nodes), ""
@@ -196,10 +193,8 @@ class _Lowering(Lowering):
         made = handler(self, n, *given, *[None] * (len(names) - len(given)))
         results = made if isinstance(made, tuple) else (made,)
         assert len(results) == len(n.results), n.op.name
-        own = tuple(
-            node for node in self.g.nodes[since:] if not node.shared
-        )  # before one is called after ``n``
-        self.out.written.append(Written(n.op.name, own, self.why))
+        own = [node for node in self.g.nodes[since:] if not node.shared]  # by its name, which changes below
+        self.out.written.append(Written(n.op.name, tuple(own), self.why))
         for value, result in zip(n.results, results, strict=True):
             self.env[value] = self._named(value, result, since)
 
