@@ -130,7 +130,7 @@ def expressed() -> set[str]:
 
 
 def _absent(n: Node) -> IRError:
-    hint = "`irloom explain --target onnx` says so before an export"
+    hint = "a pass may write it in ops that have some; --target cpu runs its body"
     said = f"onnx: {n.op.name}: no ONNX operators compute it"
     return IRError(said, hint).at(f"at {n.loc or n.results[0].name}")
 
