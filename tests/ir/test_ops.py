@@ -85,7 +85,7 @@ CASES: dict[str, list[Case]] = {
     + each(["bool[T]", 1, 0], ["bool[T]", 0.5, 0], ["bool[T]", True, False]),
     "cast": [case for to in ("bf16", "i32", "bool", "f8e4m3") for case in each(*MATRIX, to=ELEMS[to])],
     "all_reduce": each("partial[tp, f32][T, 8]"),
-    "silu_mul": each(["bf16[T, 8]", "bf16[T, 8]"]),
+    "silu_mul": each(["bf16[T, 8]", "bf16[T, 8]"], ["f32[T, 8]", "bf16[T, 8]"]),
     "gelu_mul": each(["f32[T, 8]", "f32[T, 8]"], tanh=True),
     "add_rms_norm": each(["bf16[T, 8]", "bf16[T, 8]", "f32[8]"], ["f32[T, 8]"] * 2)
     + each(["bf16[T, 8]", "bf16[T, 8]", None, "f32[8]"], ["f32[T, 8]"] * 2, inner_eps=1e-6),

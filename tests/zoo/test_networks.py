@@ -1,9 +1,14 @@
 """Each architecture as networks of a target: one, several with ops between them, or none."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from irloom.ir.errors import PipelineError
 from irloom.zoo import NetworkRow, as_networks, check_target, network_page, verdicts
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +42,15 @@ def test_the_page_counts_and_gives_reasons(rows):
 def test_a_target_without_networks_is_refused():
     with pytest.raises(PipelineError, match="target cpu builds no networks"):
         check_target("cpu")
+
+
+def test_the_page_tells_of_every_architecture_that_traces():
+    told, models = ((DOCS / name).read_text() for name in ("tensorrt_models.md", "models.md"))
+    counted = re.search(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", told, re.MULTILINE)
+    release = re.search(r"transformers ([\d.]+) that traces", told)
+    assert counted
+    assert release
+    whole, split, refused, of = map(int, counted.groups())
+    rows = re.findall(r"^\| \S+ \| (whole|split) \|", told, re.MULTILINE)
+    assert (rows.count("whole"), rows.count("split"), refused, of) == (whole, split, 0, whole + split)
+    assert re.search(rf"^\| {re.escape(release[1])} \| \d+ \| \d+ \| {of} \|", models, re.MULTILINE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .context import Context, lowers
-from .lower_elementwise import by_number, x_of
+from .lower_elementwise import by_number, common, x_of
 from .network import Tensor
 
 Act = Callable[[Context, Tensor], Tensor]
@@ -54,14 +54,21 @@ def gelu(c: Context) -> Tensor:
     return act(c, c["x"], _gelu(c))
 
 
+def gated(c: Context, name: str) -> Tensor:
+    """The activation of ``gate`` times ``up``, in the element that both have together."""
+    elem = common(c, "gate", "up")
+    y = c.binary("prod", c.cast(act(c, c["gate"], name), elem), c.cast(c["up"], elem))
+    return c.cast(y, c.result.plain)
+
+
 @lowers("silu_mul")
 def silu_mul(c: Context) -> Tensor:
-    return c.binary("prod", silu(c, c["gate"]), c["up"])
+    return gated(c, "silu")
 
 
 @lowers("gelu_mul")
 def gelu_mul(c: Context) -> Tensor:
-    return c.binary("prod", act(c, c["gate"], _gelu(c)), c["up"])
+    return gated(c, _gelu(c))
 
 
 def softcap(c: Context, x: Tensor, cap: float) -> Tensor:
