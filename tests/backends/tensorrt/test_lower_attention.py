@@ -104,7 +104,7 @@ def test_each_form_is_the_op_over_many_steps(name: str) -> None:
     [{}, {"window": 5}, {"softcap": 4.0}, {"dim": 12}, {"dim": 12, "values": 6}],
     ids=["all", "window", "softcap", "12 features", "12 and 6 features"],
 )
-def test_shorter_floats(elem: str, attrs: dict[str, object]) -> None:
+def test_shorter_floats(elem: str, attrs: dict[str, Any]) -> None:
     Beside(module(text(elem, **attrs))).run(6, TOLERANCE[elem])
 
 

@@ -42,7 +42,7 @@ def batches(seed: int, count: int) -> Iterator[Batch]:
             new[new.argmax()] -= 1
         past[slots] = np.where(past[slots] + new > CONTEXT, 0, past[slots])
         starts = np.concatenate([[0], np.cumsum(new)]).astype(np.int32)
-        at = [np.arange(past[s], past[s] + n) for s, n in zip(slots, new, strict=True)]
+        at = [past[s] + np.arange(n) for s, n in zip(slots, new, strict=True)]
         past[slots] += new
         tokens = np.zeros(starts[-1], np.int32)
         tables = (slots[:, None].astype(np.int32),)
@@ -115,8 +115,8 @@ class Beside:
 
     def bodies(self, batch: Batch, given: Mapping[Param, torch.Tensor]) -> dict[Value, Any]:
         """Every value of ``main``, op by op."""
-        arrays = (torch.from_numpy(x) for x in (batch.positions, batch.starts, batch.context))
-        seqs = Seqs(*arrays, {"full": torch.from_numpy(batch.tables[0])})
+        positions, starts, context = map(torch.from_numpy, (batch.positions, batch.starts, batch.context))
+        seqs = Seqs(positions, starts, context, {"full": torch.from_numpy(batch.tables[0])})
         values: dict[Value, Any] = {**given, **self.paged, **self.weights}
         values |= {p: seqs for p in self.main.data if str(p.type.elem) == "seqs"}
         env = {"T": seqs.tokens, "S": seqs.count, "P": SLOTS}
