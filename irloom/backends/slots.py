@@ -59,6 +59,26 @@ class SlotStep:
         return self.pad.shape[1]
 
 
+Shape = tuple[int, int]
+"""The most slots of a step, and the most tokens of one of them."""
+
+
+def shapes(slots: int, tokens: int) -> tuple[Shape, ...]:
+    """What steps over chunks may be like: few slots with many tokens, to all slots with few.
+
+    A kernel that pads plans for its largest step, and no step has more than ``tokens`` rows: so none of these
+    is larger than that twice.
+
+    >>> shapes(64, 512)
+    ((2, 512), (16, 64), (64, 16))
+    """
+    made, most = list[Shape](), 2
+    while not made or made[-1][0] < slots:
+        made.append((min(most, slots), max(1, min(tokens, 2 * tokens // min(most, slots)))))
+        most *= 8
+    return tuple(made)
+
+
 def length(max_context: int, widest: int) -> int:
     """How long caches are, for sequences of ``max_context`` tokens and chunks of up to ``widest``."""
     return max_context + widest
@@ -70,21 +90,49 @@ class Slots:
     ``pool`` is the number of the pool of keys among those of the engine. With ``filled``, a step in which all
     sequences decode has a row for every slot from the first on: there are few such shapes, so that graphs can
     be captured for them. No op may be run on its rows that changes more than keys at the rows' positions.
-    Steps that are ``anchored`` begin at the first slot, for memory that is not aligned at others.
+    Steps that are ``anchored`` begin at the first slot, for memory that is not aligned at others. Steps over
+    chunks have one of ``shapes``, if any are given.
     """
 
-    def __init__(self, slots: int, pool: int = 0, filled: bool = False, anchored: bool = False) -> None:
+    def __init__(
+        self,
+        slots: int,
+        pool: int = 0,
+        filled: bool = False,
+        anchored: bool = False,
+        shapes: tuple[Shape, ...] = (),
+    ) -> None:
         self.lengths: Ints = np.zeros(slots, np.int32)
-        self.pool, self.filled, self.anchored = pool, filled, anchored
+        self.pool, self.filled, self.anchored, self.shapes = pool, filled, anchored, shapes
 
     def steps(self, batch: Batch, packed: bool = False) -> list[SlotStep]:
         """A batch as steps: the sequences that decode, then those that bring more than one token.
 
-        With ``packed``, for kernels that take packed queries, all sequences make one step.
+        The latter make one step, or more where their slots lie too far apart for any of ``shapes``. With
+        ``packed``, for kernels that take packed queries, all sequences make one step.
         """
         new = np.diff(batch.starts)
-        parts = [np.arange(len(new))] if packed else [np.flatnonzero(new == 1), np.flatnonzero(new > 1)]
-        return [self._step(batch, part) for part in parts if len(part)]
+        if packed:
+            return [self._step(batch, np.arange(len(new)))]
+        decoding = [np.flatnonzero(new == 1)] if (new == 1).any() else []
+        return [self._step(batch, part) for part in (*decoding, *self._chunks(batch, new))]
+
+    def _chunks(self, batch: Batch, new: Ints) -> list[NDArray[np.intp]]:
+        """The sequences that bring chunks, in the order of their slots, in as few parts as have a shape."""
+        chunks = np.flatnonzero(new > 1)
+        if not self.shapes or not len(chunks):
+            return [chunks] if len(chunks) else []
+        at = batch.tables[self.pool][chunks, 0]
+        order = np.argsort(at)
+        chunks, at = chunks[order], at[order]
+        cuts, start, width = list[int](), 0, 0
+        for i, s in enumerate(chunks):
+            width = max(width, int(new[s]))
+            span = int(at[i]) + 1 - (0 if self.anchored else int(at[start]))
+            if i > start and not any(span <= slots and width <= tokens for slots, tokens in self.shapes):
+                cuts.append(i)
+                start, width = i, int(new[s])
+        return np.split(chunks, cuts)
 
     def _step(self, batch: Batch, sequences: NDArray[np.intp]) -> SlotStep:
         at = batch.tables[self.pool][sequences, 0]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from irloom.backends.slots import Slots, SlotStep, length, whole
+from irloom.backends.slots import Slots, SlotStep, length, shapes, whole
 from irloom.ir.plan import Pool
 from irloom.runtime.core import Batch, Sampled
 from irloom.runtime.loop import Loop
@@ -27,7 +27,8 @@ class SlotEngine:
         self.max_tokens, self.max_seqs, self.max_context = max_tokens, slots, max_context
         self.length = length(max_context, max_tokens)
         self.pools = (Pool("full", None, self.length, 0, slots),)
-        self.slots, self.packed = Slots(slots, filled=filled), packed
+        self.shapes = shapes(slots, max_tokens)
+        self.slots, self.packed = Slots(slots, filled=filled, shapes=self.shapes), packed
         self.cache = np.full((slots, self.length), GARBAGE)
         self.told: dict[int, list[int]] = {}  # of the slot's owner, all tokens so far
         self.fails = False
@@ -59,6 +60,7 @@ class SlotEngine:
         assert (step.starts[0], step.starts[-1]) == (0, rows)
         assert (np.diff(step.starts) >= 0).all()
         assert width == np.diff(step.starts).max()
+        assert self.packed or width == 1 or any(slots <= s and width <= n for s, n in self.shapes)
         assert (step.pad.reshape(-1)[step.unpad] == np.arange(rows)).all()
         assert ((step.pad >= 0) & (step.pad < rows)).all()
         assert (step.lengths >= 1).all()
@@ -163,6 +165,20 @@ def test_a_batch_is_a_step_that_decodes_and_one_of_chunks():
     assert decode.starts.tolist() == [0, 1, 1, 1, 2]
     assert (chunks.sequences, chunks.first, chunks.width) == ((1,), 4, 2)
     assert chunks.positions.tolist() == [3, 4]
+
+
+def test_chunks_that_lie_apart_are_steps_of_their_own():
+    """Together they would be padded to all slots between them."""
+    slots = Slots(64, shapes=shapes(64, 512))
+    far = batch((50, 0, 30), (3, 0, 100), (40, 7, 1), (4, 0, 200))
+    steps = slots.steps(far)
+    assert [(s.sequences, s.first, s.slots, s.width) for s in steps] == [
+        ((2,), 40, 1, 1),
+        ((1, 3), 3, 2, 200),
+        ((0,), 50, 1, 30),
+    ]
+    assert len(Slots(64).steps(far)) == 2
+    assert [s.slots for s in Slots(64, shapes=shapes(64, 512)).steps(batch((3, 0, 9), (50, 0, 16)))] == [48]
 
 
 def test_packed_queries_make_one_step():

@@ -29,6 +29,7 @@ from .caches import Caches, slot_plan
 from .executor import Executor
 from .lower import roots
 from .memory import Memory
+from .profiles import Ranges
 from .program import Outside, Program, Segment
 from .step import StepArrays, Told
 
@@ -84,13 +85,17 @@ class TensorRTEngine:
         self.memory, self.symbols = Memory(program, self.device), _symbols(program)
         self.bound = {name for s in program.segments for name in s.network.symbols}
         self.told, seqs = Told(program, self.pools), max(self.pools[0].pages, limits.max_seqs)
-        most = self.told.most(self.max_tokens, seqs, max_context)
-        self.arrays = [StepArrays(most, self.device) for _ in range(2)]  # for the steps of a batch
+        shapes = Ranges.of(program).shapes
+        padded = max(seqs, *(slots * tokens for slots, tokens in shapes))
+        most = self.told.most(self.max_tokens, seqs, max_context, padded)
+        chunks = min(self.max_seqs, self.max_tokens // 2) if program.linear else 0
+        self.arrays = [StepArrays(most, self.device) for _ in range(1 + chunks)]  # for the steps of a batch
         states = any(c.values is None for c in program.caches)
         self.slots = Slots(
             self.pools[0].pages,
             filled=filled and not program.outside and not states,
-            anchored=any(t[:1].nbytes % 256 for t in self.caches.tensors.values()),
+            anchored=not program.aligned,
+            shapes=shapes,
         )
         logits = self.memory.values[program.logits]
         assert isinstance(logits.dims[1], int)

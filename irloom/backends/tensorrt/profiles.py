@@ -1,7 +1,7 @@
 """Optimization profiles: which sizes of a step plans are made for, and at which they are best.
 
-A network has a profile for steps that decode, one new token a slot, and one for steps that read chunks of
-prompts. Any sizes within a profile run without a rebuild.
+A network has a profile for steps that decode, one new token a slot, and some for steps that read chunks of
+prompts: few slots with many tokens, to many with few. Any sizes within a profile run without a rebuild.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from irloom.backends.core import Limits
+from irloom.backends.slots import Shape, shapes
 from irloom.ir.dims import symbols
 from irloom.ir.elem import SEQS
 from irloom.ir.errors import RequestError
@@ -18,7 +19,7 @@ from irloom.ir.errors import RequestError
 from .network import Network, Tensor, size_of
 from .program import Program
 
-Shape = tuple[int, ...]
+Dims = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Range:
 @dataclass(frozen=True)
 class Ranges:
     """The sizes a program is planned for, by ``kv-plan``: tokens of a step, sequences of a step, tokens of a
-    sequence (None where these lie in pages). ``tokens`` and ``seqs`` are the symbols of the first two.
+    sequence (None where these lie in pages). ``tokens`` and ``seqs`` are the symbols of the first two. Where
+    slots are not ``aligned`` every step begins at the first.
     """
 
     max_tokens: int
@@ -41,6 +43,13 @@ class Ranges:
     max_context: int | None
     tokens: str = "T"
     seqs: str = "S"
+    aligned: bool = True
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """What steps over chunks may be like."""
+        every = (self.max_seqs, self.max_tokens)
+        return shapes(*every) if self.aligned else (every,)
 
     @classmethod
     def of(cls, program: Program) -> Ranges:
@@ -50,7 +59,8 @@ class Ranges:
         (_, rows), (_, sequences), (_, length) = (
             program.dims.get(name, (1, 1)) for name in (tokens, seqs, "L")
         )
-        return cls(rows, sequences, length - rows if program.linear else None, tokens, seqs)
+        context = length - rows if program.linear else None
+        return cls(rows, sequences, context, tokens, seqs, program.aligned)
 
     def fit(self, limits: Limits) -> Limits:
         """``limits``, where those that nobody chose go no further than the plans do."""
@@ -88,7 +98,7 @@ class Profile:
     name: str
     ranges: Mapping[str, Range]
 
-    def shapes(self, t: Tensor) -> tuple[Shape, Shape, Shape]:
+    def shapes(self, t: Tensor) -> tuple[Dims, Dims, Dims]:
         """The least, the best and the greatest dims of an input."""
         low, best, high = (
             {s: getattr(r, which) for s, r in self.ranges.items()} for which in ("low", "best", "high")
@@ -109,7 +119,7 @@ class Profile:
 
 
 def profiles(net: Network, r: Ranges) -> tuple[Profile, ...]:
-    """The profiles of a network: one for steps that decode, one for chunks, where these differ."""
+    """The profiles of a network: for steps that decode, and for each shape of chunks, where these differ."""
     slots, length = r.max_seqs, (r.max_context or 1) + r.max_tokens
     decoding = min(r.max_tokens, slots)
     every = Range(1, length, length)
@@ -117,13 +127,19 @@ def profiles(net: Network, r: Ranges) -> tuple[Profile, ...]:
         r.tokens: Range(1, decoding, decoding), r.seqs: Range(1, decoding, decoding),
         "B": Range(1, slots, slots), "N": Range(1, 1, 1), "L": every,
     }  # fmt: skip
-    chunk = {
-        r.tokens: Range(1, r.max_tokens, r.max_tokens), r.seqs: Range(1, 1, decoding),
-        "B": Range(1, 1, slots), "N": Range(1, r.max_tokens, r.max_tokens), "L": every,
+    chunks = {
+        f"chunk {most}x{width}": {
+            r.tokens: Range(1, r.max_tokens, r.max_tokens), r.seqs: Range(1, 1, decoding),
+            "B": Range(1, 1, most), "N": Range(1, width, width), "L": every,
+        }
+        for most, width in r.shapes
     }  # fmt: skip
-    used = net.symbols
-    one, other = ({s: x for s, x in which.items() if s in used} for which in (decode, chunk))
-    return (Profile("decode", one), Profile("chunk", other)) if one != other else (Profile("any", one),)
+    made = [
+        Profile(name, {s: x for s, x in ranges.items() if s in net.symbols})
+        for name, ranges in ({"decode": decode} | chunks).items()
+    ]
+    different = tuple(p for i, p in enumerate(made) if p.ranges not in [q.ranges for q in made[:i]])
+    return different if len(different) > 1 else (Profile("any", made[0].ranges),)
 
 
 def choose(made: tuple[Profile, ...], sizes: Mapping[str, int]) -> int:
@@ -135,6 +151,6 @@ def choose(made: tuple[Profile, ...], sizes: Mapping[str, int]) -> int:
     raise RequestError(f"no profile of the engine takes this step: {why}", hint="build it with wider limits")
 
 
-def _dims(t: Tensor, sizes: Mapping[str, int]) -> Shape:
+def _dims(t: Tensor, sizes: Mapping[str, int]) -> Dims:
     assert all(s in sizes for d in t.dims for s in symbols(d)), f"{t}: a symbol without a range"
     return tuple(size_of(d, sizes) for d in t.dims)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,6 +29,9 @@ def step_arrays(tokens: Dim, seqs: Dim) -> dict[str, tuple[Dim, ...]]:
         "pad": (B, N), "unpad": rows,
     }  # fmt: skip
 
+
+ALIGNMENT = 256
+"""Bytes: what an engine's inputs and outputs begin at multiples of."""
 
 STEP = tuple(step_arrays(1, 1))
 """Names that mean an array of the step in every network."""
@@ -63,6 +67,14 @@ class Cache:
         if self.values is None:
             return (self.name,)
         return (f"{self.name}.k", f"{self.name}.v") if self.values else (f"{self.name}.k",)
+
+    def slot_bytes(self, length: int) -> tuple[int, ...]:
+        """Bytes of a slot of each of ``inputs``, in slots of ``length`` keys."""
+        if self.values is None:
+            return (math.prod(self.dims) * self.elem.bits // 8,)
+        heads, features = self.dims
+        each = (features, self.values) if self.values else (features,)
+        return tuple(heads * length * n * self.elem.bits // 8 for n in each)
 
 
 @dataclass(frozen=True)
@@ -161,6 +173,13 @@ class Program:
     weights: dict[str, Source]
     logits: str
     nodes: tuple[Lowered, ...]
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every slot of every cache begins at a multiple of ``ALIGNMENT`` bytes."""
+        rows = self.dims["L"][1]
+        sizes = (n for c in self.caches for n in c.slot_bytes(rows))
+        return not any(n % ALIGNMENT for n in sizes)
 
     @property
     def segments(self) -> tuple[Segment, ...]:

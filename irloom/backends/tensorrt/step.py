@@ -59,13 +59,13 @@ class Told:
         self.names = [name for name in STEP if name in read or (name == "positions" and self.bodies)]
         self.pools = tuple(pools)
 
-    def most(self, tokens: int, seqs: int, context: int) -> dict[str, int]:
-        """Entries of each array of the largest step; the long ones last."""
+    def most(self, tokens: int, seqs: int, context: int, padded: int) -> dict[str, int]:
+        """Entries of each array of the largest step, with ``padded`` places for queries; the long ones last."""
         rows = max(tokens, seqs)  # a filled step has a row for every slot
         most = {"ids": rows, "positions": rows, "unpad": rows, "last": seqs, "starts": seqs + 1}
         most |= {"past": seqs, "lengths": seqs, "seqs.starts": seqs + 1, "seqs.context": seqs}
         most |= {f"table {p.name}": seqs * -(-context // p.page) for p in self.pools}
-        return {**most, "pad": seqs * tokens}
+        return {**most, "pad": padded}
 
     def arrays(self, step: SlotStep) -> dict[str, Ints]:
         """The arrays of a step."""

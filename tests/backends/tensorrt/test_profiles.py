@@ -1,5 +1,7 @@
 """Optimization profiles: one for steps that decode, one for chunks, and what lies outside of both is told."""
 
+from dataclasses import replace
+
 import pytest
 
 from irloom.backends.core import Limits
@@ -23,14 +25,29 @@ def network(*inputs: tuple[str, tuple]) -> Network:
 
 def test_a_decode_step_has_one_token_a_slot_and_a_chunk_up_to_max_tokens():
     net = network(("ids", (T,)), ("pad", (B, N)), ("starts", (B + 1,)))
-    decode, chunk = profiles(net, RANGES)
+    decode, chunk, wider, widest = profiles(net, RANGES)
     ids, pad, starts = net.inputs
-    assert (decode.name, chunk.name) == ("decode", "chunk")
+    names = ["decode", "chunk 2x512", "chunk 16x64", "chunk 64x16"]
+    assert [p.name for p in (decode, chunk, wider, widest)] == names
     assert decode.shapes(ids) == ((1,), (64,), (64,))
     assert decode.shapes(pad) == ((1, 1), (64, 1), (64, 1))
     assert decode.shapes(starts) == ((2,), (65,), (65,))
     assert chunk.shapes(ids) == ((1,), (512,), (512,))
-    assert chunk.shapes(pad) == ((1, 1), (1, 512), (64, 512))
+    assert chunk.shapes(pad) == ((1, 1), (1, 512), (2, 512))
+    assert wider.shapes(pad) == ((1, 1), (1, 64), (16, 64))
+    assert widest.shapes(pad) == ((1, 1), (1, 16), (64, 16))
+
+
+def test_slots_that_are_not_aligned_are_all_in_every_step():
+    net = network(("pad", (B, N)))
+    decode, chunk = profiles(net, replace(RANGES, aligned=False))
+    assert decode.shapes(net.inputs[0])[2] == (64, 1)
+    assert chunk.shapes(net.inputs[0])[2] == (64, 512)
+
+
+def test_networks_that_see_no_slots_have_one_profile_for_chunks():
+    made = profiles(network(("ids", (T,))), RANGES)
+    assert [p.name for p in made] == ["decode", "chunk 2x512"]
 
 
 def test_a_cache_is_as_long_as_the_context_and_a_chunk_behind_it():
@@ -44,13 +61,14 @@ def test_a_network_that_sees_no_rows_has_one_profile():
 
 
 def test_a_step_takes_the_first_profile_it_fits():
-    both = profiles(network(("ids", (T,)), ("pad", (B, N))), RANGES)
-    assert choose(both, {"T": 3, "B": 4, "N": 1}) == 0
-    assert choose(both, {"T": 3, "B": 4, "N": 2}) == 1
+    made = profiles(network(("ids", (T,)), ("pad", (B, N))), RANGES)
+    assert choose(made, {"T": 3, "B": 4, "N": 1}) == 0
+    assert choose(made, {"T": 3, "B": 2, "N": 2}) == 1
+    assert choose(made, {"T": 3, "B": 4, "N": 2}) == 2
     with pytest.raises(RequestError) as caught:
-        choose(both, {"T": 513, "B": 4, "N": 500})
+        choose(made, {"T": 513, "B": 4, "N": 500})
     assert caught.value.message == (
-        "no profile of the engine takes this step: T is 513, and the profile chunk takes 1 to 512"
+        "no profile of the engine takes this step: T is 513, and the profile chunk 64x16 takes 1 to 512"
     )
 
 
