@@ -60,7 +60,7 @@ class Told:
         self.pools = tuple(pools)
 
     def most(self, tokens: int, seqs: int, context: int, padded: int) -> dict[str, int]:
-        """Entries of each array of the largest step, its queries ``padded`` to so many; the long ones last."""
+        """Entries of each array of the largest step, queries ``padded`` to so many; the long ones last."""
         rows = max(tokens, seqs)  # a filled step has a row for every slot
         most = {"ids": rows, "positions": rows, "unpad": rows, "last": seqs, "starts": seqs + 1}
         most |= {"past": seqs, "lengths": seqs, "seqs.starts": seqs + 1, "seqs.context": seqs}
