@@ -202,7 +202,7 @@ def test_it_answers_as_the_merged_model(base, tmp_path, monkeypatch):
         return list(llm.generate([{"prompt_token_ids": PROMPT}], params)[0].token_ids)
 
     assert answer(tmp_path / "base") == greedy(base)
-    engine = next((tmp_path / "cache/irloom/engines").iterdir())
+    engine = next(p.parent for p in (tmp_path / "cache/irloom/engines").glob("*/manifest.json"))
     with pytest.raises(EngineMismatch, match="an engine's weights are final"):
         answer(engine)
 

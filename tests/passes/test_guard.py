@@ -222,7 +222,7 @@ MODEL = f"""def main(
         ("gather-logits", "main returns logits: f32[T, 64], a row for every token"),
         ("outline", "main calls no layer"),
         ("kv-cache", "layer.a0 reads no cache"),
-        ("kv-plan(8)", "layer.kv has pages of 16 tokens, not 8"),
+        ("kv-plan(8)", "layer.kv is paged[f32, 16](values=0), not paged[f32, 8](values=0)"),
         ("quantize", "no weight is quantized"),
         ("plan-memory", "layer.q0 has no buffer"),
     ],
