@@ -247,11 +247,7 @@ def engine_for(
     out = cache_dir() / "engines" / key
     if not is_engine(out):
         lock = cache_dir() / "engines" / f"{key}.lock"
-        with locked(lock, wait=False) as free:
-            pass
-        if not free:
-            progress("waiting for another build", 0, 0)
-        with locked(lock):
+        with locked(lock, waiting=lambda: progress("waiting for another build", 0, 0)):
             if not is_engine(out):  # nobody built it meanwhile
                 compile(
                     path,
