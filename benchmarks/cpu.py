@@ -13,6 +13,7 @@ import argparse
 import os
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,16 @@ per weight as the demo's Q4_K_M, where the largest tensor is in 8 bits and the r
 def main() -> None:
     args = arguments()
     load = Load(args)
+    compare(contenders(args, load.longest), load, args)
+
+
+def compare(contenders: Iterable[Contender], load: Load, args: argparse.Namespace) -> None:
+    """Measure ``contenders``, print their tables, write their figures."""
     load_now = machine()["load"]
     say(f"{args.gguf.name}, {args.threads} threads, medians of {args.repeats}, load average {load_now:.1f}")
     if load_now > 0.5:
         say("  note: the machine is not idle; ratios are fairer than figures, and neither is for quoting")
-    field = list(contenders(args, load.longest))
+    field = list(contenders)
     try:
         for c in field:
             if c.out is None:

@@ -17,8 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from contenders import Contender
-from cpu import figures, measure, options, probe, show
-from report import machine, say, write_json
+from cpu import compare, options
+from report import say
 from workers.core import HERE, imports
 from workload import Load
 
@@ -30,23 +30,7 @@ PEERS = Path.home() / ".cache" / "irloom" / "benchmarks"
 def main() -> None:
     args = arguments()
     load = Load(args)
-    load_now = machine()["load"]
-    say(f"{args.gguf.name}, {args.threads} threads, medians of {args.repeats}, load average {load_now:.1f}")
-    if load_now > 0.5:
-        say("  note: the machine is not idle; ratios are fairer than figures, and neither is for quoting")
-    field = list(contenders(args, load))
-    try:
-        for c in field:
-            if c.out is None:
-                c.start(args.threads, load)
-        bandwidth = probe(field, args)
-        measure(field, load, args)
-        bandwidth = max(bandwidth, probe(field, args))
-    finally:
-        for c in field:
-            c.close()
-    show(field, load, bandwidth, args)
-    write_json(args.json, figures(field, bandwidth, args))
+    compare(contenders(args, load), load, args)
 
 
 def contenders(args: argparse.Namespace, load: Load) -> Iterator[Contender]:

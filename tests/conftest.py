@@ -35,6 +35,14 @@ def pytest_collection_modifyitems(config, items):
         items[:] = kept
 
 
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory):
+    """Traces and engines of a module's tests stay out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def gemma_gguf() -> Path:
     """Gemma 3 270M, Q4_K_M, in one file; joined from its four wheels where `make` has not done so yet."""

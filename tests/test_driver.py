@@ -25,18 +25,8 @@ PROMPTS = [
     "there was a little compiler that could read its own programs, once upon a time " * 2,
     "programs read",
 ]
+pytestmark = pytest.mark.usefixtures("own_cache")
 GREEDY = irloom.SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Traces and engines of this module's tests stay out of the user's cache."""
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    del os.environ["XDG_CACHE_HOME"]
-    if before is not None:
-        os.environ["XDG_CACHE_HOME"] = before
 
 
 @pytest.fixture(scope="module", params=[llama_config, gemma_config], ids=["llama", "gemma3"])

@@ -24,6 +24,8 @@ from irloom.backends.needs import Need
 from irloom.ir.errors import BuildError, EngineMismatch
 from irloom.ir.graph import Module
 from irloom.ir.parse import parse
+from irloom.ir.plan import KVPlan
+from irloom.ir.show import show
 
 FORMAT = 1
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
@@ -110,6 +112,11 @@ class EngineWriter:
     def write_json(self, name: str, value: Any) -> None:
         """Write a part as JSON."""
         self.write_text(name, json.dumps(value, indent=1))
+
+    def write_program(self, m: Module, caches: KVPlan) -> None:
+        """Write what runs, ``module.irloom``, and what it needs at run time, ``plan.json``."""
+        self.write_text("module.irloom", show(m))
+        self.write_json("plan.json", {"caches": caches.to_json(), "cost": m.plan().to_json()})
 
     def link(self, name: str, file: Path, start: int, stop: int) -> None:
         """Refer to a range of a file that stays where it is."""

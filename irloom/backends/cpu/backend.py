@@ -36,7 +36,6 @@ from irloom.ir.errors import EngineMismatch
 from irloom.ir.graph import Module
 from irloom.ir.interp import cache_types
 from irloom.ir.seqs import PagedCache, StateCache
-from irloom.ir.show import show
 from irloom.ir.types import Type
 from irloom.runtime.core import Engine
 
@@ -92,8 +91,7 @@ class CpuBackend:
         """Module, program to read, packed weights."""
         report("lower", 0, 1)
         plan, program = cache_plan(m), lower(m)
-        out.write_text("module.irloom", show(m))
-        out.write_json("plan.json", {"caches": plan.to_json(), "cost": m.plan().to_json()})
+        out.write_program(m, plan)
         out.write_text("lowered.py", program.text)
         out.manifest.settings["fallbacks"] = program.fallbacks
         report("lower", 1, 1)

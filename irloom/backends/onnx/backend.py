@@ -19,7 +19,6 @@ from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.errors import PipelineError
 from irloom.ir.graph import Module
 from irloom.ir.plan import Pool, is_linear
-from irloom.ir.show import show
 from irloom.passes import run_pipeline
 from irloom.runtime.core import Engine
 
@@ -89,8 +88,7 @@ class OnnxBackend:
                 f"{m.model or 'the program'}: target onnx keeps a sequence in a slot of every cache",
                 hint="its pipeline ends in kv-plan(layout='linear')",
             )
-        out.write_text("module.irloom", show(m))
-        out.write_json("plan.json", {"caches": plan.to_json(), "cost": m.plan().to_json()})
+        out.write_program(m, plan)
         made = export(m, checkpoint, out.file(MODEL).parent, report)
         out.manifest.versions |= {package: version(package) for package in BUILD}
         out.manifest.settings["decomposed"] = dict(made.decomposed)

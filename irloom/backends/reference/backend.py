@@ -72,8 +72,7 @@ class ReferenceBackend:
         """The module, and its weights as its functions take them."""
         from safetensors.torch import save_file
 
-        out.write_text("module.irloom", show(m))
-        out.write_json("plan.json", {"caches": cache_plan(m).to_json(), "cost": m.plan().to_json()})
+        out.write_program(m, cache_plan(m))
         named = list(bound(m))
         tensors: dict[str, torch.Tensor] = {}
         for done, (name, p, layer) in enumerate(named):

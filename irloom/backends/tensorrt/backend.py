@@ -14,7 +14,6 @@ from irloom.backends.machine import cores
 from irloom.backends.pools import cache_plan
 from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.graph import Module
-from irloom.ir.show import show
 from irloom.runtime.core import Engine
 
 from .engine import TensorRTEngine
@@ -102,9 +101,8 @@ class TensorRTBackend:
         settings = out.manifest.settings
         library, plan = load(), cache_plan(m)
         program, settings["cut"] = cut_well(m, settings.get("cut"), kernels(library))
-        out.write_text("module.irloom", show(m))
+        out.write_program(m, plan)
         out.write_text("lowered.txt", str(program))
-        out.write_json("plan.json", {"caches": plan.to_json(), "cost": m.plan().to_json()})
         settings["fallbacks"] = fallbacks(program)
         report("lower", 1, 1)
         builder = builder_here(library)
