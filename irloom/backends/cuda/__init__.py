@@ -1,0 +1,1 @@
+"""The CUDA target: own Triton kernels and well-kept libraries, whole steps as CUDA graphs."""

@@ -1,0 +1,62 @@
+"""How kernels run here: compiled for the GPU, or in Triton's interpreter where there is none.
+
+The interpreter runs a kernel program by program in numpy: slow, and it sees every mistake but those of the
+compiler. So everything above the kernels is the same on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, and when a kernel is made
+
+import triton
+import triton.language as tl
+from triton.language.extra import cuda
+
+INTERPRETED = tl.constexpr(not torch.cuda.is_available())
+"""Whether kernels run in Triton's interpreter."""
+
+CHAINED: bool = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
+"""Whether kernels are launched before the one in front of them has ended (programmatic dependent launch)."""
+
+kernel = triton.jit
+"""Makes a kernel, or a function that kernels call; for the interpreter where there is no GPU."""
+
+
+def options(**more: Any) -> dict[str, Any]:
+    """Keyword arguments of every launch: ``CHAIN`` for the kernel, and what makes the launch dependent.
+
+    >>> "CHAIN" in options(num_warps=4)
+    True
+    """
+    return {"CHAIN": CHAINED, **more} | ({"launch_pdl": True} if CHAINED else {})
+
+
+@kernel
+def wait(CHAIN: tl.constexpr):
+    """Until all that the kernels in front have written is there.
+
+    A kernel loads what no kernel writes (weights) before this, and everything else after it.
+    """
+    if CHAIN:
+        cuda.gdc_wait()
+
+
+@kernel
+def go_on(CHAIN: tl.constexpr):
+    """Let the next kernel start: it waits for this one's results by itself."""
+    if CHAIN:
+        cuda.gdc_launch_dependents()
+
+
+@kernel
+def dot(a, b, acc):
+    """``acc + a @ b`` in f32. Entries of f32 are not rounded to tf32; the interpreter multiplies no bf16."""
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision="ieee")

@@ -1,0 +1,29 @@
+"""Quantized tensors on the device: entries and scales, as kernels take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from irloom.ir.elem import Quant
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """``values`` in the layout ``form``, ``scales`` (and ``zeros``) as ``quant`` describes them.
+
+    ``form`` ``rows`` is as a checkpoint has it: values [.., k] in the base's dtype, four-bit ones two a byte
+    (``pack4``: u8 [.., k / 2], the first in the low half), scales [.., k / group], or [.., 1] for a row.
+    Other forms are what a kernel's ``arrange`` made of that when the engine was built. Activations are
+    ``rows``.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor | None
+    quant: Quant
+    form: str = "rows"
+
+
+Operand = torch.Tensor | Quantized

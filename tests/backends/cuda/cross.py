@@ -1,0 +1,45 @@
+"""Compile a Triton kernel for SM 9.0 on a machine that has no GPU: what the interpreter does not check."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+PROGRAM = """
+import json, sys
+import torch
+torch.cuda.is_available = lambda: True
+torch.cuda.get_device_capability = lambda *_: (9, 0)
+import importlib, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+asked = json.loads(sys.argv[1])
+fn = getattr(importlib.import_module(asked["module"]), asked["kernel"])
+signature = {n: asked["signature"].get(n, "constexpr") for n in fn.arg_names}
+attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(fn.arg_names) if signature[n].startswith("*")}
+source = ASTSource(fn, signature, asked["constants"], attrs)
+made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=asked["options"])
+print(json.dumps({"ptx": made.asm["ptx"], "shared": made.metadata.shared}))
+"""
+
+
+def compiled(
+    module: str, kernel: str, signature: Mapping[str, str], constants: Mapping[str, Any], **options: Any
+) -> dict[str, Any]:
+    """The kernel's PTX, and bytes of shared memory.
+
+    ``signature`` has the types of tensors (``*bf16``) and numbers (``i32``), ``constants`` the values of
+    all other parameters.
+    """
+    asked = {
+        "module": module, "kernel": kernel, "signature": dict(signature), "constants": dict(constants),
+        "options": options,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(asked)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
