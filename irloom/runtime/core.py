@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,24 @@ from irloom.ir.plan import Pool
 from irloom.runtime.request import SamplingParams
 
 Ints = NDArray[np.int32]
+Draws = NDArray[np.void]
+"""Entries of ``DRAW``."""
+
+DRAW = np.dtype(
+    [
+        ("seed", np.uint64),
+        ("position", np.int32),  # how many tokens the request has generated
+        ("asked", np.int32),  # 1 where a token is to be chosen, else 0
+        ("temperature", np.float32),  # 0: greedy, and nothing below counts
+        ("floor", np.float32),  # the logarithm of min-p, -inf without
+        ("top_p", np.float32),
+        ("top_k", np.int32),  # 0: all
+    ]
+)
+"""How one token is chosen, in the eight words that go to a device with every step (``Batch.draws``)."""
+
+BROKEN = -1
+"""Stands for the token of a sequence whose logits were NaN, or had no finite score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +63,12 @@ class Batch:
     ``a`` is 0, and leaves its state in ``tables[i][s, (b - 1) // page]``, maybe the same one.
     ``sampling[s]`` is None when the chunk does not reach the end of the known tokens: nothing is sampled
     then.
+
+    For an ``Overlapped`` engine, ``late`` [T] says which tokens the host does not know yet: token ``t`` is
+    the one sampled for sequence ``late[t]`` of the batch submitted before, or ``tokens[t]`` where
+    ``late[t]`` is -1 (and everywhere if ``late`` is empty). ``draws`` [S] has an entry of ``DRAW`` for each
+    sequence. That is all there is to know but of the sequences ``rare``: for those ``sampling`` has bias,
+    penalties, bans or log-probabilities.
     """
 
     tokens: Ints
@@ -52,12 +76,18 @@ class Batch:
     starts: Ints
     context: Ints
     tables: tuple[Ints, ...]
-    sampling: tuple[SamplingRow | None, ...]
+    sampling: Sequence[SamplingRow | None]
+    late: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
+    draws: Draws = field(default_factory=lambda: np.zeros(0, DRAW))
+    rare: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A chosen token; with ``params.logprobs = n`` its log-probability and those of the ``n`` best tokens."""
+    """A chosen token; with ``params.logprobs = n`` its log-probability and those of the ``n`` best tokens.
+
+    The token is ``BROKEN`` where the logits are: that request ends, the others of the step do not.
+    """
 
     token: int
     logprob: float | None = None
@@ -83,4 +113,37 @@ class Engine(Protocol):
 
     def step(self, batch: Batch) -> Sequence[Sampled | None]:
         """Store the keys and values of ``batch``, and sample where it asks; one entry per sequence."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a step sampled: ``tokens`` i32 [S], ``BROKEN`` where logits are, any where none was asked for.
+
+    ``reported`` has the sequences that asked for log-probabilities, by their number in the batch.
+    """
+
+    tokens: Ints
+    reported: Mapping[int, Sampled] = field(default_factory=dict[int, Sampled])
+
+
+class Pending(Protocol):
+    """A step that was submitted."""
+
+    def take(self) -> Chosen:
+        """Wait for the step; raises what went wrong in it."""
+        ...
+
+
+@runtime_checkable
+class Overlapped(Engine, Protocol):
+    """An engine that takes the next batch while it still runs the last one.
+
+    It runs batches in the order they are submitted, and keeps the tokens that the last one sampled:
+    ``submit`` puts them in where ``Batch.late`` says so (for ``BROKEN`` ones any token of the vocabulary).
+    At most one batch is submitted before the one in front of it is taken.
+    """
+
+    def submit(self, batch: Batch) -> Pending:
+        """Queue ``batch``; its arrays are not changed until it is taken."""
         ...
