@@ -9,13 +9,15 @@ import torch
 
 ALIGN = 256
 BLOCK = 1 << 20
+COUNTERS = 1 << 14
 
 
 class Workspace:
     """Scratch memory on a device. What launches take is theirs until ``reset``.
 
     It grows when a step asks for more than any before; blocks stay where they are, since graphs know their
-    addresses.
+    addresses. ``counters`` (i32 [COUNTERS]) are zeros: CTAs of a launch count in them who is last, and the
+    last one leaves zeros.
 
     >>> work = Workspace("cpu")
     >>> x = work.take((3, 4), torch.float32)
@@ -25,6 +27,7 @@ class Workspace:
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
+        self.counters = torch.zeros(COUNTERS, dtype=torch.int32, device=self.device)
         self.blocks: list[torch.Tensor] = []
         self.block = self.at = 0
 

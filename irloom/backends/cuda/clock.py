@@ -1,0 +1,57 @@
+"""How long launches take on the GPU as an engine has them: in a CUDA graph, over cold weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from statistics import median
+
+import torch
+
+RUNS = 8
+"""Runs in the graph that is timed."""
+REPLAYS = 5
+FLUSH = 128 << 20
+"""Bytes that are read between two runs: more than the L2 cache of any GPU holds."""
+
+
+def microseconds(run: Callable[[], object]) -> float:
+    """How long ``run`` takes in a CUDA graph when nothing that it reads is in the L2 cache."""
+    flush = _flush(torch.cuda.current_device())
+
+    def cold() -> None:
+        flush()
+        run()
+
+    return max(0.0, replayed(cold) - _flush_time(torch.cuda.current_device()))
+
+
+def replayed(run: Callable[[], object]) -> float:
+    """Median microseconds of one ``run`` of ``RUNS`` in a graph."""
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(RUNS):
+            run()
+    graph.replay()
+    times: list[float] = []
+    for _ in range(REPLAYS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1000 / RUNS)
+    return median(times)
+
+
+@cache
+def _flush(device: int) -> Callable[[], object]:
+    """Reads ``FLUSH`` bytes. What is only read needs no write back, which would slow the next run down."""
+    data, total = torch.zeros(FLUSH // 4, device=device), torch.zeros((), device=device)
+    return lambda: torch.sum(data, dim=0, out=total)
+
+
+@cache
+def _flush_time(device: int) -> float:
+    return replayed(_flush(device))

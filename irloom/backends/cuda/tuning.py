@@ -1,0 +1,143 @@
+"""Choices by the clock: of several ways to run one product, the fastest at its shape on this GPU.
+
+A choice is timed once a machine, the first time that its shape runs outside of a capture, and kept on disk
+by GPU, versions and kernel sources: a second start reads it. Without a GPU, or while a graph is captured,
+nothing is timed, and the first candidate stands in until something better is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from irloom.backends.locks import locked
+
+from .clock import microseconds
+
+T = TypeVar("T")
+
+MARGIN = 0.98
+"""A later candidate is chosen when it takes less than this of the best one's time: noise decides nothing."""
+
+
+def choose(name: str, key: tuple[object, ...], candidates: Sequence[T], run: Callable[[T], object]) -> T:
+    """The fastest of ``candidates`` for ``name`` at ``key``: whatever decides how long ``run`` takes.
+
+    ``run`` launches a candidate on tensors whose contents do not matter, and whose results nobody reads; it
+    is called from several threads, so that kernels are compiled side by side. A candidate that fails (too
+    much shared memory, not on this GPU) is passed over; when all fail, the first one's error is raised.
+    Candidates are told apart by their ``repr``. Scratch memory is ``run``'s own: no ``Workspace`` is for
+    several threads.
+    """
+    return tuner().choose(name, key, candidates, run)
+
+
+@cache
+def tuner() -> Tuner:
+    """What is known on this machine's GPU."""
+    return Tuner(_file(), microseconds if torch.cuda.is_available() else None)
+
+
+class Tuner:
+    """Choices in ``file``; ``clock`` tells how long a run takes, None where nothing can be timed."""
+
+    def __init__(self, file: Path, clock: Callable[[Callable[[], object]], float] | None) -> None:
+        self.file, self.clock = file, clock
+
+    @cached_property
+    def known(self) -> dict[str, str]:
+        """All choices, by name and key: read once, added to by ``keep``."""
+        return _read(self.file) if self.clock else {}
+
+    def choose(
+        self, name: str, key: tuple[object, ...], candidates: Sequence[T], run: Callable[[T], object]
+    ) -> T:
+        """See ``tuning.choose``."""
+        if len(candidates) == 1:
+            return candidates[0]
+        text = f"{name} {key}"
+        chosen = self.known.get(text)
+        for candidate in candidates if chosen else ():
+            if repr(candidate) == chosen:
+                return candidate
+        if self.clock is None or _capturing():
+            return candidates[0]
+        fastest = self.fastest(candidates, run)
+        self.keep({text: repr(fastest)})
+        return fastest
+
+    def fastest(self, candidates: Sequence[T], run: Callable[[T], object]) -> T:
+        """The first candidate that no other beats by more than noise."""
+        assert self.clock is not None
+        errors = _errors(candidates, run)
+        best, least = None, float("inf")
+        for candidate, error in zip(candidates, errors, strict=True):
+            if error is None and (took := self.clock(lambda c=candidate: run(c))) < least * MARGIN:
+                best, least = candidate, took
+        if best is None:
+            raise next(e for e in errors if e is not None)
+        return best
+
+    def keep(self, new: dict[str, str]) -> None:
+        """Know ``new`` from here on, and after this process: what was timed, or what an engine brought.
+
+        Where the folder cannot be written, it is known in this process alone.
+        """
+        self.known.update(new)
+        with suppress(OSError), locked(self.file.with_suffix(".lock")):
+            part = self.file.with_suffix(f".{os.getpid()}")
+            part.write_text(json.dumps(_read(self.file) | new, indent=0, sort_keys=True))
+            part.replace(self.file)
+
+
+def _errors(candidates: Sequence[T], run: Callable[[T], object]) -> list[Exception | None]:
+    """What each candidate's first run ends in. Threads run them, since most of it is the compiler's time."""
+    gpu = torch.cuda.is_available()
+    stream, inference = torch.cuda.current_stream() if gpu else None, torch.is_inference_mode_enabled()
+
+    def first(candidate: T) -> Exception | None:
+        try:
+            with torch.inference_mode(inference), torch.cuda.stream(stream):
+                run(candidate)
+        except Exception as e:  # what a compiler, a driver or a library says of a candidate is its own
+            return e
+        return None
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        errors = list(pool.map(first, candidates))
+    if gpu:
+        torch.cuda.synchronize()
+    return errors
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _file() -> Path:
+    """Where choices are kept that hold for this GPU, these versions and these sources.
+
+    In ``$XDG_CACHE_HOME/irloom/tuning``, by default under ``~/.cache``.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(f"{torch.__version__} {torch.version.cuda}".encode())
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return home / "irloom" / "tuning" / f"{gpu.replace(' ', '-')}-{digest.hexdigest()[:16]}.json"
+
+
+def _read(file: Path) -> dict[str, str]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}

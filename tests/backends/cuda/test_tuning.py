@@ -1,0 +1,75 @@
+"""A choice is timed once, kept, and read again; what cannot run is passed over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from irloom.backends.cuda.tuning import Tuner
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """A clock for the CPU."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def pause(candidate: float) -> None:
+    """A candidate takes as long as it says; a negative one cannot run."""
+    if candidate < 0:
+        raise ValueError(f"{candidate} is too much shared memory")
+    time.sleep(candidate)
+
+
+CANDIDATES = [0.05, -1.0, 0.001, 0.02]
+
+
+def test_the_fastest_that_runs_is_chosen(tmp_path: Path) -> None:
+    assert Tuner(tmp_path / "a.json", seconds).choose("pause", (8, "bf16"), CANDIDATES, pause) == 0.001
+
+
+def test_a_second_start_reads_the_choice_and_runs_nothing(tmp_path: Path) -> None:
+    Tuner(tmp_path / "a.json", seconds).choose("pause", (8,), CANDIDATES, pause)
+    ran: list[float] = []
+    assert Tuner(tmp_path / "a.json", seconds).choose("pause", (8,), CANDIDATES, ran.append) == 0.001
+    assert not ran
+
+
+def test_each_key_has_its_own_choice(tmp_path: Path) -> None:
+    tuner = Tuner(tmp_path / "a.json", seconds)
+    assert tuner.choose("pause", (8,), [0.02, 0.001], pause) == 0.001
+    assert tuner.choose("pause", (16,), [0.001, 0.02], pause) == 0.001
+    assert len(Tuner(tmp_path / "a.json", seconds).known) == 2
+
+
+def test_a_choice_that_is_no_candidate_any_more_is_made_again(tmp_path: Path) -> None:
+    Tuner(tmp_path / "a.json", seconds).choose("pause", (8,), CANDIDATES, pause)
+    assert Tuner(tmp_path / "a.json", seconds).choose("pause", (8,), [0.03, 0.002], pause) == 0.002
+
+
+def test_choices_of_two_processes_are_both_kept(tmp_path: Path) -> None:
+    one, two = (Tuner(tmp_path / "a.json", seconds) for _ in range(2))
+    assert not one.known and not two.known
+    one.keep({"a": "1"})
+    two.keep({"b": "2"})
+    assert Tuner(tmp_path / "a.json", seconds).known == {"a": "1", "b": "2"}
+
+
+def test_a_broken_file_is_as_none(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"half')
+    assert Tuner(tmp_path / "a.json", seconds).choose("pause", (8,), CANDIDATES, pause) == 0.001
+
+
+def test_when_all_fail_the_first_error_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"-1\.0 is too much"):
+        Tuner(tmp_path / "a.json", seconds).choose("pause", (8,), [-1.0, -2.0], pause)
+
+
+def test_where_nothing_can_be_timed_the_first_stands_in_and_nothing_is_kept(tmp_path: Path) -> None:
+    tuner = Tuner(tmp_path / "a.json", None)
+    assert tuner.choose("pause", (8,), CANDIDATES, pause) == 0.05
+    assert not list(tmp_path.iterdir())
