@@ -1,0 +1,35 @@
+"""What a product takes along: the norm in front of it, the activation and the residual behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from irloom.ir.elem import Quant
+
+
+@dataclass(frozen=True)
+class Form:
+    """``residual + softcap(scale * act(h @ weight.T + bias))``, each part only where it is given.
+
+    ``h`` is ``x``, or ``rms_norm(x, norm, eps=eps)`` where ``eps`` is not None (``norm`` may be missing then),
+    rounded to ``quant`` (a group of each row at a time, group 0: the whole row) where that is given. With
+    ``gated`` the weight's rows are those of the gate, then as many of the other factor:
+    ``act(gate + bias) * (up + bias)`` takes the place of ``act``, and the result is half as wide. ``emits``
+    is what the result is rounded to, where it is to be a ``Quantized``.
+
+    >>> Form(eps=1e-5, act="silu", gated=True).plain
+    False
+    """
+
+    eps: float | None = None
+    act: str | None = None
+    gated: bool = False
+    scale: float = 1.0
+    softcap: float | None = None
+    quant: Quant | None = None
+    emits: Quant | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is ``x @ weight.T``, with a bias or a residual at most."""
+        return self == Form()
