@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy
 import torch
 
 if not torch.cuda.is_available():
@@ -24,8 +25,16 @@ INTERPRETED = tl.constexpr(not torch.cuda.is_available())
 CHAINED: bool = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
 """Whether kernels are launched before the one in front of them has ended (programmatic dependent launch)."""
 
-kernel = triton.jit
-"""Makes a kernel, or a function that kernels call; for the interpreter where there is no GPU."""
+
+def kernel(fn: Any) -> Any:
+    """Makes a kernel, or a function that kernels call; for the interpreter where there is no GPU.
+
+    As on a GPU, nothing is said of an overflow: what a kernel makes of padding may be anything.
+    """
+    made = triton.jit(fn)
+    if INTERPRETED:
+        made.run = numpy.errstate(all="ignore")(made.run)
+    return made
 
 
 def options(**more: Any) -> dict[str, Any]:
@@ -60,3 +69,29 @@ def dot(a, b, acc):
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@kernel
+def rounded(x, to: tl.constexpr):
+    """Entries of f32 in ``to``, to the nearest; beyond what an fp8 holds, its largest.
+
+    The GPU does this as it casts; the interpreter cuts bits off, so it is given entries that have no more.
+    """
+    if INTERPRETED and to == tl.bfloat16:
+        x = _nearest(x, 0x10000)
+    elif INTERPRETED and to == tl.float8e4nv:
+        x = tl.where(x == x, tl.minimum(tl.maximum(x, -448.0), 448.0), x)
+        x = tl.where(tl.abs(x) < 2.0**-6, (x + 1.5 * 2.0**14) - 1.5 * 2.0**14, _nearest(x, 0x100000))
+    elif INTERPRETED and to == tl.float8e5:
+        x = tl.where(x == x, tl.minimum(tl.maximum(x, -57344.0), 57344.0), x)
+        x = tl.where(tl.abs(x) < 2.0**-14, (x + 1.5 * 2.0**7) - 1.5 * 2.0**7, _nearest(x, 0x200000))
+    return x.to(to)
+
+
+@kernel
+def _nearest(x, UNIT: tl.constexpr):
+    """f32 rounded to even where the bit ``UNIT`` is the last that counts."""
+    bits = x.to(tl.int32, bitcast=True)
+    bits += UNIT // 2 - 1 + tl.where((bits & UNIT) != 0, 1, 0)
+    near = (bits & -UNIT).to(tl.float32, bitcast=True)
+    return tl.where(x == x, near, x)

@@ -1,0 +1,72 @@
+"""Activations in f32, by their names in the IR: for every kernel that has one at its end.
+
+Of what Triton's interpreter and its compiler both know; accurate to a few units of the last place.
+"""
+
+from __future__ import annotations
+
+from .mode import kernel, tl
+
+
+@kernel
+def activated(x, ACT: tl.constexpr):
+    """``ACTIVATIONS[ACT](x)`` of ``ir.ops.activation`` for entries of f32."""
+    if ACT == "silu":
+        return x * tl.sigmoid(x)
+    elif ACT == "gelu":
+        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif ACT == "gelu_tanh":
+        return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    elif ACT == "quick_gelu":
+        return x * tl.sigmoid(1.702 * x)
+    elif ACT == "mish":
+        return x * tanh(softplus(x))
+    elif ACT == "relu":
+        return relu(x)
+    elif ACT == "relu2":
+        return relu(x) * relu(x)
+    elif ACT == "sigmoid":
+        return tl.sigmoid(x)
+    elif ACT == "tanh":
+        return tanh(x)
+    else:
+        tl.static_assert(ACT == "softplus", "no such activation")
+        return softplus(x)
+
+
+@kernel
+def relu(x):
+    """``max(x, 0)``; a NaN stays one."""
+    return tl.where(x < 0.0, 0.0, x)
+
+
+@kernel
+def softplus(x):
+    """``log(1 + e ** x)``."""
+    return relu(x) + log1p(tl.exp(-tl.abs(x)))
+
+
+@kernel
+def tanh(x):
+    """The hyperbolic tangent: near 0 the first terms of its series, which keep their digits."""
+    e = tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - e) / (1.0 + e)
+    s = x * x
+    near = x * (1.0 - s * (0.3333333333 - s * (0.1333333333 - s * (0.0539682540 - s * 0.0218694885))))
+    return tl.where(tl.abs(x) < 0.25, near, tl.where(x < 0.0, -far, far))
+
+
+@kernel
+def log1p(x):
+    """``log(1 + x)``; near 0 by ``2 * atanh(x / (2 + x))``."""
+    s = x / (2.0 + x)
+    z = s * s
+    near = 0.3333333333 + z * (0.2 + z * (0.1428571429 + z * (0.1111111111 + z / 11.0)))
+    return tl.where(tl.abs(x) < 0.4, 2.0 * s * (1.0 + z * near), tl.log(1.0 + x))
+
+
+@kernel
+def expm1(x):
+    """``e ** x - 1``; near 0 by its series."""
+    near = x * (1.0 + x / 2.0 * (1.0 + x / 3.0 * (1.0 + x / 4.0 * (1.0 + x / 5.0 * (1.0 + x / 6.0)))))
+    return tl.where(tl.abs(x) < 0.1, near, tl.exp(x) - 1.0)
