@@ -37,6 +37,25 @@ def kernel(fn: Any) -> Any:
     return made
 
 
+def _index_scalars() -> None:
+    """Bounds of loops may be computed: the interpreter has scalars as arrays of one entry, which numpy 2.4
+    takes for no index.
+    """
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor  # pyright: ignore[reportPrivateUsage]
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
+if INTERPRETED:
+    _index_scalars()
+
+
 def options(**more: Any) -> dict[str, Any]:
     """Keyword arguments of every launch: ``CHAIN`` for the kernel, and what makes the launch dependent.
 
