@@ -138,6 +138,7 @@ class NetworkBackend(Backend, Protocol):
 
 BUILT_IN = {
     "cpu": "irloom.backends.cpu.backend",
+    "cuda": "irloom.backends.cuda.backend",
     "onnx": "irloom.backends.onnx.backend",
     "reference": "irloom.backends.reference.backend",
     "tensorrt": "irloom.backends.tensorrt.backend",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from irloom.ir.elem import Quant
+from irloom.ir.quantized import QuantizedTensor, unpack4
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,12 @@ class Quantized:
     zeros: torch.Tensor | None
     quant: Quant
     form: str = "rows"
+
+    def dequantized(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Every entry computed in f32, of ``rows``."""
+        four = self.quant.base.bits == 4
+        values = unpack4(self.values, self.quant.base) if four else self.values
+        return QuantizedTensor(values, self.scales, self.zeros, self.quant).dequantize().to(dtype)
 
 
 Operand = torch.Tensor | Quantized

@@ -1,0 +1,42 @@
+"""Launchers by the names that launches have for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+HOMES = {
+    "rows": ("rms_norm", "add_rms_norm", "rms_norm_add", "layer_norm", "add_layer_norm"),
+    "activation": ("act_mul",),
+    "quantize": ("quantize",),
+    "embedding": ("embedding", "last_rows"),
+    "rope": ("rope", "rope_append", "kv_append"),
+    "attention": ("paged_attention",),
+}
+"""Which module of ``kernels`` has which launchers."""
+
+
+class Launchers(Mapping[str, Callable[..., None]]):
+    """Every launcher; the module of one is imported when it is first asked for."""
+
+    def __getitem__(self, name: str) -> Callable[..., None]:
+        return _load(name)
+
+    def __iter__(self):
+        yield from (name for names in HOMES.values() for name in names)
+        yield "product"
+
+    def __len__(self) -> int:
+        return sum(map(len, HOMES.values())) + 1
+
+
+@cache
+def _load(name: str) -> Callable[..., Any]:
+    home = next((module for module, names in HOMES.items() if name in names), None)
+    module = f"kernels.{home}" if home else "products"
+    return getattr(import_module(f"irloom.backends.cuda.{module}"), name)
+
+
+LAUNCHERS = Launchers()

@@ -1,0 +1,86 @@
+"""Lowering of products, with what is folded into them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from irloom.ir.elem import Quant
+from irloom.ir.graph import Arg, Node, Value
+
+from .kernels.form import Form
+from .lower import Lowering, floats, lowers
+from .lower_rows import gate_of
+
+GATES = ("silu_mul", "gelu_mul", "act_mul")
+"""Ops that multiply a gate, after an activation, with what it lets through."""
+
+
+@lowers("linear", "linear_act")
+def product(f: Lowering, n: Node) -> bool:
+    """``x @ weight.T`` with its prologue and its epilogue."""
+    x, weight, bias, residual = [*n.args, None, None][:4]
+    if not f.is_weight(weight) or not isinstance(x, Value) or x.type.rank != 2 or not floats(n.result):
+        return f.decline(n, f"{n.operands[0]} by {n.operands[1]}")
+    shared = {k: n.attrs.get(k) for k in ("act", "scale", "softcap")}
+    if residual is None and (gate := _gate(f, n, bias)):
+        result, act = gate
+        return _launch(f, n, result, (x, weight, bias, None), {**shared, "act": act, "gated": True})
+    result = n.result
+    if residual is None and (total := _sum(f, n)):
+        result, residual = total
+    return _launch(f, n, result, (x, weight, bias, residual), shared)
+
+
+def _launch(f: Lowering, n: Node, out: Value, args: tuple[Arg, ...], attrs: dict[str, Any]) -> bool:
+    x, weight, bias, residual = args
+    read = f.read(x)
+    assert isinstance(x, Value)
+    quant = read.quant or (x.type.elem if isinstance(x.type.elem, Quant) else None)
+    given = {k: v for k, v in attrs.items() if v is not None}
+    form = Form(eps=read.eps, quant=quant, **given)
+    operands = read.x, weight, bias, residual, read.norm
+    return f.launch("product", n, *operands, results=[out], attrs={"form": form}, given=("work",))
+
+
+def _gate(f: Lowering, n: Node, bias: Arg) -> tuple[Value, str] | None:
+    """The gated value that alone is made of a product's two halves, and its activation."""
+    parts = f.only_reader(n.result)
+    if n.op.name != "linear" or parts is None or parts.op.name != "split" or len(parts.results) != 2:
+        return None
+    gate, up = parts.results
+    mul = f.only_reader(gate)
+    halves = gate.type.dims == up.type.dims and parts.attrs["dim"] in (-1, 1)
+    if mul is None or mul.op.name not in GATES or f.only_reader(up) is not mul or not halves:
+        return None
+    if mul.args[:2] != [gate, up]:
+        return None
+    f.folded.update((id(parts), id(mul)))
+    return mul.result, gate_of(mul)
+
+
+def _sum(f: Lowering, n: Node) -> tuple[Value, Arg] | None:
+    """The sum that alone reads a product, and what the product is added to: the step to the next block."""
+    add = f.only_reader(n.result)
+    if add is None or add.op.name != "add_rms_norm" or add.attrs["inner_eps"] is not None:
+        return None
+    x, y = add.args[:2]
+    other = x if y is n.result else y
+    if other is n.result or not f.there(other, n) or not isinstance(other, Value):
+        return None
+    if other.type != n.result.type:
+        return None
+    f.summed[id(add)] = add.results[0]
+    return add.results[0], other
+
+
+@lowers("quantize")
+def quantize(f: Lowering, n: Node) -> bool:
+    """In the product that alone reads it; else once for all that do, behind its norm where it has one."""
+    x, quant = n.args[0], n.result.type.elem
+    assert isinstance(x, Value) and isinstance(quant, Quant)
+    read = f.read(x)
+    if f.product_reading(n.result):
+        return f.prologue(n.result, f.rounded(read, quant))
+    if read.normed:
+        return f.launch("rms_norm", n, read.x, read.norm, attrs={"eps": read.eps})
+    return f.launch("quantize", n, x)

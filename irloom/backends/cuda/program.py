@@ -1,0 +1,207 @@
+"""A lowered program: for each function the launches of kernels that it comes to, as data that prints as text.
+
+Values stay those of the module. A launch names a launcher of ``kernels``, what it writes, and what it is
+given; an op without a kernel is a launch of its reference body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from irloom.ir.elem import SEQS, Cached, Elem, Quant
+from irloom.ir.graph import Arg, Call, Loop, Module, Node, Param, Value
+from irloom.ir.show import show_attr
+
+INDENT = "    "
+BODY = "body"
+"""The kernel of a launch that runs a node's reference body in torch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """A call of the launcher ``kernel``: it writes ``results`` from ``args``.
+
+    ``attrs`` are its keyword arguments; what it is ``given`` beside them belongs to the engine: ``work``,
+    scratch memory, or ``step``, the arrays of the step. ``node`` is what it is for (the first of several
+    that were folded), ``why`` why that has no kernel.
+    """
+
+    kernel: str
+    results: tuple[Value, ...]
+    args: tuple[Arg, ...]
+    node: Node
+    attrs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    given: tuple[str, ...] = ()
+    why: str = ""
+
+    @property
+    def values(self) -> list[Value]:
+        """The operands that are values."""
+        return [a for a in self.args if isinstance(a, Value)]
+
+    def __str__(self) -> str:
+        results = [r.name for r in self.results if not isinstance(r.type.elem, Cached)]
+        given = [a.name if isinstance(a, Value) else show_attr(a) for a in self.args]
+        attrs = [f"{k}={_shown(v)}" for k, v in self.attrs.items() if v is not None]
+        name = f"{BODY}.{self.node.op.name}" if self.kernel == BODY else self.kernel
+        said = "; ".join(filter(None, [self.node.loc, self.why]))
+        return f"{name}({', '.join([*results, *given, *attrs])})" + (f"  # {said}" if said else "")
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Results that are other views of the memory of ``x``: a ``reshape``, ``split`` or ``slice``."""
+
+    node: Node
+    x: Value
+
+    @property
+    def results(self) -> tuple[Value, ...]:
+        return tuple(self.node.results)
+
+    @property
+    def values(self) -> list[Value]:
+        return [self.x]
+
+    def __str__(self) -> str:
+        names = ", ".join(r.name for r in self.results)
+        attrs = ", ".join(f"{k}={show_attr(v)}" for k, v in self.node.attrs.items())
+        return f"{names} = {self.node.op.name}({self.x.name}, {attrs})"
+
+
+@dataclass(frozen=True, eq=False)
+class Same:
+    """A value that has the memory of another, because what would have made it was folded elsewhere."""
+
+    result: Value
+    x: Value
+
+    @property
+    def results(self) -> tuple[Value, ...]:
+        return (self.result,)
+
+    @property
+    def values(self) -> list[Value]:
+        return [self.x]
+
+    def __str__(self) -> str:
+        return f"{self.result.name} = {self.x.name}"
+
+
+Step = Launch | View | Same | Call | Loop
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A function: its parameters, its steps in order, what it returns."""
+
+    name: str
+    params: Sequence[Param]
+    steps: Sequence[Step]
+    returns: Sequence[Value]
+
+    @cached_property
+    def ends(self) -> list[list[Value]]:
+        """For each step the values with memory of their own that nothing reads after it."""
+        root = self.roots
+        later = {root.get(r, r) for r in self.returns}
+        out: list[list[Value]] = []
+        for s in reversed(self.steps):
+            used = [root.get(v, v) for v in (*s.values, *s.results)]
+            ended = [v for v in dict.fromkeys(used) if v not in later]
+            out.append(ended)
+            later.update(ended)
+        return out[::-1]
+
+    @cached_property
+    def roots(self) -> dict[Value, Value]:
+        """For each view the value whose memory it sees."""
+        root: dict[Value, Value] = {}
+        for s in self.steps:
+            if isinstance(s, (View, Same)):
+                root.update(dict.fromkeys(s.results, root.get(s.values[0], s.values[0])))
+        return root
+
+    @property
+    def launches(self) -> list[Launch]:
+        return [s for s in self.steps if isinstance(s, Launch)]
+
+    def __str__(self) -> str:
+        given = ", ".join(p.name for p in self.params if p.weight is None)
+        lines = [line for s in self.steps for line in _lines(s)]
+        lines.append(f"return {', '.join(r.name for r in self.returns)}")
+        return "\n".join([f"def {self.name}({given}):", *(INDENT + line for line in lines)])
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A module lowered: its functions, and why ops that have a kernel run their body (``declined``)."""
+
+    module: Module
+    functions: Mapping[str, Function]
+    declined: Mapping[str, str]
+
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        """Ops that run their reference body, and how many nodes do."""
+        out: dict[str, int] = {}
+        for s in self.bodies:
+            out[s.node.op.name] = out.get(s.node.op.name, 0) + 1
+        return out
+
+    @property
+    def bodies(self) -> Iterator[Launch]:
+        """The launches of reference bodies."""
+        return (s for f in self.functions.values() for s in f.launches if s.kernel == BODY)
+
+    @property
+    def exact(self) -> bool:
+        """Whether a body looks at sequences, or asks the host: steps are then as large as they are, and no
+        graph is made of them.
+        """
+        return any(asks_host(s.node) for s in self.bodies)
+
+    @property
+    def weights(self) -> list[Param]:
+        """The parameters with weights that launches read."""
+        read = (v for f in self.functions.values() for s in f.steps for v in s.values)
+        return list(dict.fromkeys(v for v in read if isinstance(v, Param) and v.weight is not None))
+
+    def __str__(self) -> str:
+        return f"# {self.module.model} for cuda\n\n" + "\n\n".join(map(str, self.functions.values())) + "\n"
+
+
+HOST = ("expert_linear", "moe", "head_linear")
+"""Ops whose bodies ask the host what is in a tensor, beside all that are given sequences."""
+
+
+def asks_host(n: Node) -> bool:
+    """Whether a reference body cannot be captured, or knows nothing of rows that fill a bucket."""
+    return n.op.name in HOST or any(v.type.elem == SEQS or isinstance(v.type.elem, Cached) for v in n.values)
+
+
+def stored(v: Value) -> bool:
+    """Whether a value is a tensor with entries."""
+    return isinstance(v.type.elem, (Elem, Quant))
+
+
+def _shown(v: Any) -> str:
+    try:
+        return show_attr(v)
+    except TypeError:
+        return str(v)
+
+
+def _lines(s: Step) -> list[str]:
+    if isinstance(s, Loop):
+        inner = [INDENT + line for x in s.body if isinstance(x, Call) for line in _lines(x)]
+        return [f"for {s.var} in range({s.start}, {s.stop}, {s.step}):", *inner]
+    if isinstance(s, Call):
+        index = f"[{s.index}]" if s.index else ""
+        given = ", ".join([*(a.name for a in s.args), *map(str, (*s.slots, *s.reads))])
+        results = ", ".join([*(r.name for r in s.results if stored(r)), *map(str, s.slots)])
+        return [f"{results} = {s.callee}{index}({given})"]
+    return [str(s)]
