@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -38,8 +39,10 @@ def compiled(
         "module": module, "kernel": kernel, "signature": dict(signature), "constants": dict(constants),
         "options": options,
     }  # fmt: skip
+    compiles = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(asked)], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", PROGRAM, json.dumps(asked)],
+        capture_output=True, text=True, check=False, env=compiles,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,182 @@
+"""Attention of sequences that bring one token: as many programs as run at once share all keys evenly.
+
+The keys of all sequences, in blocks, are one line that is cut into equal parts, one a program (stream-K): no
+program is idle while another has a long sequence to itself, and the grid does not depend on lengths. A
+sequence that is cut is put together by whichever of its programs ends last, which it learns from a count.
+All query heads that share a KV head are rows of one product, so keys are read once.
+"""
+
+from __future__ import annotations
+
+from .mode import go_on, kernel, rounded, tl, wait
+from .over_keys import ALL_ALIKE, LOG2E, NOTHING, columns, finish, over_keys, since, widened
+
+
+@kernel
+def blocks_of(
+    s, seqs, starts, context, MIXED: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """How many blocks of keys each of the sequences ``s`` reads: none unless it brings one token."""
+    n = tl.load(context + s, s < seqs, 0)
+    if MIXED:
+        brings = tl.load(starts + s + 1, s < seqs, 0) - tl.load(starts + s, s < seqs, 0)
+        n = tl.where(brings == 1, n, 0)
+    first = since(tl.maximum(n - 1, 0), WINDOW, CHUNK)
+    return (n + BLOCK - 1) // BLOCK - first // BLOCK
+
+
+@kernel
+def part_of(
+    program, programs, seqs, starts, context, MIXED: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr, SCAN: tl.constexpr,
+):  # fmt: skip
+    """The program's part of the line of blocks: where it begins and ends, and how long each is but the last.
+
+    Also the sequence that it begins in, and where in the line that begins.
+    """
+    line = 0
+    for at in range(0, seqs, SCAN):
+        line += tl.sum(blocks_of(at + tl.arange(0, SCAN), seqs, starts, context, MIXED, WINDOW, CHUNK, BLOCK))
+    part = tl.maximum((line + programs - 1) // programs, 1)
+    begin = program * part
+    s, passed, upto = 0, 0, 0
+    for at in range(0, seqs, SCAN):
+        n = blocks_of(at + tl.arange(0, SCAN), seqs, starts, context, MIXED, WINDOW, CHUNK, BLOCK)
+        ends = upto + tl.cumsum(n, 0)
+        s += tl.sum((ends <= begin).to(tl.int32))
+        passed = tl.maximum(passed, tl.max(tl.where(ends <= begin, ends, 0)))
+        upto += tl.sum(n)
+    return begin, tl.minimum(begin + part, line), part, s, passed
+
+
+@kernel
+def joined(
+    out, sums, tops, totals, sinks, first, last, heads, out_head, VALUE: tl.constexpr, ROWS: tl.constexpr,
+    VALUES: tl.constexpr, SUNK: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Write what programs ``first`` to ``last`` have made of one sequence, for its first ``heads`` rows.
+
+    Program ``p`` left a sequence that it began at ``2 * p + 1``, one that it went on with at ``2 * p``.
+    ``PARTS`` of them are read at a time, and ``COLUMNS`` entries of each.
+    """
+    for start in range(0, ROWS * VALUES, COLUMNS):
+        col = start + tl.arange(0, COLUMNS)
+        row, feature = col // VALUES, col % VALUES
+        real = (row < heads) & (feature < VALUE)
+        top = tl.full((COLUMNS,), NOTHING, tl.float32)
+        total = tl.zeros((COLUMNS,), tl.float32)
+        acc = tl.zeros((COLUMNS,), tl.float32)
+        for p in range(first, last + 1, PARTS):
+            program = p + tl.arange(0, PARTS)
+            place = (2 * program + (program == first).to(tl.int32))[:, None] * ROWS
+            known = (program <= last)[:, None] & real[None]
+            above = tl.load(tops + place + row[None], known, NOTHING, cache_modifier=".cg")
+            higher = tl.maximum(top, tl.max(above, 0))
+            weight = tl.exp2(above - higher[None])
+            kept = tl.exp2(top - higher)
+            below = tl.load(totals + place + row[None], known, 0.0, cache_modifier=".cg")
+            parts = tl.load(sums + place * VALUES + col[None], known, 0.0, cache_modifier=".cg")
+            total = total * kept + tl.sum(below * weight, 0)
+            acc = acc * kept + tl.sum(parts * weight, 0)
+            top = higher
+        if SUNK:
+            sink = tl.load(sinks + row, real, 0.0).to(tl.float32) * LOG2E
+            higher = tl.maximum(top, sink)
+            kept = tl.exp2(top - higher)
+            total = total * kept + tl.exp2(sink - higher)
+            acc = acc * kept
+        tl.store(out + row * out_head + feature, rounded(acc / total, out.dtype.element_ty), real)
+
+
+@kernel
+def decode(
+    out, sums, tops, totals, counts, q, k, v, table, starts, context, sinks, slopes,
+    seqs, q_row, q_head, out_row, out_head, table_row, sink_row,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr,
+    K_PAGE: tl.constexpr, K_TOKEN: tl.constexpr, K_HEAD: tl.constexpr,
+    V_PAGE: tl.constexpr, V_TOKEN: tl.constexpr, V_HEAD: tl.constexpr,
+    DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr, VALUES: tl.constexpr,
+    SHARED: tl.constexpr, PAGE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
+    SLOPED: tl.constexpr, SUNK: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
+    MIXED: tl.constexpr, BLOCK: tl.constexpr, SCAN: tl.constexpr, CHAIN: tl.constexpr,
+):  # fmt: skip
+    """Program (h, p): part ``p`` of all keys for block ``h`` of query heads, ``BLOCKS`` of them a KV head.
+
+    ``sums`` f32[h, 2 p, ROWS, VALUES], ``tops`` and ``totals`` f32[h, 2 p, ROWS] are for sequences that are
+    cut; ``counts`` i32[h, p] of zeros is left as zeros.
+    """
+    wait(CHAIN)
+    go_on(CHAIN)
+    block, program, programs = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    begin, end, part, s, passed = part_of(
+        program, programs, seqs, starts, context, MIXED, WINDOW, CHUNK, BLOCK, SCAN
+    )
+    kv = block // BLOCKS
+    real = tl.minimum(GROUP - block % BLOCKS * HEADS, HEADS)
+    row = tl.arange(0, ROWS)
+    inside = row < real
+    head = kv * GROUP + block % BLOCKS * HEADS
+    slope = tl.zeros((ROWS,), tl.float32)
+    if SLOPED:
+        slope = tl.load(slopes + head + row, inside, 0.0).to(tl.float32)
+    k += kv * K_HEAD
+    v += kv * V_HEAD
+    sums += block.to(tl.int64) * programs * 2 * ROWS * VALUES
+    tops += block * programs * 2 * ROWS
+    totals += block * programs * 2 * ROWS
+    while begin < end:
+        n = tl.load(context + s)
+        count = blocks_of(s, seqs, starts, context, MIXED, WINDOW, CHUNK, BLOCK)
+        if count > 0:
+            token = s
+            if MIXED:
+                token = tl.load(starts + s)
+            first = since(n - 1, WINDOW, CHUNK)
+            until = tl.minimum(passed + count, end)
+            zero = first // BLOCK - passed
+            at = tl.zeros((ROWS,), tl.int32) + n - 1
+            here = q + token.to(tl.int64) * q_row + head * q_head
+            main = widened(columns(here, row * q_head, inside, 0, MAIN if MAIN < DIM else DIM, MAIN), k)
+            rest = main
+            if REST:
+                rest = widened(columns(here, row * q_head, inside, MAIN, DIM - MAIN, REST), k)
+            acc, top, total = over_keys(
+                tl.zeros((ROWS, VALUES), tl.float32), tl.full((ROWS,), NOTHING, tl.float32),
+                tl.zeros((ROWS,), tl.float32), main, rest, k, v, table + s.to(tl.int64) * table_row, at,
+                slope, (zero + begin) * BLOCK, (zero + until) * BLOCK, first, n,
+                K_PAGE, K_TOKEN, V_PAGE, V_TOKEN, DIM, MAIN, REST, VALUE, VALUES, SHARED, PAGE, SCALE,
+                SOFTCAP, SLOPED, WINDOW, CHUNK, BLOCK, ALL_ALIKE,
+            )  # fmt: skip
+            feature = tl.arange(0, VALUES)
+            there = out + token.to(tl.int64) * out_row + head * out_head
+            own = sinks + token.to(tl.int64) * sink_row + head
+            if (begin == passed) & (until == passed + count):
+                sink = tl.zeros((ROWS,), tl.float32)
+                if SUNK:
+                    sink = tl.load(own + row, inside, 0.0).to(tl.float32)
+                done = finish(acc, top, total, sink, SUNK)
+                where = inside[:, None] & (feature < VALUE)[None]
+                tl.store(
+                    there + row[:, None] * out_head + feature[None],
+                    rounded(done, out.dtype.element_ty),
+                    where,
+                )
+            else:
+                place = (2 * program + (begin == passed).to(tl.int32)) * ROWS
+                tl.store(sums + (place + row)[:, None] * VALUES + feature[None], acc, inside[:, None])
+                tl.store(tops + place + row, top)
+                tl.store(totals + place + row, total)
+                tl.debug_barrier()  # all of it is written before this program counts as done
+                opened = passed // part
+                closed = (passed + count - 1) // part
+                counted = counts + block * programs + opened
+                if tl.atomic_add(counted, 1, sem="acq_rel", scope="gpu") == closed - opened:
+                    tl.store(counted, 0)
+                    joined(
+                        there, sums, tops, totals, own, opened, closed, real, out_head, VALUE, ROWS, VALUES,
+                        SUNK, 8, 256,
+                    )  # fmt: skip
+            begin = until
+        passed += count
+        s += 1
