@@ -18,7 +18,7 @@ from typing import Any
 
 from .device import Device
 from .dims import evaluate, product
-from .elem import ELEMS, Elem, Paged
+from .elem import ELEMS, Elem, Paged, Quant
 from .graph import Func, Loop, Module, Node, Param, Stmt, Value
 from .ops.attention import reach
 from .ops.experts import experts_used
@@ -211,7 +211,10 @@ def computed_in(n: Node) -> Elem:
 
     A product of ``bf16`` rows with ``i4`` weights is one in ``bf16``; of ``f8e4m3`` rows, in that.
     """
-    elems = [v.type.elem for v in (*n.values, *n.results) if isinstance(v.type.elem, Elem)]
+    weights = {v for v in n.values if isinstance(v, Param) and v.weight is not None}
+    values = [v for v in (*n.values, *n.results) if v not in weights or isinstance(v.type.elem, Elem)]
+    given = [v.type.elem.base if isinstance(v.type.elem, Quant) else v.type.elem for v in values]
+    elems = [e for e in given if isinstance(e, Elem)]
     return next((e for e in elems if e.kind == "float"), next(iter(elems), ELEMS["f32"]))
 
 

@@ -92,13 +92,17 @@ def floating(name: str) -> Elem:
 
 @dataclass(frozen=True)
 class Quant:
-    """A quantized element: groups of ``group`` entries along the last dim share one scale.
+    """A quantized element: ``rows`` by ``group`` entries, of the last two dims, share one scale.
 
-    ``value = (base - zero) * scale``, where an absent zero is 0. A group of 0 is the whole last dim.
+    ``value = (base - zero) * scale``, where an absent zero is 0. A group of 0 is the whole last dim, ``rows``
+    of 0 are all rows of a matrix: a scale per row has ``group=0``, one per tensor ``group=0, rows=0``, one
+    per block ``group=128, rows=128``. A group divides its dim; the last block of rows may have fewer.
 
     >>> i4g32 = Quant("i4g32", ELEMS["i4"], 32, ELEMS["f16"])
     >>> i4g32.scale_dims((1024, 640)), i4g32.nbytes((1024, 640))
     ((1024, 20), 368640)
+    >>> Quant("f8b128", ELEMS["f8e4m3"], 128, ELEMS["f32"], rows=128).scale_dims((576, 7168))
+    (5, 56)
     """
 
     name: str
@@ -106,19 +110,32 @@ class Quant:
     group: int
     scale: Elem
     zero: Elem | None = None
+    rows: int = 1
 
     def scale_dims(self, dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
-        """Dims of the scales (and zeros) of a tensor of ``dims``."""
+        """Dims of the scales (and zeros) of a tensor of ``dims``; a vector is a row."""
+        return (*dims[:-2], *(self._blocks(dims, n) for n in dims[-2:-1]), self._groups(dims))
+
+    def _groups(self, dims: tuple[Dim, ...]) -> Dim:
         last = dims[-1]
         if not self.group:
-            return (*dims[:-1], 1)
+            return 1
         if not isinstance(last, int) or last % self.group:
-            given = ", ".join(map(str, dims))
             raise IRError(
-                f"{self.name}: group {self.group} does not divide the last dim of [{given}]",
+                f"{self.name}: group {self.group} does not divide the last dim of [{_list(dims)}]",
                 hint="choose a group that divides it, or skip this weight",
             )
-        return (*dims[:-1], last // self.group)
+        return last // self.group
+
+    def _blocks(self, dims: tuple[Dim, ...], height: Dim) -> Dim:
+        if self.rows < 2:
+            return height if self.rows else 1
+        if not isinstance(height, int):
+            raise IRError(
+                f"{self.name}: {self.rows} rows share a scale, and [{_list(dims)}] may have any number",
+                hint="rows=1, or rows=0 for one scale",
+            )
+        return -(-height // self.rows)
 
     def nbytes(self, dims: tuple[Dim, ...]) -> Dim:
         """Bytes of values, scales and zeros together."""
@@ -128,11 +145,16 @@ class Quant:
 
     def declaration(self) -> str:
         """The right-hand side of its line in the module header."""
+        rows = f", rows={self.rows}" if self.rows != 1 else ""
         zero = f", zero={self.zero}" if self.zero else ""
-        return f"quant({self.base}, group={self.group}, scale={self.scale}{zero})"
+        return f"quant({self.base}, group={self.group}{rows}, scale={self.scale}{zero})"
 
     def __str__(self) -> str:
         return self.name
+
+
+def _list(dims: tuple[Dim, ...]) -> str:
+    return ", ".join(map(str, dims))
 
 
 @dataclass(frozen=True)

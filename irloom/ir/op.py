@@ -17,13 +17,13 @@ from types import ModuleType
 from typing import Any, Protocol, cast
 
 from .dims import Dim, Sym
-from .elem import AnyElem, Elem
+from .elem import AnyElem, Elem, Quant
 from .errors import IRError
 from .plugins import Group, Unfit
 from .signature import Binding, Operand, Signature, bind, parse_signature
 from .types import Type
 
-Attr = int | float | bool | str | None | Sym | Elem | tuple["Attr", ...]
+Attr = int | float | bool | str | None | Sym | Elem | Quant | tuple["Attr", ...]
 Attrs = Mapping[str, Attr]
 _EMPTY = inspect.Parameter.empty
 

@@ -106,15 +106,18 @@ class _Reader:
 
     def _quant(self, name: str, call: ast.Call) -> Quant:
         given = {str(k.arg): k.value for k in call.keywords}
-        if extra := sorted(set(given) - {"group", "scale", "zero"}):
-            raise IRError(f"quant: no field {extra[0]!r}", hint="it has group, scale, zero")
+        if extra := sorted(set(given) - {"group", "rows", "scale", "zero"}):
+            raise IRError(f"quant: no field {extra[0]!r}", hint="it has group, rows, scale, zero")
         if len(call.args) != 1 or not {"group", "scale"} <= set(given):
             raise IRError(
                 "quant: needs a base element, a group and a scale", hint="quant(i4, group=128, scale=bf16)"
             )
         zero = self.types.plain(given["zero"]) if "zero" in given else None
-        group = integer(given["group"])
-        return Quant(name, self.types.plain(call.args[0]), group, self.types.plain(given["scale"]), zero)
+        base, scale = self.types.plain(call.args[0]), self.types.plain(given["scale"])
+        group, rows = integer(given["group"]), integer(given["rows"]) if "rows" in given else 1
+        if group < 0 or rows < 0:
+            raise IRError(f"quant: blocks of {rows} rows by {group} entries", hint="0 is all of a dim")
+        return Quant(name, base, group, scale, zero, rows)
 
 
 def _types(f: Func) -> list[Type]:
@@ -255,7 +258,7 @@ class _FuncReader:
         scratch: list[Stmt] = []
         builder = Builder(self.f, scratch, taken=set())
         args = [self._arg(a) for a in call.args]
-        builder.emit(op, args, {str(k.arg): literal_attr(k.value) for k in call.keywords})
+        builder.emit(op, args, {str(k.arg): literal_attr(k.value, self.types.quants) for k in call.keywords})
         (node,) = scratch
         assert isinstance(node, Node)
         if len(targets) != len(node.results):

@@ -15,6 +15,7 @@ from .op import Attr
 from .types import Type
 
 _OPAQUE = {"seqs": SEQS, "caches": CACHES}
+NO_QUANTS: Mapping[str, Quant] = {}
 _FLOATS = {"inf": float("inf"), "nan": float("nan")}
 
 
@@ -123,13 +124,15 @@ def integer(e: ast.expr) -> int:
             raise IRError(f"not an integer: {ast.unparse(e)}")
 
 
-def literal_attr(e: ast.expr) -> Attr:
+def literal_attr(e: ast.expr, quants: Mapping[str, Quant] = NO_QUANTS) -> Attr:
     """An attribute's value: a number, string, element, dim, or a tuple of them."""
     match e:
         case ast.Tuple(elts=items):
-            return tuple(literal_attr(x) for x in items)
+            return tuple(literal_attr(x, quants) for x in items)
         case ast.Name(id=name) if name in ELEMS:
             return ELEMS[name]
+        case ast.Name(id=name) if name in quants:
+            return quants[name]
         case ast.Name(id=name) if name in _FLOATS:
             return _FLOATS[name]
         case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id=name)) if name in _FLOATS:

@@ -1,27 +1,29 @@
 """Quantized tensors: rounding to a scheme, back again, and two four-bit values a byte.
 
-``value = (base - zero) * scale`` per group along the last dim, as ``Quant`` describes it. Rounding is to
-nearest, with the scale as it is stored, so that a rounded scale costs nothing twice.
+``value = (base - zero) * scale``, with a scale for each block of rows and entries, as ``Quant`` describes it.
+Rounding is to nearest, with the scale as it is stored, so that a rounded scale costs nothing twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from irloom.ir.elem import ELEMS, Elem, Quant
+from irloom.ir.elem import ELEMS, Elem, Quant, elem_of
 from irloom.ir.errors import IRError
 
 _CHUNK = 1 << 18  # entries rounded at a time: temporaries that stay in cache, whatever the tensor's size
+_DEVICE_CHUNK = 1 << 26  # the same where a kernel is started for each
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor:
     """``values`` [.., n] in the dtype of ``quant.base``; ``scales`` and ``zeros`` [.., n / group] in theirs.
 
-    Scales are positive where they were chosen here; those read from a file may have any sign.
+    Where rows share scales, there are as many rows of them fewer. Scales are positive where they were chosen
+    here; those read from a file may have any sign.
     """
 
     values: torch.Tensor
@@ -42,10 +44,10 @@ class QuantizedTensor:
 
     def dequantize(self, elem: Elem = ELEMS["f32"]) -> torch.Tensor:
         """The reference: every entry computed in f32, then rounded to ``elem``."""
-        out = torch.empty(self.dims, dtype=elem.torch)
-        parts = [out, self.values, self.scales, *([] if self.zeros is None else [self.zeros])]
-        for to, values, scales, *zeros in _row_chunks(parts, self.dims[-1]):
-            grouped = _grouped(values, scales)
+        out = torch.empty(self.dims, dtype=elem.torch, device=self.values.device)
+        beside = [_every_row(t, self.dims, self.quant) for t in (self.scales, self.zeros) if t is not None]
+        for to, values, scales, *zeros in _row_chunks([out, self.values, *beside], self.dims[-1]):
+            grouped = _grouped(values, scales.shape[-1])
             if zeros:
                 grouped = grouped - zeros[0].float().unsqueeze(-1)
             to.copy_((grouped * scales.float().unsqueeze(-1)).flatten(-2))
@@ -62,27 +64,76 @@ class QuantizedTensor:
 
 
 def quantize(x: torch.Tensor, quant: Quant) -> QuantizedTensor:
-    """Round ``x`` [.., n] to ``quant``, a group of each row at a time."""
+    """Round ``x`` [.., n] to ``quant``, a group of each row or block of rows at a time."""
     return quantize_blocks([x], tuple(x.shape), quant)
 
 
 def quantize_blocks(blocks: Iterable[torch.Tensor], dims: tuple[int, ...], quant: Quant) -> QuantizedTensor:
-    """Round a tensor of ``dims`` that comes as ``blocks``: row after row, so many rows at a time."""
+    """Round a tensor of ``dims`` that comes as ``blocks``: row after row, so many rows at a time.
+
+    Memory beside the result is that of the rows that share a scale, and of a block.
+    """
+    made = _nearest(blocks, dims, quant)
+    if not torch.isfinite(made.scales.float()).all():
+        raise IRError(
+            f"quantize: {quant.name}: a scale does not fit {quant.scale}",
+            hint="the weight holds an infinity, a NaN, or entries too large for the scale's element",
+        )
+    return made
+
+
+def round_trip(x: torch.Tensor, quant: Quant) -> torch.Tensor:
+    """``x`` [.., n] rounded to ``quant`` and back, in its own element: activations, of which some may be NaN.
+
+    Where a NaN or an infinity shares a scale, all that do become NaN.
+    """
+    return _nearest([x], tuple(x.shape), quant).dequantize(elem_of(x.dtype))
+
+
+def _nearest(blocks: Iterable[torch.Tensor], dims: tuple[int, ...], quant: Quant) -> QuantizedTensor:
     if not dims or not dims[-1]:
         raise IRError(f"quantize: {quant.name} needs a last dim to group, but got {list(dims)}")
     scale_dims = [d for d in quant.scale_dims(dims) if isinstance(d, int)]
-    values = torch.empty(dims, dtype=quant.base.torch)
-    scales = torch.empty(scale_dims, dtype=quant.scale.torch)
-    zeros = torch.empty(scale_dims, dtype=quant.zero.torch) if quant.zero else None
-    outs = [t.reshape(-1, t.shape[-1]) for t in (values, scales, zeros) if t is not None]
-    done = 0
+    outs: list[torch.Tensor] = []
+    at = scaled = 0
+    for strip, rows in _strips(blocks, dims, quant):
+        if not outs:
+            outs = _results(dims, scale_dims, quant, strip.device)
+        values, *beside = (t.reshape(-1, t.shape[-1]) for t in outs)
+        _round(strip, quant, values[at : at + len(strip)], *(t[scaled : scaled + rows] for t in beside))
+        at, scaled = at + len(strip), scaled + rows
+    values, scales, *zeros = outs or _results(dims, scale_dims, quant, torch.device("cpu"))
+    return QuantizedTensor(values, scales, zeros[0] if zeros else None, quant)
+
+
+def _results(
+    dims: tuple[int, ...], scale_dims: list[int], quant: Quant, device: torch.device
+) -> list[torch.Tensor]:
+    """Memory for values, scales, and zeros where there are such."""
+    kinds = [quant.scale, *([quant.zero] if quant.zero else [])]
+    values = torch.empty(dims, dtype=quant.base.torch, device=device)
+    return [values, *(torch.empty(scale_dims, dtype=kind.torch, device=device) for kind in kinds)]
+
+
+def _strips(
+    blocks: Iterable[torch.Tensor], dims: tuple[int, ...], quant: Quant
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """The rows of ``blocks``, those together that share scales; with each strip how many rows of scales."""
+    height, width = dims[-2] if len(dims) > 1 else 1, dims[-1]
+    if quant.rows == 1 or len(dims) < 2:
+        for block in blocks:
+            yield from ((part, len(part)) for (part,) in _row_chunks([block], width))
+        return
+    held, left = list[torch.Tensor](), height  # rows of a strip so far, rows of its matrix from it on
     for block in blocks:
-        rows = block.reshape(-1, dims[-1])
-        parts = [out[done : done + rows.shape[0]] for out in outs]
-        for source, *to in _row_chunks([rows, *parts], dims[-1]):
-            _round(source, quant, *to)
-        done += rows.shape[0]
-    return QuantizedTensor(values, scales, zeros, quant)
+        rows = block.reshape(-1, width)
+        while len(rows):
+            missing = min(quant.rows or height, left) - sum(map(len, held))
+            held, rows = [*held, rows[:missing]], rows[missing:]
+            if len(held[-1]) == missing:
+                strip, held = held[0] if len(held) == 1 else torch.cat(held), []
+                left = left - len(strip) or height
+                yield strip, 1
 
 
 def _round(
@@ -92,27 +143,36 @@ def _round(
     scales: torch.Tensor,
     zeros: torch.Tensor | None = None,
 ) -> None:
-    """Round ``rows`` [r, n] into ``values`` [r, n], ``scales`` and ``zeros`` [r, n / group]."""
+    """Round ``rows`` [r, n] into ``values`` [r, n], with ``scales`` and ``zeros`` [r or 1, n / group]."""
     low, high = _limits(quant)
-    grouped = _grouped(rows, scales)
-    least, most = grouped.amin(-1).clamp_(max=0), grouped.amax(-1).clamp_(min=0)
+    groups = scales.shape[-1]
+    chunks = _row_chunks([rows, values], rows.shape[-1])
+    found = [_extremes(_grouped(part, groups), one=len(scales) < len(rows)) for part, _ in chunks]
+    least, most = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*found, strict=True))
+    if len(scales) < len(least):
+        least, most = least.amin(0, keepdim=True), most.amax(0, keepdim=True)
     if quant.zero:
         scales.copy_((most - least) / (high - low))
     else:
         scales.copy_(torch.maximum(most / high, least / low))
-    if not torch.isfinite(scales.float()).all():
-        raise IRError(
-            f"quantize: {quant.name}: a scale does not fit {quant.scale}",
-            hint="the weight holds an infinity, a NaN, or entries too large for the scale's element",
-        )
     inverse = torch.where(scales == 0, 0.0, 1.0 / scales.float())
-    scaled = grouped * inverse.unsqueeze(-1)
     if zeros is not None:
         zeros.copy_(_zero_point(low - least * inverse, quant, low, high))
-        scaled += zeros.float().unsqueeze(-1)
-    if quant.base.kind != "float":
-        scaled.round_()
-    values.copy_(scaled.clamp_(low, high).flatten(-2))
+    beside = [inverse, *([] if zeros is None else [zeros.float()])]
+    every = [t.expand(len(rows), groups) for t in beside]
+    for part, to, by, *shift in _row_chunks([rows, values, *every], rows.shape[-1]):
+        scaled = _grouped(part, groups) * by.unsqueeze(-1)
+        if shift:
+            scaled += shift[0].unsqueeze(-1)
+        if quant.base.kind != "float":
+            scaled.round_()
+        to.copy_(scaled.clamp_(low, high).flatten(-2))
+
+
+def _extremes(grouped: torch.Tensor, *, one: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least and the largest entry of each group, 0 among them; with ``one``, of all rows together."""
+    least, most = grouped.amin(-1).clamp_(max=0), grouped.amax(-1).clamp_(min=0)
+    return (least.amin(0, keepdim=True), most.amax(0, keepdim=True)) if one else (least, most)
 
 
 def _limits(quant: Quant) -> tuple[float, float]:
@@ -138,16 +198,25 @@ def _zero_point(exact: torch.Tensor, quant: Quant, low: float, high: float) -> t
 
 
 def _row_chunks(tensors: list[torch.Tensor], width: int) -> list[tuple[torch.Tensor, ...]]:
-    """Views of the tensors' matching rows, about ``_CHUNK`` entries of rows of ``width`` at a time."""
+    """Views of the tensors' matching rows, some entries of rows of ``width`` at a time."""
     flat = [t.reshape(-1, t.shape[-1]) for t in tensors]
-    step = max(_CHUNK // max(width, 1), 1)
+    step = max((_DEVICE_CHUNK if flat[0].is_cuda else _CHUNK) // max(width, 1), 1)
     starts = range(0, flat[0].shape[0], step)
     return [tuple(f[start : start + step] for f in flat) for start in starts]
 
 
-def _grouped(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Rows [r, n] in f32 as groups [r, g, n / g] for scales [r, g]."""
-    return rows.float().reshape(*scales.shape, -1)
+def _grouped(rows: torch.Tensor, groups: int) -> torch.Tensor:
+    """Rows [r, n] in f32 as [r, groups, n / groups]."""
+    return rows.float().reshape(len(rows), groups, -1)
+
+
+def _every_row(scales: torch.Tensor, dims: tuple[int, ...], quant: Quant) -> torch.Tensor:
+    """Scales, or zeros, with a row for each row of a tensor of ``dims``."""
+    if quant.rows == 1 or len(dims) < 2:
+        return scales
+    if not quant.rows:
+        return scales.expand(*dims[:-1], scales.shape[-1])
+    return scales.repeat_interleave(quant.rows, -2).narrow(-2, 0, dims[-2])
 
 
 def pack4(values: torch.Tensor) -> torch.Tensor:
@@ -173,9 +242,9 @@ def unpack4(packed: torch.Tensor, base: Elem = ELEMS["i4"]) -> torch.Tensor:
 
 
 def concat_quantized(parts: list[QuantizedTensor], dim: int) -> QuantizedTensor:
-    """Join along a dim that is not the grouped last one."""
+    """Join along a dim in which no two parts share a scale."""
     first = parts[0]
-    assert dim != len(first.dims) - 1
+    assert joins(first.quant, dim, [p.dims for p in parts])
     assert all(p.quant == first.quant for p in parts)
     zeros = [p.zeros for p in parts if p.zeros is not None]
     return QuantizedTensor(
@@ -184,3 +253,13 @@ def concat_quantized(parts: list[QuantizedTensor], dim: int) -> QuantizedTensor:
         torch.cat(zeros, dim) if zeros else None,
         first.quant,
     )
+
+
+def joins(quant: Quant, dim: int, parts: Sequence[tuple[int, ...]]) -> bool:
+    """Whether tensors of these dims, each rounded by itself, are side by side along ``dim`` what rounding
+    all of them together gives.
+    """
+    away = len(parts[0]) - dim
+    if away == 2 and quant.rows != 1:
+        return quant.rows > 0 and all(d[dim] % quant.rows == 0 for d in parts[:-1])
+    return away > 1

@@ -135,17 +135,33 @@ class PagedCache:
             at, k, v = at[last], k[last], None if v is None else v[last]
         keys, values = (self.k, self.v) if self.in_place else (self.k.clone(), self.v.clone())
         place = at // keys.shape[1], at % keys.shape[1]
-        keys[place] = k.to(keys.dtype)
+        _bytes(keys)[place] = _bytes(_fitted(k, keys.dtype))
         if v is not None:
-            values[place] = v.to(values.dtype)
+            _bytes(values)[place] = _bytes(_fitted(v, values.dtype))
         return replace(self, k=keys, v=values)
 
     def read(self, seqs: Seqs, s: int, since: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [n, kv heads, head dim] of sequence ``s`` from its key ``since`` on."""
+        """Keys and values [n, kv heads, head dim] of sequence ``s`` from its key ``since`` on.
+
+        Those of eight bits come in f32: nothing is computed in them.
+        """
         at = torch.arange(since, int(seqs.context[s]) // self.stride, device=self.k.device)
         entries = self.k.shape[1]
         place = seqs.table(self.pool)[s, at // entries].long(), at % entries
-        return self.k[place], self.v[place]
+        k, v = (_bytes(t)[place].view(t.dtype) for t in (self.k, self.v))
+        return (k.float(), v.float()) if k.dtype.itemsize == 1 else (k, v)
+
+
+def _bytes(x: torch.Tensor) -> torch.Tensor:
+    """Floats of eight bits as what torch moves by index."""
+    return x.view(torch.uint8) if x.dtype.itemsize == 1 else x
+
+
+def _fitted(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``x`` as a cache of ``dtype`` keeps it: beyond what eight bits reach, the last that they do."""
+    if dtype.itemsize == 1:
+        x = x.float().clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
+    return x.to(dtype)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .elem import Elem, elem_of
+from .elem import Elem, Quant, elem_of
 from .graph import Arg, Call, Func, Loop, Module, Node, Param, Stmt, Value
 from .op import Attr
 from .types import Type
@@ -137,7 +137,7 @@ def show_attr(v: Attr) -> str:
         return f"({_items(v)})"
     if isinstance(v, float) and not math.isfinite(v):
         return str(v)
-    return v.name if isinstance(v, Elem) else repr(v)
+    return v.name if isinstance(v, Elem | Quant) else repr(v)
 
 
 def _items(values: Sequence[Attr]) -> str:

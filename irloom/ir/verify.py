@@ -195,13 +195,17 @@ def weights_last(m: Module, f: Func) -> None:
 
 
 @rule
-def quantized_weights(m: Module, f: Func) -> None:
-    """A quantized value is a weight, and its groups divide its last dim: so its scales are known."""
+def quantized_values(m: Module, f: Func) -> None:
+    """A quantized value is a weight or made by ``quantize``; its groups divide its dims, so its scales are
+    known.
+    """
+    made = {r for n in f.nodes if n.op.name == "quantize" for r in n.results}
     for v in _values(f):
         if isinstance(v.type.elem, Quant):
-            if not isinstance(v, Param) or v.weight is None:
+            if v not in made and (not isinstance(v, Param) or v.weight is None):
                 raise IRError(
-                    f"{show_typed(v)} is quantized, but is no weight", hint="ops compute on plain elements"
+                    f"{show_typed(v)} is quantized, but is no weight, and not what `quantize` makes",
+                    hint="ops compute on plain elements; products take quantized rows, and say elem=bf16",
                 )
             try:
                 v.type.elem.scale_dims(v.type.dims)

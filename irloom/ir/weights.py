@@ -244,35 +244,35 @@ class _Source:
             yield from split_rows(self.checkpoint.read(name), rows)
 
     def quantize(self, x: WeightExpr, quant: Quant) -> QuantizedTensor:
-        """Round, or take the file's own blocks. Groups lie along the last dim: join others after."""
-        from irloom.ir.quantized import concat_quantized, quantize_blocks
+        """Round, or take the file's own blocks. Parts that share no scale are joined after."""
+        from irloom.ir.quantized import concat_quantized, joins, quantize_blocks
 
         exact = self.kept(x, quant)
         if exact is not None:
             return exact
-        if isinstance(x, Concat) and x.dim < self.type(x).rank - 1:
+        if isinstance(x, Concat) and joins(quant, x.dim, [_ints(self.type(part)) for part in x.parts]):
             return concat_quantized([self.quantize(part, quant) for part in x.parts], x.dim)
         return quantize_blocks(self.blocks(x), _ints(self.type(x)), quant)
 
     def kept(self, x: WeightExpr, quant: Quant) -> QuantizedTensor | None:
         """The file's own blocks, where ``x`` only moves whole rows of tensors stored exactly so."""
-        from irloom.ir.quantized import concat_quantized
+        from irloom.ir.quantized import concat_quantized, joins
 
-        wanted = self.type(x)
+        rank = self.type(x).rank - (quant.rows != 1)  # of dims whose indices have scales of their own
         match x:
             case Tensor(name):
                 return self.checkpoint.read_quantized(tensor_name(name, self.index), quant)
-            case Concat(parts, dim) if dim < wanted.rank - 1:
+            case Concat(parts, dim) if joins(quant, dim, [_ints(self.type(part)) for part in parts]):
                 found: list[QuantizedTensor] = []
                 for part in parts:
                     if (blocks := self.kept(part, quant)) is None:
                         return None
                     found.append(blocks)
                 return concat_quantized(found, dim)
-            case Reshape(inner, dims) if dims[-1:] == self.type(inner).dims[-1:]:
+            case Reshape(inner, dims) if quant.rows == 1 and dims[-1:] == self.type(inner).dims[-1:]:
                 blocks = self.kept(inner, quant)
                 return blocks and blocks.map(lambda t: t.reshape(*dims[:-1], t.shape[-1]))
-            case Slice(inner, dim, start, stop) if dim < wanted.rank - 1:
+            case Slice(inner, dim, start, stop) if dim < rank - 1:
                 blocks = self.kept(inner, quant)
                 return blocks and blocks.map(lambda t: t.narrow(dim, start, stop - start))
             case _:

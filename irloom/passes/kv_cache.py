@@ -57,11 +57,12 @@ class KvCache(Pass):
     window has page counts of its own (``P512``), for its pages are a pool of their own. States live in slots,
     ``N`` of them.
 
-    ``elem`` is what keys and values are stored as (theirs when absent), ``page`` how many tokens a page
+    ``elem`` is what keys and values are stored as (theirs when absent; in f8e4m3, of which half as many bytes
+    are read as of bf16, what is beyond 448 is stored as that), ``page`` how many tokens a page
     holds, ``snapshot`` how many tokens lie between two states that are kept for prefixes.
     """
 
-    elem: Literal["f32", "f16", "bf16"] | None = None
+    elem: Literal["f32", "f16", "bf16", "f8e4m3"] | None = None
     page: int = 16
     snapshot: int = 256
 
@@ -70,7 +71,7 @@ class KvCache(Pass):
 
     def budget(self) -> float:
         """Keys and values that are rounded to ``elem`` move what attends to them by as much."""
-        return {"f16": 2e-3, "bf16": 2e-2}.get(self.elem or "", 0.0)
+        return {"f16": 2e-3, "bf16": 2e-2, "f8e4m3": 0.1}.get(self.elem or "", 0.0)
 
     def run(self, m: Module) -> Changes:
         """Give every such op a cache; near misses are attentions that keep none, with the reason."""

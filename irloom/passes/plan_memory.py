@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from irloom.ir.buffers import called_buffers, lifetimes, storage
 from irloom.ir.dims import Dim, covers, evaluate
-from irloom.ir.elem import Elem
+from irloom.ir.elem import Elem, Quant
 from irloom.ir.graph import Func, Module, Value
 from irloom.ir.plan import show_bytes
 
@@ -22,8 +22,8 @@ class PlanMemory(Pass):
     A buffer's bytes are a dim, such as ``2560*T``; two values share one only where one size covers the other
     for every ``T`` and ``S``. A value never takes the buffer of an operand of its own op, and a ``reshape``
     is a view in its operand's. What a function calls writes buffers too: no value that lives across a call is
-    in one of those. Not planned are parameters, weights, caches, what calls make and what functions return:
-    their memory is the caller's.
+    in one of those. A quantized value has its entries first, then its scales. Not planned are
+    parameters, weights, caches, what calls make and what functions return: their memory is the caller's.
     """
 
     after: ClassVar[tuple[str, ...]] = ("*",)
@@ -85,7 +85,7 @@ def _own(f: Func) -> list[Value]:
     made = [r for n in f.nodes for r in n.results]
     root = storage(f)
     given = {root[r] for r in f.returns}
-    return [v for v in made if root[v] is v and v not in given and isinstance(v.type.elem, Elem)]
+    return [v for v in made if root[v] is v and v not in given and isinstance(v.type.elem, Elem | Quant)]
 
 
 def _plan(m: Module, f: Func, values: list[Value], buffers: list[_Buffer], top: dict[str, int]) -> int:

@@ -1,10 +1,15 @@
-"""Store the weights of linears, and of experts, in 8 or 4 bits.
+"""Store the weights of linears, and of experts, in 8 or 4 bits; with fp8, round what linears read, too.
 
-Weight-only, round to nearest: entries of a row are rounded in groups that share a scale, activations stay
-as they are. The weight's expression is wrapped in ``quantize(...)`` and its type names the scheme, which
-the module header declares; shapes of the scales, bytes and the reference dequantization all follow from
-that. Rounding happens tensor by tensor when an engine is built; where the file stores exactly this scheme,
-its values are taken as they are.
+Round to nearest: entries of a weight are rounded in groups that share a scale. The weight's expression is
+wrapped in ``quantize(...)`` and its type names the scheme, which the module header declares; shapes of the
+scales, bytes and the reference dequantization all follow from that. Rounding happens tensor by tensor when an
+engine is built; where the file stores exactly this scheme, its values are taken as they are.
+
+int8 and int4 are for weights alone. With fp8 (e4m3, scales in f32) an op ``quantize`` in front of the linears
+whose weights are fp8 rounds their rows, with scales that each step finds; all linears that read one value
+share it. Experts, and products with a matrix for each head, have their weights rounded alone: a step gives
+each few rows, so that reading weights is what they cost. What makes logits stays, as the first product from
+the end does in any fp8 recipe, unless an override names it: ``override="lm_head=fp8"``.
 
 An embedding table that is also the head (tied) is quantized with it; one of its own only with
 ``embeddings``. An option says which weights it is for by a pattern that may stand anywhere in a parameter's
@@ -16,10 +21,10 @@ Layers that were outlined into one function and are to differ get functions of t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from irloom.ir.elem import ELEMS, Elem, Quant
+from irloom.ir.elem import Elem, Quant
 from irloom.ir.errors import IRError, PipelineError
 from irloom.ir.graph import Func, Module, Node, Param, Stmt
 from irloom.ir.op import Op
@@ -27,7 +32,9 @@ from irloom.ir.ops import embedding, expert_linear, head_linear, linear, linear_
 from irloom.ir.weight_expr import Quantize as QuantizeExpr
 
 from .core import Changes, NoMatch, Pass, spend
-from .near_miss import NearMiss
+from .near_miss import NearMiss, if_asked
+from .quant_schemes import BASES, Activations, Dtype, Schemes, Weights, declare
+from .quantize_rows import LINEARS, quantize_rows
 from .selection import Choices, Layers, names_of
 from .split_layers import split_layers
 
@@ -41,45 +48,75 @@ WEIGHTS: dict[Op, tuple[int, ...]] = {
 }
 """The operands that an op takes quantized."""
 
-_BASES = {"int8": ELEMS["i8"], "int4": ELEMS["i4"]}
-_BUDGET = {"int8": 0.02, "int4": 0.25}
+_BUDGET = {"int8": 0.02, "int4": 0.25, "fp8": 0.08}
 
 
 @dataclass(frozen=True)
 class Quantize(Pass):
     """Options.
 
-    ``dtype``: int8 or int4. ``group``: entries of a row that share a scale; 0 for the whole row. ``scale``:
-    the element of the scales. ``skip``: weights that stay. ``override``: ``"which=dtype"``, the first that
+    ``dtype``: int8, int4 or fp8. ``skip``: weights that stay. ``override``: ``"which=dtype"``, the first that
     matches counts (``override=("lm_head=int8", "0-1=int8")``). ``embeddings``: embedding tables, too.
+
+    For int8 and int4: ``group``, entries of a row that share a scale, 0 for the whole row (32), and
+    ``scale``, the element of the scales (f16).
+
+    For fp8: ``weights`` have a scale for each ``channel``, the output of a linear, one for the ``tensor``, or
+    one for each ``block`` of 128 by 128. ``activations`` have one for each ``token``, the ``tensor`` of a
+    step (which makes tokens depend on each other) or each ``block`` of 128 entries of a token, or stay
+    ``plain``. By default it is a token, and with weights in blocks a block.
     """
 
-    dtype: Literal["int8", "int4"] = "int8"
-    group: int = 32
-    scale: Literal["f16", "bf16", "f32"] = "f16"
+    dtype: Dtype = "int8"
+    group: int | None = None
+    scale: Literal["f16", "bf16", "f32"] | None = None
     skip: tuple[str, ...] = ()
     override: tuple[str, ...] = ()
     embeddings: bool = False
+    weights: Weights | None = None
+    activations: Activations | None = None
     before = ("plan-memory",)
     lossy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.group < 0:
+        if self.group is not None and self.group < 0:
             raise PipelineError(
                 f"quantize: option `group` is {self.group}", hint="entries that share a scale, or 0 for a row"
             )
         for text in self.override:
             which, _, dtype = text.rpartition("=")
-            if not which or dtype not in _BASES:
+            if not which or dtype not in BASES:
                 raise PipelineError(
                     f"quantize: option `override` holds {text!r}", hint='"pattern=dtype": "lm_head=int8"'
                 )
+        self._refuse(("group", "scale"), "int8 and int4", self.dtypes == {"fp8"})
+        self._refuse(("weights", "activations"), "fp8", "fp8" not in self.dtypes)
+
+    def _refuse(self, options: tuple[str, ...], dtypes: str, absent: bool) -> None:
+        """``PipelineError`` for an option that would be ignored in silence."""
+        for name in options:
+            if absent and getattr(self, name) is not None:
+                said = " and ".join(sorted(self.dtypes))
+                raise PipelineError(f"quantize: option `{name}` is for {dtypes}, and weights become {said}")
+
+    @property
+    def dtypes(self) -> set[str]:
+        """All that weights may become."""
+        return {self.dtype, *(text.rpartition("=")[2] for text in self.override)}
+
+    @property
+    def schemes(self) -> Schemes:
+        """What is rounded to, with what is not given filled in."""
+        rows: Activations = "block" if self.weights == "block" else "token"
+        group = 32 if self.group is None else self.group
+        return Schemes(group, self.scale or "f16", self.weights or "channel", self.activations or rows)
 
     def run(self, m: Module) -> Changes:
         changes, layers = Changes(), Layers.of(m)
         overrides = [(which, dtype) for which, _, dtype in (text.rpartition("=") for text in self.override)]
         choices = Choices[str | None](layers, [*((text, None) for text in self.skip), *overrides], self.dtype)
-        wanted = {f.name: self._wanted(f, choices, changes) for f in m.funcs.values()}
+        head = _head(m)
+        wanted = {f.name: self._wanted(f, choices, head, changes) for f in m.funcs.values()}
         kinds = {
             name: {
                 i: tuple((p.name, each[i]) for p, each in of.items()) for i in layers.indices(m.funcs[name])
@@ -94,6 +131,10 @@ class Quantize(Pass):
                     params, readers = {p.name: p for p in f.weights}, f.readers()
                     for p, dtype in ((params[name], dtype) for name, dtype in kind if dtype is not None):
                         self._quantize(m, f"{f.name}.{p.name}", p, readers[p], dtype, changes)
+        rows = self.schemes.rows if "fp8" in self.dtypes else None
+        for f in m.funcs.values():
+            if rows is not None:
+                quantize_rows(m, f, rows, changes)
         changes.near_misses += choices.unused("weight")
         return changes
 
@@ -103,10 +144,10 @@ class Quantize(Pass):
 
     def budget(self) -> float:
         """Of one linear on random weights. A whole model is measured, not tested."""
-        return max(_BUDGET[d] for d in (self.dtype, *(o.rpartition("=")[2] for o in self.override)))
+        return max(_BUDGET[d] for d in self.dtypes)
 
     def _wanted(
-        self, f: Func, choices: Choices[str | None], changes: Changes
+        self, f: Func, choices: Choices[str | None], head: Param | None, changes: Changes
     ) -> dict[Param, dict[int | None, str | None]]:
         """What each weight becomes in each layer that ``f`` is called for, None where it stays."""
         readers, indices = f.readers(), choices.layers.indices(f)
@@ -119,13 +160,17 @@ class Quantize(Pass):
                 continue
             plain = isinstance(p.type.elem, Elem) and p.type.elem.kind == "float" and bool(nodes)
             if plain and (self.embeddings or any(n.op is not embedding for n in nodes)):
-                wanted[p] = {i: choices.of(names_of(p, nodes, i), i) for i in indices}
+                found = {i: choices.rule(names_of(p, nodes, i), i) for i in indices}
+                default = None if p is head and self.dtype == "fp8" else self.dtype
+                wanted[p] = {i: rule[1] if rule else default for i, rule in found.items()}
+                if default is None and None in found.values():
+                    changes.near_misses += if_asked(f"{f.name}.{p.name}", "it makes logits, which fp8 leaves")
         return wanted
 
     def _quantize(
         self, m: Module, place: str, p: Param, readers: list[Stmt], dtype: str, changes: Changes
     ) -> None:
-        quant = _declare(m, self._scheme(dtype))
+        quant = declare(m, self.schemes.weight(dtype))
         try:
             quant.scale_dims(p.type.dims)
         except IRError as e:
@@ -140,11 +185,19 @@ class Quantize(Pass):
         p.type, p.weight = p.type.with_elem(quant), QuantizeExpr(p.weight, quant)
         changes.places.append(f"{place}: {quant}")
 
-    def _scheme(self, dtype: str) -> Quant:
-        base = _BASES[dtype]
-        return Quant(
-            f"{base}{f'g{self.group}' if self.group else 'row'}", base, self.group, ELEMS[self.scale]
-        )
+
+def _head(m: Module) -> Param | None:
+    """The weight of the linear that makes what ``main`` returns first, but for ops on that value alone."""
+    main = m.funcs.get("main")
+    producers = main.producers() if main else {}
+    v = main.returns[0] if main else None
+    while isinstance(n := producers.get(v) if v else None, Node):
+        if n.op in WEIGHTS:
+            head = n.args[1]
+            return head if n.op in LINEARS and isinstance(head, Param) else None
+        given = [x for x in n.values if not isinstance(x, Param) or x.weight is None]
+        v = given[0] if len(given) == 1 else None
+    return None
 
 
 def _nodes(p: Param, readers: Iterable[Stmt]) -> list[Node]:
@@ -162,12 +215,3 @@ def _nodes(p: Param, readers: Iterable[Stmt]) -> list[Node]:
 def _takes(n: Node, places: list[int]) -> bool:
     """Whether ``places`` is one operand where the op takes a weight."""
     return len(places) == 1 and places[0] in WEIGHTS.get(n.op, ())
-
-
-def _declare(m: Module, q: Quant) -> Quant:
-    """``q`` under a name that is free in the header or already means it."""
-    name, n = q.name, 1
-    while m.quants.get(name, replace(q, name=name)) != replace(q, name=name):
-        n += 1
-        name = f"{q.name}_{n}"
-    return replace(q, name=name)

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from irloom.ir.dims import evaluate
+from irloom.ir.elem import Quant
 from irloom.ir.errors import IRError
 from irloom.ir.interp import resolve
 from irloom.ir.op import Op
 from irloom.ir.plugins import told
+from irloom.ir.types import Type
 from irloom.testing.trial import Draw, Trial, elem_of_kernel, free_rows, inferred, written
 from irloom.testing.values import BATCHES, Batch, described, expected, show, tensors, values
 
@@ -43,7 +45,7 @@ def check_op(op: Op, *operands: Any, trials: int = 12, **attrs: Any) -> None:
 
 
 def _try(trial: Trial, batch: Batch) -> None:
-    told = [expected(t, batch.env) for t in inferred(trial)]
+    told = [expected(_held(t, trial), batch.env) for t in inferred(trial)]
     args = values(trial.operands, batch)
     before = [[x.clone() for x in tensors(a)] for a in args]
     made = _run(trial, args, batch)
@@ -59,6 +61,12 @@ def _try(trial: Trial, batch: Batch) -> None:
         swapped = _run(trial, [args[1], args[0], *args[2:]], batch)
         if not all(_same(x, y) for x, y in zip(made, swapped, strict=True)):
             raise _disagrees(trial, "it is not commutative")
+
+
+def _held(t: Type, trial: Trial) -> Type:
+    """A quantized result is by reference what it dequantizes to, in the element of the first operand."""
+    x = trial.operands[0] if trial.operands else None
+    return t.with_elem(x.elem) if isinstance(t.elem, Quant) and isinstance(x, Type) else t
 
 
 def _run(trial: Trial, args: Sequence[Any], batch: Batch) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from irloom.ir.dims import evaluate
-from irloom.ir.elem import SEQS, Cached, Paged, State, elem_of
+from irloom.ir.elem import SEQS, Cached, Paged, Quant, State, elem_of
 from irloom.ir.interp import empty_cache
 from irloom.ir.seqs import PagedCache, Seqs, StateCache
 from irloom.ir.signature import Operand
@@ -52,6 +52,8 @@ def _value(t: Type, batch: Batch, tables: dict[str, torch.Tensor], g: torch.Gene
     if isinstance(t.elem, Cached):
         return empty_cache(t, PAGES)
     dims = [evaluate(d, batch.env) for d in t.dims]
+    if isinstance(t.elem, Quant):
+        return torch.randn(dims, generator=g)  # what it dequantizes to
     if t.plain.kind == "float":
         made = torch.randn(dims, generator=g) if batch.seed % 2 else torch.rand(dims, generator=g) * 2 + 1
         return made.to(t.plain.torch)

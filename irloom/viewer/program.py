@@ -192,8 +192,9 @@ def _notes(t: Type) -> list[str]:
             notes.append(f"a state of {elem} per sequence, with a snapshot every {every} tokens")
         case Quant() as q:
             groups = f"groups of {q.group} along the last dim" if q.group else "the whole last dim"
+            rows = "" if q.rows == 1 else f" of {q.rows} rows" if q.rows else " of all rows"
             zero = f", zeros in {q.zero}" if q.zero else ""
-            notes.append(f"{q.name}: {q.base} values, {groups} share a scale in {q.scale}{zero}")
+            notes.append(f"{q.name}: {q.base} values, {groups}{rows} share a scale in {q.scale}{zero}")
         case _:
             pass
     split = [f"dim {i} is split over mesh axis {axis}" for i, axis in enumerate(t.axes) if axis]

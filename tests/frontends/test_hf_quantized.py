@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,17 @@ def test_blocks_of_fp8_are_read_as_the_library_dequantizes_them(tmp_path):
         ((1, 0), "fbgemm_fp8"),
         ((1, 0), "compressed-tensors"),
         ((1, 32), "fp8"),
+        ((40, 32), "fp8"),
         ((40, 48), "fp8"),
     ],
-    ids=["of the tensor", "of each row", "of each row, too", "of each group", "of blocks that do not divide"],
+    ids=[
+        "of the tensor",
+        "of each row",
+        "of each row, too",
+        "of each group",
+        "of blocks",
+        "of blocks that do not divide",
+    ],
 )
 def test_other_scales_of_fp8(tmp_path, block, method):
     wanted: Tensors = {}
@@ -127,6 +136,14 @@ def test_other_scales_of_fp8(tmp_path, block, method):
     assert found.stored(f"{UP}.weight") is None
     assert found.elem(f"{UP}.weight").name == "f32"
     assert found.stored("model.norm.weight") is not None
+    rows, group = block
+    scheme = Quant("f8", ELEMS["f8e4m3"], group, ELEMS["f32"], rows=rows)
+    if group == 48:
+        return  # which divides no row of 64
+    kept = found.read_quantized(f"{UP}.weight", scheme)
+    assert torch.equal(kept.dequantize(), found.read(f"{UP}.weight"))
+    other = replace(scheme, rows=16 if rows != 16 else 1)
+    assert found.read_quantized(f"{UP}.weight", other) is None
 
 
 def test_rows_are_read_without_the_others(tmp_path, monkeypatch):

@@ -78,3 +78,11 @@ class TestTime:
         assert predicted_seconds(m, H200, 4096, 1, 4096).compute == pytest.approx(
             2 * 4096 * 4096 * 14336 / 989.4e12
         )
+
+    def test_rows_in_few_bits_are_computed_in_those(self):
+        text = LINEAR.replace("w: bf16", "w: f8row").replace("linear(x, w)", "linear(q, w, elem=bf16)")
+        text = text.replace("    y", "    q = quantize(x, to=f8row)\n    y")
+        m = parse(f"f8row = quant(f8e4m3, group=0, scale=f32)\n\n{text}")
+        assert predicted_seconds(m.main.nodes[1], H200, 4096, 1, 4096).compute == pytest.approx(
+            2 * 4096 * 4096 * 14336 / 1978.9e12
+        )

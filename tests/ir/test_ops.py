@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch.nn import functional as F
 
 from irloom.ir import ops
 from irloom.ir.cost import step_cost
-from irloom.ir.elem import CACHES, ELEMS, SEQS
+from irloom.ir.elem import CACHES, ELEMS, SEQS, Elem, Quant
 from irloom.ir.errors import IRError
 from irloom.ir.op import OPS, Op
 from irloom.ir.parse import parse
 from irloom.ir.seqs import PagedCache, Seqs
 from irloom.ir.types import Type
 from irloom.testing import check_op
+from irloom.testing.trial import read
 
 OWN = [op for op in OPS if op.place.startswith(str(Path(ops.__file__).parent))]
 """Without what other tests define."""
@@ -68,6 +70,8 @@ CACHE, WINDOWED = "paged[bf16, 2][P, 2, 8]", "paged[bf16, 2, 3][P, 2, 8]"
 LATENTS, NARROW = "paged[f32, 2](values=0)[P, 2, 8]", "paged[f32, 2](values=5)[P, 2, 8]"
 STRIDED, KEYS = "paged[bf16, 4](values=0, stride=2)[P, 2, 8]", "paged[bf16, 4](values=0, stride=2)[P, 1, 8]"
 Q, KV = "f32[T, 6, 8]", "f32[T, 2, 8]"
+TOKEN = Quant("f8row", ELEMS["f8e4m3"], 0, ELEMS["f32"])
+GROUPS, WHOLE = replace(TOKEN, name="f8g4", group=4), replace(TOKEN, name="f8tensor", rows=0)
 CASES: dict[str, list[Case]] = {
     **{n: each(*PAIRS, ["bool[T]", 2], ["bool[T]", 0.5]) for n in ("add", "mul")},
     **{n: each(*PAIRS) for n in ("sub", "div", "maximum", "minimum", "floor_div", "mod", "pow")},
@@ -80,6 +84,7 @@ CASES: dict[str, list[Case]] = {
     **{n: each(*MATRIX) for n in ("silu", "softplus")},
     "gelu": each(*MATRIX) + each(*MATRIX, tanh=True),
     "softcap": each(*MATRIX, cap=30.0),
+    "quantize": [case for to in (TOKEN, GROUPS) for case in each(*MATRIX, to=to)],
     "logical_not": each("bool[T]", "i32[T]"),
     "where": each(*([f"bool[{d}]", *pair] for d in ("1", "2, T") for pair in PAIRS if "8" not in str(pair)))
     + each(["bool[T]", 1, 0], ["bool[T]", 0.5, 0], ["bool[T]", True, False]),
@@ -200,7 +205,7 @@ CASES: dict[str, list[Case]] = {
 }  # fmt: skip
 
 
-GIVEN = {"act_mul", "all_reduce", "bitwise_xor", "cast", "scatter", "where"}
+GIVEN = {"act_mul", "all_reduce", "bitwise_xor", "cast", "quantize", "scatter", "where"}
 """Ops whose signature says all dims, but not which elements they take, or what an attribute is."""
 
 
@@ -245,6 +250,49 @@ def test_commutative_ops_are_marked():
     for op in binary:
         x, y = of_its_kind(op, a), of_its_kind(op, b)
         assert op.commutative == op.reference(x, y).equal(op.reference(y, x)), op.name
+
+
+PRODUCTS: dict[Op, list[str]] = {
+    ops.linear: ["f32[T, 8]", "f32[5, 8]", "bf16[5]"],
+    ops.linear_act: ["f32[T, 8]", "f32[5, 8]", "bf16[5]", "bf16[T, 5]"],
+    ops.head_linear: ["f32[T, 3, 8]", "f32[3, 5, 8]"],
+    ops.expert_linear: ["f32[T, 8]", "i32[T, 2]", "f32[3, 5, 8]"],
+    ops.moe: ["f32[T, 8]", "i32[T, 2]", "bf16[T, 2]", "f32[3, 6, 8]", "f32[3, 5, 3]"],
+}
+
+
+@pytest.mark.parametrize("op", PRODUCTS, ids=lambda op: op.name)
+@pytest.mark.parametrize("to", [TOKEN, GROUPS, WHOLE], ids=str)
+def test_a_product_takes_quantized_rows_and_says_what_it_gives(op: Op, to: Quant):
+    x, *rest = map(read, PRODUCTS[op])
+    check_op(op, x.with_elem(to), *rest, elem=ELEMS["bf16"])
+    for rows, elem, said in ((x.with_elem(to), None, "say what it gives"), (x, "bf16", "elem is for rows")):
+        given = op.complete({"elem": elem and ELEMS[elem]})
+        with pytest.raises(IRError, match=said):
+            op.infer([rows, *rest], given)
+
+
+@pytest.mark.parametrize("elem", [ELEMS["f32"], ELEMS["bf16"]], ids=str)
+@pytest.mark.parametrize("to", [TOKEN, GROUPS, WHOLE], ids=str)
+def test_rows_are_rounded_to_the_nearest_e4m3_of_their_scale(to: Quant, elem: Elem):
+    """Written out: the largest entry that shares a scale is 448 times that."""
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(3)).mul(10).to(elem.torch)
+    x[2] = 0
+    shape = {TOKEN: (5, 1, 8), GROUPS: (5, 2, 4), WHOLE: (1, 1, 40)}[to]
+    parts = x.double().reshape(shape)
+    scale = parts.abs().amax(-1, keepdim=True) / 448
+    want = (parts / scale.where(scale > 0, 1)).float().to(torch.float8_e4m3fn).double() * scale
+    got = ops.quantize(x, to=to)
+    assert got.dtype == x.dtype
+    torch.testing.assert_close(got, want.reshape(5, 8).to(elem.torch))
+    torch.testing.assert_close(ops.quantize(got, to=to), got, rtol=2**-7, atol=0)
+
+
+def test_a_row_that_is_no_number_leaves_its_neighbours_alone():
+    x = torch.ones(3, 8)
+    x[1, 2], x[2, 0] = float("nan"), float("inf")
+    got = ops.quantize(x, to=TOKEN)
+    assert got[0].eq(1).all() and got[1:].isnan().all()
 
 
 # Model ops against independent formulas.
@@ -320,6 +368,19 @@ def test_paged_attention_is_attention_over_the_same_tokens(limits: dict[str, int
     assert done == [7, 5]
     whole = ops.attention(q, k, v, Seqs.of(done), None, slopes, scale=0.4, **limits)
     torch.testing.assert_close(got, whole)
+
+
+def test_a_cache_of_eight_bits_keeps_the_nearest_that_it_can():
+    """What is too large is the largest there is, and attention reads it as that."""
+    k = torch.tensor([1000.0, -1e6, 448.0, 17.0, 2**-10, 3e-5, 0.0, -5.3]).expand(1, 1, 8)
+    want = torch.tensor([448.0, -448.0, 448.0, 16.0, 0.0, 0.0, 0.0, -5.5])
+    seqs = Seqs.of([1], tables={"full": torch.tensor([[2, 0]], dtype=torch.int32)})
+    for dtype in (torch.float32, torch.bfloat16):
+        cache = PagedCache.empty(3, 2, 1, 8, torch.float8_e4m3fn)
+        cache = ops.kv_append(cache, k.to(dtype), k.to(dtype), seqs)
+        assert cache.k[2, 0, 0].float().equal(want)
+        got = ops.paged_attention(torch.ones(1, 1, 8, dtype=dtype), cache, seqs, scale=1.0)
+        assert got.dtype == dtype and got[0, 0].float().equal(want)
 
 
 def test_appending_leaves_the_cache_as_it_was():

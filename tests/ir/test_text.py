@@ -22,6 +22,7 @@ from irloom.ir.weight_expr import Affine, Cast, Concat, Const, Quantize, Slice, 
 F32, BF16, I32, I8 = (ELEMS[n] for n in ("f32", "bf16", "i32", "i8"))
 T, S = sym("T"), sym("S")
 I8G4 = Quant("i8g4", I8, 4, F32)
+F8B2 = Quant("f8b2", ELEMS["f8e4m3"], 4, F32, rows=2)
 U8G0 = Quant("u8g0", ELEMS["u8"], 0, BF16, ELEMS["u8"])
 elems = st.sampled_from([F32, BF16, ELEMS["f8e4m3"], ELEMS["i64"], I32, I8, ELEMS["bool"]])
 floats = st.one_of(st.floats(allow_nan=False), st.sampled_from([float("inf"), float("-inf"), 1e-06, 1e22]))
@@ -44,8 +45,10 @@ EMITS: dict[str, Emit] = {
     "softcap": lambda draw, x, y: ops.softcap(x, cap=draw(numbers)),
     "gelu": lambda draw, x, y: ops.gelu(x, tanh=draw(st.booleans())),
     "cast": lambda draw, x, y: ops.cast(x, to=draw(elems)),
+    "quantize": lambda draw, x, y: ops.quantize(x, to=I8G4),
     "norm": lambda draw, x, y: ops.rms_norm(x, eps=draw(floats)),
     "linear": lambda draw, x, y: ops.linear(x, y),
+    "linear of few bits": lambda draw, x, y: ops.linear(ops.quantize(x, to=U8G0), y, elem=BF16),
     "all_reduce": lambda draw, x, y: ops.all_reduce(ops.linear(x, y)),
     "mean": lambda draw, x, y: ops.mean(x, dim=draw(st.integers(-2, 1)), keep=draw(st.booleans())),
     "topk": lambda draw, x, y: ops.topk(x, k=draw(st.integers(1, 4)))[0],
@@ -76,7 +79,7 @@ def types(draw: st.DrawFn) -> Type:
 @st.composite
 def weights(draw: st.DrawFn) -> Param:
     name = draw(words)
-    quant = draw(st.sampled_from([I8G4, U8G0]))
+    quant = draw(st.sampled_from([I8G4, U8G0, F8B2]))
     elem, expr = draw(
         st.sampled_from(
             [
@@ -130,7 +133,7 @@ def modules(draw: st.DrawFn) -> Module:
         passes=draw(st.lists(st.sampled_from(["raise", "fuse-mlp"]))),
         dims={"T": (1, draw(st.integers(1, 99))), "S": (1, 4)},
         mesh=draw(st.sampled_from([{}, {"tp": 2}, {"tp": 2, "dp": 8}])),
-        quants={"i8g4": I8G4, "u8g0": U8G0},
+        quants={"i8g4": I8G4, "u8g0": U8G0, "f8b2": F8B2},
         buffers=draw(st.sampled_from([{}, {"b0": 64, "b1": T * 32 + 16}])),
         consts=draw(st.dictionaries(st.sampled_from(["freq", "mask"]), constants())),
     )

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,8 @@ SCHEMES = {
     "u4g32z": Quant("u4g32z", ELEMS["u4"], 32, ELEMS["f32"], ELEMS["f16"]),
     "i8row": Quant("i8row", I8, 0, ELEMS["f32"]),
     "f8row": Quant("f8row", ELEMS["f8e4m3"], 0, ELEMS["f32"]),
+    "f8tensor": Quant("f8tensor", ELEMS["f8e4m3"], 0, ELEMS["f32"], rows=0),
+    "f8b32": Quant("f8b32", ELEMS["f8e4m3"], 32, ELEMS["f32"], rows=3),
 }
 
 dims = st.integers(0, 9)
@@ -216,26 +219,38 @@ def test_rounding_is_within_half_a_step_and_repeating_it_changes_nothing(checkpo
     rounded = materialize(Quantize(Tensor("a"), scheme), checkpoint)
     assert isinstance(rounded, QuantizedTensor)
     back = rounded.dequantize()
-    group = scheme.group or 64
-    error = (back - A).abs().unflatten(-1, (-1, group)) / rounded.scales.float().unsqueeze(-1)
+    plain = replace(scheme, zero=None)
+    step = QuantizedTensor(torch.ones_like(rounded.values), rounded.scales, None, plain).dequantize()
+    error = (back - A).abs() / step
     assert error.max() <= (16.01 if scheme.base.kind == "float" else 1.01 if scheme.zero == I4 else 0.51)
     assert rounded.dims == A.shape
-    assert rounded.scales.shape == (4, 64 // group)
+    assert rounded.scales.shape == (-(-4 // (scheme.rows or 4)), 64 // (scheme.group or 64))
     assert rounded.nbytes == scheme.nbytes((4, 64))
     if not scheme.zero and scheme.scale == ELEMS["f32"]:
         assert torch.allclose(quantize(back, scheme).dequantize(), back, rtol=1e-6)
 
 
 @pytest.mark.parametrize("block", [1, 300, 1 << 24])
-def test_groups_join_after_rounding_as_they_would_before(checkpoint, block, monkeypatch):
+@pytest.mark.parametrize("scheme", ["i4g32", "f8tensor", "f8b32"])
+def test_what_is_joined_is_rounded_as_one(checkpoint, scheme, block, monkeypatch):
+    """Whatever a block of the file holds; rows that share a scale do so across parts."""
     monkeypatch.setattr("irloom.ir.checkpoint.BLOCK", block)
     monkeypatch.setattr("irloom.ir.quantized._CHUNK", block)
-    joined = read("quantize(concat(weight('a'), weight('layers.0.b'), dim=0), i4g32)")
+    joined = read(f"quantize(concat(weight('a'), weight('layers.0.b'), dim=0), {scheme})")
     out = materialize(joined, checkpoint)
-    direct = quantize(torch.cat([A, B]), SCHEMES["i4g32"])
+    direct = quantize(torch.cat([A, B]), SCHEMES[scheme])
     assert isinstance(out, QuantizedTensor)
-    assert torch.equal(out.values, direct.values)
+    assert torch.equal(out.values.float(), direct.values.float())
     assert torch.equal(out.scales, direct.scales)
+
+
+def test_each_matrix_of_a_stack_has_blocks_of_its_own():
+    stack = torch.stack([A, A * 3])
+    for scheme in (SCHEMES["f8tensor"], SCHEMES["f8b32"]):
+        whole = quantize(stack, scheme)
+        for x, scales, back in zip(stack, whole.scales, whole.dequantize(), strict=True):
+            assert torch.equal(quantize(x, scheme).scales, scales)
+            assert torch.equal(quantize(x, scheme).dequantize(), back)
 
 
 def test_a_group_of_zeros_stays_zero():

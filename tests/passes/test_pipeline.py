@@ -191,5 +191,5 @@ def test_a_pass_need_not_be_registered_to_run():
 def test_an_option_of_one_of_several_words_or_none_is_read():
     (p,) = parse_pipeline("kv-cache(elem='bf16')")
     assert spell(p) == "kv-cache('bf16')"
-    with pytest.raises(PipelineError, match="'bf17', not one of f32, f16, bf16 or none"):
+    with pytest.raises(PipelineError, match="'bf17', not one of f32, f16, bf16, f8e4m3 or none"):
         parse_pipeline("kv-cache(elem='bf17')")

@@ -50,6 +50,8 @@ class Rounded(RandomCheckpoint):
         "quantize(int4)",
         "quantize(int4, group=16, scale=f32, override='embed=int8', skip='down')",
         "quantize(int4, scale=bf16)",
+        "quantize(fp8, activations=plain)",
+        "quantize(fp8, weights=tensor, activations=plain, override='embed=fp8')",
     ],
 )
 def test_the_reference_is_the_program_on_dequantized_weights(pipeline):
@@ -73,12 +75,14 @@ def test_the_reference_is_the_program_on_dequantized_weights(pipeline):
 def test_eight_bits_are_closer_than_four_and_both_within_their_budgets():
     before = parse(PROGRAM)
     moved = {}
-    for p in (Quantize("int8"), Quantize("int4")):
+    for p in (Quantize("int8"), Quantize("int4"), Quantize("fp8"), Quantize("fp8", activations="plain")):
         after, _ = run_pipeline(before, [p])
         report = compare(before, after, p)
         assert report.allowed == p.budget()
-        moved[p.dtype] = report.norm
-    assert 0 < moved["int8"] < 0.1 * moved["int4"]
+        moved[p.dtype, p.activations] = report.norm
+    int8, int4, fp8, weights = moved.values()
+    assert 0 < int8 < weights < fp8 < int4
+    assert int8 < 0.1 * int4
 
 
 def test_the_type_alone_says_how_many_bytes_a_weight_takes():

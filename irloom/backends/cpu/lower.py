@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from irloom.backends.cpu import convention
+from irloom.backends.cpu.elements import refuse_elements
 from irloom.backends.cpu.place import Place, by_rows
 from irloom.backends.cpu.program import INDENT, LOWERINGS, Bound, Program, Shared
 from irloom.ir.buffers import storage
@@ -68,7 +69,8 @@ RESERVED = frozenset(
 
 
 def lower(m: Module) -> Program:
-    """The program of a module whose pipeline has run."""
+    """The program of a module whose pipeline has run; ``IRError`` for elements that no kernel reads."""
+    refuse_elements(m)
     own_lowerings()
     program, shared = Program(), Shared(m)
     called = {"main", *(c.callee for c, _, _ in m.calls())}

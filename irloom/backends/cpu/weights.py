@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from irloom.backends.core import Report
+from irloom.backends.cpu.elements import FLOATS
 from irloom.backends.cpu.pack import Layout, Packed, allocate, pack, pack_quantized
 from irloom.backends.cpu.program import Bound, Program
 from irloom.backends.cpu.store import Entry, Reader, Writer
@@ -22,7 +23,6 @@ from irloom.ir.quantized import QuantizedTensor
 from irloom.ir.weights import materialize, weight_type
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-FLOATS = ("f32", "bf16", "f16")
 
 
 def write_weights(path: Path, program: Program, m: Module, checkpoint: Checkpoint, report: Report) -> None:
@@ -73,10 +73,10 @@ def layout_of(p: Param, m: Module, checkpoint: Checkpoint, layer: int | None) ->
     *experts, n, k = _dims(p)
     stack = math.prod(experts)
     if isinstance(elem, Quant):
-        if elem.base.name not in ("i4", "i8") or elem.scale.name not in FLOATS:
+        if elem.base.name not in ("i4", "i8") or elem.scale.name not in FLOATS or elem.rows != 1:
             raise IRError(
                 f"cpu: no kernel for weight {p.name} of {elem.declaration()}",
-                hint="int8 or int4, with a float scale",
+                hint="quantize(int8) or quantize(int4), or --target reference",
             )
         return Layout(n, k, elem.base.name, elem.group or k, elem.scale.name, elem.zero is not None, stack)
     assert p.weight is not None

@@ -39,6 +39,11 @@ class Blocks:
         """Of ``p``; ``elem`` is that of what is computed with it."""
         quant = p.type.elem
         assert isinstance(quant, Quant)
+        if quant.rows != 1:
+            raise IRError(
+                f"onnx: `{p.name}` is {quant} = {quant.declaration()}, of which rows share a scale",
+                hint="quantize(int8), or quantize(int4)",
+            )
         dims = tuple(d for d in p.type.dims if isinstance(d, int))
         small = tuple(d for d in quant.scale_dims(dims) if isinstance(d, int))
         size = dims[-1] // small[-1]

@@ -39,6 +39,8 @@ def no_layer(quant: Quant) -> str:
         return f"{quant} has zero points, and TensorRT's scales are symmetric"
     if quant.base.name not in BASES:
         return f"there is no form for weights of {quant.base}"
+    if quant.rows != 1:
+        return f"of {quant} several rows share a scale"
     return ""
 
 

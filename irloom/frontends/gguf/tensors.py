@@ -88,7 +88,7 @@ class GGUFTensors:
         block = _Block.of(entry)
         at, group = _SCALE_AT.get(block.kind.name), quant.group or entry.dims[-1]
         held = quant.scale.name in {"f16", "f32"} and quant.base.kind == "int" and quant.base.bits <= 8
-        if at is None or not held or quant.zero or block.entries % group:
+        if at is None or not held or quant.zero or quant.rows != 1 or block.entries % group:
             return None
         values = torch.empty(entry.dims, dtype=torch.int8)
         scales = torch.empty((*entry.dims[:-1], entry.dims[-1] // group), dtype=quant.scale.torch)

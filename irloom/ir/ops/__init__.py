@@ -3,7 +3,7 @@
 Tensor ops (``elementwise``, ``shape``, ``reduce``, ``matmul``, ``index``) are the closed set that a traced
 model decomposes to. Model ops (``norm``, ``attention``, ``recurrent``, ``sparse``, ``experts``,
 ``heads``) are what
-``raise`` finds in it, fused ops what passes make of those.
+``raise`` finds in it, fused ops what passes make of those, and ``quantize`` what the pass of that name adds.
 """
 
 from ..op import OPS
@@ -61,6 +61,7 @@ from .matmul import linear, matmul
 from .norm import l2_norm, layer_norm, rms_norm
 from .partial import paged_partial_attention, partial_attention
 from .pooling import block_pool
+from .quantize import quantize
 from .recurrent import (
     causal_conv,
     gated_delta,
@@ -152,6 +153,7 @@ __all__ = [
     "permute",
     "positions",
     "pow_",
+    "quantize",
     "quick_gelu",
     "reciprocal",
     "relu",

@@ -8,25 +8,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dims import Dim, product, sym
-from ..elem import AnyElem
+from ..elem import AnyElem, Elem
 from ..errors import IRError
 from ..op import Attrs, op
 from ..signature import Operand
 from ..types import Type
 from .activation import ACTIVATIONS, known
 from .elementwise import promoted
+from .quantize import product_elem, rows_in
 
 USED = sym("E")
 """Experts that a step uses, in counts of bytes: few tokens read few experts."""
 
 
 @op("*b h, t k, %e n h, %e n? -> t k n")
-def expert_linear(x: Tensor, index: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def expert_linear(
+    x: Tensor, index: Tensor, weight: Tensor, bias: Tensor | None = None, *, elem: Elem | None = None
+) -> Tensor:
     """``x @ weight[index[t, j]].T + bias[index[t, j]]`` for each of the ``k`` experts that a token chooses.
 
     ``x`` is a row per token, or already one per token and choice: [t, h] or [t, k, h]. An index outside of
     0 to e - 1 chooses no expert, and its row is zero. Each expert is applied once, to all of its rows.
+    ``elem`` as in ``linear``.
     """
+    x = rows_in(x, elem)
     rows = x if x.ndim == 3 else x[:, None].expand(-1, index.shape[1], -1)
     out = x.new_zeros(*index.shape, weight.shape[1])
     for e in range(len(weight)):
@@ -35,6 +40,11 @@ def expert_linear(x: Tensor, index: Tensor, weight: Tensor, bias: Tensor | None 
             shift = None if bias is None else bias[e].to(x.dtype)
             out[its] = F.linear(rows[its], weight[e].to(x.dtype), shift)
     return out
+
+
+@expert_linear.dtype
+def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
+    return product_elem("expert_linear", operands[0], attrs)
 
 
 @expert_linear.verify
@@ -65,7 +75,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
     x, index, weight, bias = (*operands, None)[:4]
     assert isinstance(x, Type) and isinstance(index, Type) and isinstance(weight, Type)
     each = [w.elem.nbytes((1, *w.dims[1:])) for w in (weight, bias) if isinstance(w, Type)]
-    made = x.elem.nbytes((*index.dims, weight.dims[1]))
+    made = product_elem("expert_linear", x, attrs).nbytes((*index.dims, weight.dims[1]))
     return x.nbytes + index.nbytes + made + USED * sum(each, 0)
 
 
@@ -80,13 +90,15 @@ def moe(
     down_bias: Tensor | None = None,
     *,
     act: str = "silu",
+    elem: Elem | None = None,
 ) -> Tensor:
     """The gated MLPs of the ``k`` experts that a token chooses, summed by ``weights`` [t, k].
 
     Each is ``down @ (act(gate) * up)``, with gate and up the halves of ``gate_up @ x``; ``act`` is one
-    of ``act_mul``. The products are those of ``expert_linear``.
+    of ``act_mul``. The products are those of ``expert_linear``, ``elem`` as in ``linear``; what goes into
+    ``down`` is not quantized.
     """
-    gate, up = expert_linear.reference(x, index, gate_up, gate_up_bias).chunk(2, -1)
+    gate, up = expert_linear.reference(x, index, gate_up, gate_up_bias, elem=elem).chunk(2, -1)
     gated = ACTIVATIONS[act](gate) * up
     out = expert_linear.reference(gated, index, down, down_bias)
     return (out * weights.unsqueeze(-1)).sum(1)
@@ -94,7 +106,9 @@ def moe(
 
 @moe.dtype
 def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
-    return promoted([operands[0], operands[2]], attrs)
+    x = operands[0]
+    assert isinstance(x, Type)
+    return promoted([x.with_elem(product_elem("moe", x, attrs)), operands[2]], attrs)
 
 
 @moe.verify
@@ -124,7 +138,7 @@ def _(operands: Sequence[Operand], attrs: Attrs) -> Dim:
     x, index, weights, *stacks = operands
     assert isinstance(x, Type) and isinstance(index, Type) and isinstance(weights, Type)
     given = [w for w in stacks if isinstance(w, Type)]
-    made = x.elem.nbytes((x.dims[0], given[1].dims[1]))
+    made = product_elem("moe", x, attrs).nbytes((x.dims[0], given[1].dims[1]))
     each = sum((w.elem.nbytes((1, *w.dims[1:])) for w in given), 0)
     return x.nbytes + index.nbytes + weights.nbytes + made + USED * each
 

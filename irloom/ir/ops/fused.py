@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dims import Dim, product
-from ..elem import AnyElem
+from ..elem import AnyElem, Elem
 from ..errors import IRError
 from ..op import Attrs, op
 from ..seqs import PagedCache, Seqs
@@ -20,6 +20,7 @@ from .attention import check_entry, check_rotary, entry_bytes, rope
 from .elementwise import softcap as softcap_op
 from .matmul import linear
 from .norm import layer_norm, rms_norm
+from .quantize import product_elem
 
 
 @op("*b d, *b d -> *b d")
@@ -44,13 +45,15 @@ def linear_act(
     act: str | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
+    elem: Elem | None = None,
 ) -> Tensor:
     """``residual + softcap(scale * act(x @ weight.T + bias))``, each part only where it is given.
 
     A product with its epilogue: what it makes is in memory once, finished. ``act`` is one of those of
-    ``act_mul``. Splitting ``n`` is column-parallel; ``k`` stays whole, for a partial sum has no activation.
+    ``act_mul``, ``elem`` as in ``linear``. Splitting ``n`` is column-parallel; ``k`` stays whole, for a
+    partial sum has no activation.
     """
-    y = linear.reference(x, weight, bias)
+    y = linear.reference(x, weight, bias, elem=elem)
     if act is not None:
         y = ACTIVATIONS[act](y)
     if scale != 1.0:
@@ -60,13 +63,20 @@ def linear_act(
     return y if residual is None else residual + y
 
 
+@linear_act.dtype
+def _(operands: Sequence[Operand], attrs: Attrs) -> AnyElem:
+    return product_elem("linear_act", operands[0], attrs)
+
+
 @linear_act.verify
 def _(operands: Sequence[Operand], attrs: Attrs) -> None:
     if attrs["act"] is not None:
         known("linear_act", attrs["act"])
     x, residual = operands[0], operands[3] if len(operands) > 3 else None
-    if isinstance(x, Type) and isinstance(residual, Type) and residual.elem != x.elem:
-        raise IRError(f"linear_act: operand `residual` is {residual}, but what it is added to is {x.elem}")
+    if isinstance(x, Type) and isinstance(residual, Type):
+        made = product_elem("linear_act", x, attrs)
+        if residual.elem != made:
+            raise IRError(f"linear_act: operand `residual` is {residual}, but what it is added to is {made}")
 
 
 @op("*b !d, *b !d, !d?, !d? -> *b !d, *b !d")

@@ -15,6 +15,7 @@ from irloom.backends.cpu.runner import Runner
 from irloom.backends.cpu.step import Step
 from irloom.backends.cpu.weights import read_weights, write_weights
 from irloom.ir.checkpoint import RandomCheckpoint
+from irloom.ir.errors import IRError
 from irloom.ir.graph import Module
 from irloom.ir.interp import Interpreter
 from irloom.ir.parse import parse
@@ -594,3 +595,33 @@ def programs(draw):
 def test_random_programs(text, planned):
     m = parse(text)
     compare(run_pipeline(m, "plan-memory")[0] if planned else m)
+
+
+FEW_BITS = """
+f8row = quant(f8e4m3, group=0, scale=f32)
+def main(ids: i32[T], seqs: seqs[T, S], embed: f32[50, 16] = weight("embed"), w: f8row[16, 16] = {w}):
+    x = embedding(ids, embed)
+    {rows}
+    y = linear({x}, w{elem})
+    return y
+"""
+
+
+def test_fp8_is_refused_before_anything_is_built(tmp_path):
+    weight = 'quantize(weight("w"), f8row)'
+    rows = FEW_BITS.format(w=weight, rows="q = quantize(x, to=f8row)", x="q", elem=", elem=f32")
+    with pytest.raises(IRError, match=r"cpu: q: f8row\[T, 16\], .*no kernel reads such rows"):
+        lower(parse(rows))
+    alone = parse(FEW_BITS.format(w=weight, rows="z = sin(x)", x="x", elem=""))
+    with pytest.raises(IRError, match="cpu: no kernel for weight w of quant.f8e4m3"):
+        write_weights(tmp_path / "w", lower(alone), alone, CHECKPOINT, quiet)
+    m, _ = run_pipeline(parse(ATTENDS), "kv-cache(elem=f8e4m3)")
+    with pytest.raises(IRError, match=r"cpu: kv: paged\[f8e4m3, 16\].*: kernels read caches of f32"):
+        lower(m)
+
+
+ATTENDS = """
+def main(q: f32[T, 4, 8], seqs: seqs[T, S]):
+    a = attention(q, q, q, seqs, scale=0.3)
+    return a
+"""

@@ -75,7 +75,8 @@ class Integers:
         held = scales.to(quant.scale.torch)
         order = at.order(raw)
         sorted_ = order is None or bool((order == torch.arange(self.dims[1]) // group).all())
-        if (quant.group or self.dims[1]) != group or not sorted_ or not torch.equal(held.to(scales), scales):
+        fits = quant.rows == 1 and (quant.group or self.dims[1]) == group
+        if not fits or not sorted_ or not torch.equal(held.to(scales), scales):
             return None
         zeros, middle = at.zeros(raw, 0, rows), 1 << (self.bits - 1)
         if quant.base.name == f"i{self.bits}" and not quant.zero and bool((zeros == middle).all()):

@@ -57,18 +57,20 @@ class Scaled:
         return scale[at : at + stop - start] if scale.shape[0] > 1 else scale
 
     def kept(self, raw: Checkpoint, quant: Quant) -> QuantizedTensor | None:
-        """Where each row or group has its scale, in an element that the scheme's holds."""
+        """Where scales are for the scheme's blocks, in an element that the scheme's holds."""
         from irloom.ir.quantized import QuantizedTensor
 
-        group = 0 if self.steps[-1] == self.dims[-1] else self.steps[-1]
-        wanted = (quant.base, quant.group or self.dims[-1], quant.zero)
-        if wanted != (raw.elem(self.values), group or self.dims[-1], None) or self.zero:
+        height, width = (1, *self.dims)[-2:]
+        stored = (1, *self.steps)[-2:]
+        wanted = (min(quant.rows or height, height), quant.group or width)
+        same = (raw.elem(self.values), None) == (quant.base, quant.zero) and not self.zero
+        if not same or stored != wanted or set(self.steps[:-2]) - {1}:
             return None
         scales = powers(raw.read(self.scale))
         rounded = scales.to(quant.scale.torch)
-        if set(self.steps[:-1]) != {1} or not torch.equal(rounded.float(), scales):
+        if not torch.equal(rounded.float(), scales):
             return None
-        shape = [*self.dims[:-1], self.dims[-1] // (group or self.dims[-1])]
+        shape = [d for d in quant.scale_dims(self.dims) if isinstance(d, int)]
         return QuantizedTensor(raw.read(self.values), rounded.reshape(shape), None, quant)
 
 
