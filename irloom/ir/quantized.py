@@ -119,7 +119,7 @@ def _strips(
     blocks: Iterable[torch.Tensor], dims: tuple[int, ...], quant: Quant
 ) -> Iterator[tuple[torch.Tensor, int]]:
     """The rows of ``blocks``, those together that share scales; with each strip how many rows of scales."""
-    height, width = dims[-2] if len(dims) > 1 else 1, dims[-1]
+    *_, height, width = (1, *dims)
     if quant.rows == 1 or len(dims) < 2:
         for block in blocks:
             yield from ((part, len(part)) for (part,) in _row_chunks([block], width))
@@ -148,7 +148,7 @@ def _round(
     groups = scales.shape[-1]
     chunks = _row_chunks([rows, values], rows.shape[-1])
     found = [_extremes(_grouped(part, groups), one=len(scales) < len(rows)) for part, _ in chunks]
-    least, most = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*found, strict=True))
+    least, most = (torch.cat(x) for x in zip(*found, strict=True))
     if len(scales) < len(least):
         least, most = least.amin(0, keepdim=True), most.amax(0, keepdim=True)
     if quant.zero:

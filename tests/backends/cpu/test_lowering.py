@@ -613,7 +613,7 @@ def test_fp8_is_refused_before_anything_is_built(tmp_path):
     with pytest.raises(IRError, match=r"cpu: q: f8row\[T, 16\], .*no kernel reads such rows"):
         lower(parse(rows))
     alone = parse(FEW_BITS.format(w=weight, rows="z = sin(x)", x="x", elem=""))
-    with pytest.raises(IRError, match="cpu: no kernel for weight w of quant.f8e4m3"):
+    with pytest.raises(IRError, match="cpu: no kernel for weight w of quant"):
         write_weights(tmp_path / "w", lower(alone), alone, CHECKPOINT, quiet)
     m, _ = run_pipeline(parse(ATTENDS), "kv-cache(elem=f8e4m3)")
     with pytest.raises(IRError, match=r"cpu: kv: paged\[f8e4m3, 16\].*: kernels read caches of f32"):
