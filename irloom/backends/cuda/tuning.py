@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 MARGIN = 0.98
 """A later candidate is chosen when it takes less than this of the best one's time: noise decides nothing."""
+
+_TRIALS = threading.local()  # whether this thread tries candidates out
 
 
 def choose(name: str, key: tuple[object, ...], candidates: Sequence[T], run: Callable[[T], object]) -> T:
@@ -69,7 +72,7 @@ class Tuner:
         for candidate in candidates if chosen else ():
             if repr(candidate) == chosen:
                 return candidate
-        if self.clock is None or _capturing():
+        if self.clock is None or _capturing() or getattr(_TRIALS, "active", False):
             return candidates[0]
         fastest = self.fastest(candidates, run)
         self.keep({text: repr(fastest)})
@@ -100,7 +103,9 @@ class Tuner:
 
 
 def _errors(candidates: Sequence[T], run: Callable[[T], object]) -> list[Exception | None]:
-    """What each candidate's first run ends in. Threads run them, since most of it is the compiler's time."""
+    """What each candidate's first run ends in. Threads run all but the first, since most of it is the
+    compiler's time; choices that runs make on their way are the first one's, or stay open.
+    """
     gpu = torch.cuda.is_available()
     stream, inference = torch.cuda.current_stream() if gpu else None, torch.is_inference_mode_enabled()
 
@@ -112,8 +117,13 @@ def _errors(candidates: Sequence[T], run: Callable[[T], object]) -> list[Excepti
             return e
         return None
 
+    def beside(candidate: T) -> Exception | None:
+        _TRIALS.active = True
+        return first(candidate)
+
+    error = first(candidates[0])
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        errors = list(pool.map(first, candidates))
+        errors = [error, *pool.map(beside, candidates[1:])]
     if gpu:
         torch.cuda.synchronize()
     return errors

@@ -19,8 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 asked = json.loads(sys.argv[1])
 fn = getattr(importlib.import_module(asked["module"]), asked["kernel"])
-signature = {n: asked["signature"].get(n, "constexpr") for n in fn.arg_names}
-attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(fn.arg_names) if signature[n].startswith("*")}
+types = {n: asked["signature"].get(n, "constexpr") for n in fn.arg_names}
+attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(fn.arg_names) if types[n][0] == "*" or ":16" in types[n]}
+signature = {n: t.removesuffix(":16") for n, t in types.items()}
 source = ASTSource(fn, signature, asked["constants"], attrs)
 made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=asked["options"])
 print(json.dumps({"ptx": made.asm["ptx"], "shared": made.metadata.shared}))
@@ -32,8 +33,8 @@ def compiled(
 ) -> dict[str, Any]:
     """The kernel's PTX, and bytes of shared memory.
 
-    ``signature`` has the types of tensors (``*bf16``) and numbers (``i32``), ``constants`` the values of
-    all other parameters.
+    ``signature`` has the types of tensors (``*bf16``) and numbers (``i32``; ``i32:16`` is divisible by 16,
+    which a launch sees by itself), ``constants`` the values of all other parameters.
     """
     asked = {
         "module": module, "kernel": kernel, "signature": dict(signature), "constants": dict(constants),

@@ -73,3 +73,14 @@ def test_where_nothing_can_be_timed_the_first_stands_in_and_nothing_is_kept(tmp_
     tuner = Tuner(tmp_path / "a.json", None)
     assert tuner.choose("pause", (8,), CANDIDATES, pause) == 0.05
     assert not list(tmp_path.iterdir())
+
+
+def test_a_choice_on_the_way_of_another_is_made_first_and_once(tmp_path: Path) -> None:
+    tuner, ran = Tuner(tmp_path / "a.json", seconds), []
+
+    def outer(candidate: float) -> None:
+        ran.append(tuner.choose("inner", (), [0.02, 0.001], pause))
+        pause(candidate)
+
+    assert tuner.choose("outer", (), [0.05, 0.01, 0.02], outer) == 0.01
+    assert set(ran) == {0.001}

@@ -43,7 +43,7 @@ def _index_scalars() -> None:
     """
     from triton.runtime import interpreter
 
-    patch = interpreter._patch_lang_tensor  # pyright: ignore[reportPrivateUsage]
+    patch = interpreter._patch_lang_tensor
 
     def patched(tensor: Any, scope: Any) -> None:
         patch(tensor, scope)
