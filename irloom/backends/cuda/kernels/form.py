@@ -11,9 +11,9 @@ from irloom.ir.elem import Quant
 class Form:
     """``residual + softcap(scale * act(h @ weight.T + bias))``, each part only where it is given.
 
-    ``h`` is ``x``, or ``rms_norm(x, norm, eps=eps)`` where ``eps`` is not None (``norm`` may be missing then),
-    rounded to ``quant`` (a group of each row at a time, group 0: the whole row) where that is given. With
-    ``gated`` the weight's rows are those of the gate, then as many of the other factor:
+    ``h`` is ``x``, or ``rms_norm(x, norm, eps=eps)`` where ``eps`` is not None (``norm`` may be missing
+    then), rounded to ``quant`` (a group of each row at a time, group 0: the whole row) where that is given.
+    With ``gated`` the weight's rows are those of the gate, then as many of the other factor:
     ``act(gate + bias) * (up + bias)`` takes the place of ``act``, and the result is half as wide. ``emits``
     is what the result is rounded to, where it is to be a ``Quantized``.
 
