@@ -116,8 +116,10 @@ def test_a_mixed_step_runs_both_kernels() -> None:
 
 
 @pytest.mark.parametrize("kept", F8)
-def test_caches_of_fp8_are_read_as_f16(kept: torch.dtype) -> None:
-    check(Case((9, 1, 1), (0, 90, 300), dtype=torch.bfloat16, kept=kept, page=32, dim=64))
+@pytest.mark.parametrize("dim", [64, 24])
+def test_caches_of_fp8_are_read_as_f16(kept: torch.dtype, dim: int) -> None:
+    """In pairs of features where a head has a power of two of them."""
+    check(Case((9, 1, 1), (0, 90, 300), dtype=torch.bfloat16, kept=kept, page=32, dim=dim))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -142,6 +144,7 @@ cases = st.builds(
     dim=st.sampled_from([64, 128, 256, 96, 8]),
     page=st.sampled_from([8, 16, 32, 64, 128]),
     dtype=st.sampled_from(list(TOLERANCE)),
+    kept=st.sampled_from([None, None, *F8]),
     window=st.sampled_from([None, None, 1, 20, 128]),
     chunk=st.sampled_from([None, None, 16, 100]),
     softcap=st.sampled_from([None, 5.0]),
@@ -177,7 +180,7 @@ def constants(rows: int, keys: int) -> dict[str, Any]:
     return strides | {
         "GROUP": 4, "HEADS": 4, "BLOCKS": 1, "ROWS": rows, "DIM": 128, "MAIN": 128, "REST": 0, "VALUE": 128,
         "VALUES": 128, "SHARED": False, "PAGE": 64, "SCALE": 0.088, "SOFTCAP": 0.0, "SLOPED": False,
-        "SUNK": False, "WINDOW": 0, "CHUNK": 0, "BLOCK": keys, "CHAIN": True,
+        "SUNK": False, "WINDOW": 0, "CHUNK": 0, "PAIRS": 0, "BLOCK": keys, "CHAIN": True,
     }  # fmt: skip
 
 
@@ -198,12 +201,18 @@ def test_prefill_compiles_to_warp_group_products_of_prefetched_keys() -> None:
     assert "ld.local" not in made["ptx"]
 
 
-def test_decode_compiles_with_three_blocks_of_keys_in_flight() -> None:
+@pytest.mark.parametrize("pairs", [0, 4], ids=["bf16", "e4m3"])
+def test_decode_compiles_with_three_blocks_of_keys_in_flight(pairs: int) -> None:
+    """Keys and values go from shared memory to tensor cores as matrices: in fp8 too, in pairs of entries."""
     scratch = {**dict.fromkeys(("sums", "tops", "totals"), "*fp32"), "counts": "*i32"}
+    kept = dict.fromkeys(("k", "v"), "*u16") if pairs else {}
     made = compiled(
-        "irloom.backends.cuda.kernels.decode_attention", "decode", SIGNATURE | scratch,
-        constants(16, 64) | {"MIXED": False, "SCAN": 32}, num_warps=4, num_stages=4,
+        "irloom.backends.cuda.kernels.decode_attention", "decode", SIGNATURE | scratch | kept,
+        constants(16, 64) | {"PAIRS": pairs, "MIXED": False, "SCAN": 32, "PARTS": 8, "LINES": 4},
+        num_warps=4, num_stages=4,
     )  # fmt: skip
-    assert made["shared"] >= 3 * 2 * 64 * 128 * 2
+    assert made["shared"] >= 3 * 2 * 64 * 128 * (1 if pairs else 2)
     assert "atom.global.gpu.acq_rel" in made["ptx"]
+    assert "ldmatrix.sync.aligned.m8n8.x4.trans" in made["ptx"]
+    assert "ld.shared.b8" not in made["ptx"]
     assert "ld.local" not in made["ptx"]

@@ -9,7 +9,8 @@ All query heads that share a KV head are rows of one product, so keys are read o
 from __future__ import annotations
 
 from .mode import go_on, kernel, rounded, tl, wait
-from .over_keys import ALL_ALIKE, LOG2E, NOTHING, columns, finish, over_keys, since, widened
+from .over_keys import over_keys
+from .paged_keys import ALL_ALIKE, NOTHING, columns, finish, since, widened
 
 
 @kernel
@@ -53,40 +54,42 @@ def part_of(
 @kernel
 def joined(
     out, sums, tops, totals, sinks, first, last, heads, out_head, VALUE: tl.constexpr, ROWS: tl.constexpr,
-    VALUES: tl.constexpr, SUNK: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+    VALUES: tl.constexpr, SUNK: tl.constexpr, PARTS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
     """Write what programs ``first`` to ``last`` have made of one sequence, for its first ``heads`` rows.
 
     Program ``p`` left a sequence that it began at ``2 * p + 1``, one that it went on with at ``2 * p``.
-    ``PARTS`` of them are read at a time, and ``COLUMNS`` entries of each.
+    ``PARTS`` of them are read at a time, and ``LINES`` rows of each.
     """
-    for start in range(0, ROWS * VALUES, COLUMNS):
-        col = start + tl.arange(0, COLUMNS)
-        row, feature = col // VALUES, col % VALUES
-        real = (row < heads) & (feature < VALUE)
-        top = tl.full((COLUMNS,), NOTHING, tl.float32)
-        total = tl.zeros((COLUMNS,), tl.float32)
-        acc = tl.zeros((COLUMNS,), tl.float32)
+    feature = tl.arange(0, VALUES)
+    for start in range(0, heads, LINES):
+        row = start + tl.arange(0, LINES)
+        real = row < heads
+        top = tl.full((LINES,), NOTHING, tl.float32)
+        total = tl.zeros((LINES,), tl.float32)
+        acc = tl.zeros((LINES, VALUES), tl.float32)
         for p in range(first, last + 1, PARTS):
             program = p + tl.arange(0, PARTS)
-            place = (2 * program + (program == first).to(tl.int32))[:, None] * ROWS
+            place = (2 * program + (program == first).to(tl.int32))[:, None] * ROWS + row[None]
             known = (program <= last)[:, None] & real[None]
-            above = tl.load(tops + place + row[None], known, NOTHING, cache_modifier=".cg")
+            parts = tl.load(
+                sums + place[:, :, None] * VALUES + feature[None, None], known[:, :, None], 0.0,
+                cache_modifier=".cg",
+            )  # fmt: skip
+            above = tl.load(tops + place, known, NOTHING, cache_modifier=".cg")
+            below = tl.load(totals + place, known, 0.0, cache_modifier=".cg")
             higher = tl.maximum(top, tl.max(above, 0))
             weight = tl.exp2(above - higher[None])
             kept = tl.exp2(top - higher)
-            below = tl.load(totals + place + row[None], known, 0.0, cache_modifier=".cg")
-            parts = tl.load(sums + place * VALUES + col[None], known, 0.0, cache_modifier=".cg")
             total = total * kept + tl.sum(below * weight, 0)
-            acc = acc * kept + tl.sum(parts * weight, 0)
+            acc = acc * kept[:, None] + tl.sum(parts * weight[:, :, None], 0)
             top = higher
+        sink = tl.zeros((LINES,), tl.float32)
         if SUNK:
-            sink = tl.load(sinks + row, real, 0.0).to(tl.float32) * LOG2E
-            higher = tl.maximum(top, sink)
-            kept = tl.exp2(top - higher)
-            total = total * kept + tl.exp2(sink - higher)
-            acc = acc * kept
-        tl.store(out + row * out_head + feature, rounded(acc / total, out.dtype.element_ty), real)
+            sink = tl.load(sinks + row, real, 0.0).to(tl.float32)
+        done = finish(acc, top, total, sink, SUNK)
+        where = real[:, None] & (feature < VALUE)[None]
+        tl.store(out + row[:, None] * out_head + feature[None], rounded(done, out.dtype.element_ty), where)
 
 
 @kernel
@@ -99,13 +102,15 @@ def decode(
     DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr, VALUES: tl.constexpr,
     SHARED: tl.constexpr, PAGE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
     SLOPED: tl.constexpr, SUNK: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
-    MIXED: tl.constexpr, BLOCK: tl.constexpr, SCAN: tl.constexpr, CHAIN: tl.constexpr,
+    PAIRS: tl.constexpr, BLOCK: tl.constexpr, MIXED: tl.constexpr, SCAN: tl.constexpr,
+    PARTS: tl.constexpr, LINES: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """Program (h, p): part ``p`` of all keys for block ``h`` of query heads, ``BLOCKS`` of them a KV head.
 
     ``sums`` f32[h, 2 p, ROWS, VALUES], ``tops`` and ``totals`` f32[h, 2 p, ROWS] are for sequences that are
     cut; ``counts`` i32[h, p] of zeros is left as zeros.
     """
+    WHOLE: tl.constexpr = MAIN if MAIN < DIM else DIM
     wait(CHAIN)
     go_on(CHAIN)
     block, program, programs = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
@@ -137,16 +142,16 @@ def decode(
             zero = first // BLOCK - passed
             at = tl.zeros((ROWS,), tl.int32) + n - 1
             here = q + token.to(tl.int64) * q_row + head * q_head
-            main = widened(columns(here, row * q_head, inside, 0, MAIN if MAIN < DIM else DIM, MAIN), k)
+            main = widened(columns(here, row * q_head, inside, 0, WHOLE, MAIN), k, PAIRS)
             rest = main
             if REST:
-                rest = widened(columns(here, row * q_head, inside, MAIN, DIM - MAIN, REST), k)
+                rest = widened(columns(here, row * q_head, inside, MAIN, DIM - MAIN, REST), k, PAIRS)
             acc, top, total = over_keys(
                 tl.zeros((ROWS, VALUES), tl.float32), tl.full((ROWS,), NOTHING, tl.float32),
                 tl.zeros((ROWS,), tl.float32), main, rest, k, v, table + s.to(tl.int64) * table_row, at,
                 slope, (zero + begin) * BLOCK, (zero + until) * BLOCK, first, n,
                 K_PAGE, K_TOKEN, V_PAGE, V_TOKEN, DIM, MAIN, REST, VALUE, VALUES, SHARED, PAGE, SCALE,
-                SOFTCAP, SLOPED, WINDOW, CHUNK, BLOCK, ALL_ALIKE,
+                SOFTCAP, SLOPED, WINDOW, CHUNK, BLOCK, ALL_ALIKE, PAIRS,
             )  # fmt: skip
             feature = tl.arange(0, VALUES)
             there = out + token.to(tl.int64) * out_row + head * out_head
@@ -175,7 +180,7 @@ def decode(
                     tl.store(counted, 0)
                     joined(
                         there, sums, tops, totals, own, opened, closed, real, out_head, VALUE, ROWS, VALUES,
-                        SUNK, 8, 256,
+                        SUNK, PARTS, LINES,
                     )  # fmt: skip
             begin = until
         passed += count

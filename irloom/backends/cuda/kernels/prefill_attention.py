@@ -7,7 +7,8 @@ any of these sees: blocks of keys that every row sees without a mask, those at t
 from __future__ import annotations
 
 from .mode import go_on, kernel, rounded, tl, wait
-from .over_keys import NOTHING, PER_ROW, columns, finish, over_keys, since, widened
+from .over_keys import over_keys
+from .paged_keys import NOTHING, PER_ROW, columns, finish, since, widened
 
 
 @kernel
@@ -33,12 +34,13 @@ def prefill(
     DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr, VALUES: tl.constexpr,
     SHARED: tl.constexpr, PAGE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
     SLOPED: tl.constexpr, SUNK: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr, CHAIN: tl.constexpr,
+    PAIRS: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """Program (h, b): block ``b`` of tokens, the last first, for block ``h`` of query heads.
 
     Of ``ROWS`` rows, each token has ``HEADS``, and ``BLOCKS`` blocks of heads share a KV head.
     """
+    WHOLE: tl.constexpr = MAIN if MAIN < DIM else DIM
     wait(CHAIN)
     go_on(CHAIN)
     TOKENS: tl.constexpr = ROWS // HEADS
@@ -65,10 +67,10 @@ def prefill(
     v += kv * V_HEAD
     table += s.to(tl.int64) * table_row
     place = token * q_row + part * q_head
-    main = widened(columns(q, place, inside, 0, MAIN if MAIN < DIM else DIM, MAIN), k)
+    main = widened(columns(q, place, inside, 0, WHOLE, MAIN), k, PAIRS)
     rest = main
     if REST:
-        rest = widened(columns(q, place, inside, MAIN, DIM - MAIN, REST), k)
+        rest = widened(columns(q, place, inside, MAIN, DIM - MAIN, REST), k, PAIRS)
     low = n - count + offset
     high = n - count + tl.minimum(offset + TOKENS, count) - 1
     first = since(low, WINDOW, CHUNK)
@@ -83,17 +85,17 @@ def prefill(
         acc, top, total = over_keys(
             acc, top, total, main, rest, k, v, table, at, slope, begin, full_begin, first, high + 1,
             K_PAGE, K_TOKEN, V_PAGE, V_TOKEN, DIM, MAIN, REST, VALUE, VALUES, SHARED, PAGE, SCALE, SOFTCAP,
-            SLOPED, WINDOW, CHUNK, BLOCK, PER_ROW,
+            SLOPED, WINDOW, CHUNK, BLOCK, PER_ROW, PAIRS,
         )  # fmt: skip
     acc, top, total = over_keys(
         acc, top, total, main, rest, k, v, table, at, slope, full_begin, full_end, first, high + 1,
         K_PAGE, K_TOKEN, V_PAGE, V_TOKEN, DIM, MAIN, REST, VALUE, VALUES, SHARED, PAGE, SCALE, SOFTCAP,
-        SLOPED, WINDOW, CHUNK, BLOCK, 0,
+        SLOPED, WINDOW, CHUNK, BLOCK, 0, PAIRS,
     )  # fmt: skip
     acc, top, total = over_keys(
         acc, top, total, main, rest, k, v, table, at, slope, full_end, high + 1, first, high + 1,
         K_PAGE, K_TOKEN, V_PAGE, V_TOKEN, DIM, MAIN, REST, VALUE, VALUES, SHARED, PAGE, SCALE, SOFTCAP,
-        SLOPED, WINDOW, CHUNK, BLOCK, PER_ROW,
+        SLOPED, WINDOW, CHUNK, BLOCK, PER_ROW, PAIRS,
     )  # fmt: skip
     sink = tl.zeros((ROWS,), tl.float32)
     if SUNK:

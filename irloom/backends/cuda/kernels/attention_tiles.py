@@ -1,0 +1,107 @@
+"""How attention kernels are cut, by shape: candidates, and what they are timed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from ..step import Step
+from ..tuning import choose
+from ..work import Workspace
+from .attention_call import Call, Tile, power_above
+
+SHARED = 227 << 10
+"""Bytes of shared memory that a multiprocessor has for its programs."""
+
+CONTEXT = 1024
+"""Keys of a sequence that candidates are timed on, where a cache has room for as many."""
+
+
+def decode_tiles(call: Call) -> tuple[Tile, ...]:
+    """Candidates for sequences that bring one token, the one to take without measuring first.
+
+    What counts is bytes in flight: programs on one multiprocessor times the blocks that each has asked for.
+    """
+    rows = min(64, max(16, power_above(call.group)))
+    warps = 8 if rows * call.value >= 1 << 14 else 4
+    cuts = [
+        (64, warps, 4),
+        (64, warps, 3),
+        (128, warps, 3),
+        (128, 8, 3),
+        (32, warps, 4),
+        (64, 2, 4),
+        (32, 2, 4),
+    ]
+    tiles = [
+        Tile(keys, rows, warps, stages, min(4 if warps > 2 else 8, SHARED // used))
+        for keys, warps, stages in cuts
+        if (used := 2048 + keys * _bytes(call) * (stages - 1)) <= SHARED
+    ]
+    return tuple(tiles) or (Tile(16, rows, warps, 2),)
+
+
+def prefill_tiles(call: Call) -> tuple[Tile, ...]:
+    """Candidates for sequences that bring more tokens, the one to take without measuring first."""
+    cuts = [
+        (64, 128, 8, 3),
+        (128, 128, 8, 2),
+        (64, 64, 4, 3),
+        (64, 64, 4, 2),
+        (128, 64, 4, 2),
+        (32, 64, 4, 3),
+    ]
+    if call.value > 256:
+        cuts = [(32, 64, 8, 2), (64, 64, 8, 2), (32, 64, 4, 2)]
+    if call.q.dtype == torch.float32:
+        cuts = [(32, 64, 4, 2), (16, 32, 4, 2)]
+    row = call.q.shape[2] * call.q.element_size()
+    tiles = [Tile(*cut) for cut in cuts if cut[1] * row + cut[0] * _bytes(call) * cut[3] <= SHARED]
+    return tuple(tiles) or (Tile(16, 16, 4, 1),)
+
+
+def chosen(
+    name: str, call: Call, tiles: Sequence[Tile], run: Callable[[Call, Tile, Workspace], None]
+) -> Tile:
+    """The fastest of ``tiles`` for calls such as this one: its shapes, and the bucket of its step."""
+    if len(tiles) == 1 or call.q.device.type != "cuda":
+        return tiles[0]
+    constants = tuple(v for k, v in call.constants(tiles[0]).items() if k != "BLOCK")
+    key = (call.q.dtype, call.cache.k.dtype, *constants, call.step.tokens, call.step.seqs)
+    usual = typical(call)
+    spaces = {tile: Workspace(call.q.device) for tile in tiles}
+
+    def timed(tile: Tile) -> None:
+        spaces[tile].reset()
+        run(usual, tile, spaces[tile])
+
+    return choose(f"attention.{name}", key, tiles, timed)
+
+
+def typical(call: Call) -> Call:
+    """The same call for a full bucket: sequences of ``CONTEXT`` keys, pages one after another.
+
+    Tokens that are more than sequences belong to the first one.
+    """
+    step, table, page = call.step, call.table, call.cache.page
+    seqs, more = step.seqs, step.tokens - step.seqs
+    room = table.shape[1] * page
+    brings = torch.ones(seqs, dtype=torch.int32)
+    brings[0] = min(1 + more, room)
+    context = torch.full((seqs,), min(CONTEXT, room), dtype=torch.int32).maximum(brings)
+    starts = torch.cat([torch.zeros(1, dtype=torch.int32), brings.cumsum(0, dtype=torch.int32)])
+    pages = torch.arange(table.numel(), dtype=torch.int32).view(table.shape) % call.cache.k.shape[0]
+    at = call.q.device
+    made = Step(
+        step.ids, step.positions, step.owner, starts.to(at), context.to(at), {call.cache.pool: pages.to(at)},
+        step.decode,
+    )  # fmt: skip
+    return replace(call, step=made)
+
+
+def _bytes(call: Call) -> int:
+    """Bytes of a key and its value."""
+    k = call.cache.k
+    return (k.shape[3] + (0 if call.values is not None else call.value)) * k.element_size()
