@@ -20,7 +20,8 @@ from triton.compiler import ASTSource
 asked = json.loads(sys.argv[1])
 fn = getattr(importlib.import_module(asked["module"]), asked["kernel"])
 types = {n: asked["signature"].get(n, "constexpr") for n in fn.arg_names}
-attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(fn.arg_names) if types[n][0] == "*" or ":16" in types[n]}
+aligned = [i for i, n in enumerate(fn.arg_names) if types[n].startswith("*") or types[n].endswith(":16")]
+attrs = {(i,): [["tt.divisibility", 16]] for i in aligned}
 signature = {n: t.removesuffix(":16") for n, t in types.items()}
 source = ASTSource(fn, signature, asked["constants"], attrs)
 made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=asked["options"])
