@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from irloom.backends.cuda.quantized import Quantized
+from irloom.ir.elem import ELEMS, Quant
+from irloom.ir.quantized import QuantizedTensor
 from tests.backends.cuda.device import DEVICE
 
 BOUNDS = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -30,3 +33,19 @@ def poisoned(*dims: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def assert_near(got: Tensor, want: Tensor) -> None:
     bound = BOUNDS[got.dtype]
     torch.testing.assert_close(got.double(), want.double(), rtol=bound, atol=bound)
+
+
+def quantized(t: int, d: int, base: str, group: int) -> Quantized:
+    """Where a quantized result goes."""
+    quant = Quant("rounded", ELEMS[base], group, ELEMS["f32"])
+    values = torch.full((t, d), 77.0, device=DEVICE).to(quant.base.torch)
+    return Quantized(values, poisoned(t, d // (group or d)), None, quant)
+
+
+def assert_rounded_alike(got: Quantized, want: QuantizedTensor) -> None:
+    """The same entries but for few, which what was rounded leaves one step apart."""
+    torch.testing.assert_close(got.scales, want.scales, rtol=1e-2, atol=0)
+    apart = (got.values.float() - want.values.float()).abs()
+    step = 1.0 if got.quant.base.kind == "int" else want.values.float().abs().clamp(min=2**-6) / 4
+    assert bool((apart <= step).all())
+    assert (apart > 0).float().mean() < 0.05

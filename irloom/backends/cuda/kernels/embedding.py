@@ -68,18 +68,18 @@ def look_up(
     row = tl.minimum(tl.maximum(tl.load(ids + t), 0), count - 1).to(tl.int64)
     if PACK == 2:
         part = tl.program_id(1) * (B // 2) + tl.arange(0, B // 2)
-        two = tl.load(table + row * (D // 2) + part, part < D // 2, 0).to(tl.int32)
+        two = tl.load(table + row * (D // 2) + part, part < D // 2).to(tl.int32)
         x = tl.interleave(two & 15, two >> 4)
         if SIGNED:
             x = (x << 28) >> 28
         x = x.to(tl.float32)
     else:
-        x = tl.load(table + row * D + col, live, 0).to(tl.float32)
+        x = tl.load(table + row * D + col, live).to(tl.float32)
     if GROUP > 0:
         at = row * (D // GROUP) + col // GROUP
         if zeros is not None:
-            x -= tl.load(zeros + at, live, 0).to(tl.float32)
-        x *= tl.load(scales + at, live, 0).to(tl.float32)
+            x -= tl.load(zeros + at, live).to(tl.float32)
+        x *= tl.load(scales + at, live).to(tl.float32)
     tl.store(out + t * D + col, rounded(x, out.dtype.element_ty), live)
 
 
