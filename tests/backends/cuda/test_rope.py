@@ -91,9 +91,8 @@ def test_all_between_projections_and_attention(
     q, k, v = (x.double() for x in c.real)
     qw, kw = (w if w is None else w.double() for w in weights)
     empty = cache_of(heads, dim, torch.float64)
-    body = OPS["rope_append"].reference
-    want, held = body(q, k, v, empty, c.seqs.positions, c.seqs, qw, kw, None, **how)
-    rope_append(out, c.q, c.k, c.v, cache, c.step, *weights, None, **how)
+    want, held = OPS["rope_append"].reference(q, k, v, empty, c.seqs.positions, c.seqs, qw, kw, None, **how)
+    rope_append(out, c.q, c.k, c.v, cache, c.step, *weights, **how)
     assert_near(out[: c.seqs.tokens], want)
     assert_near(cache.k, held.k)
     assert torch.equal(cache.v.double(), held.v)
@@ -137,12 +136,12 @@ def test_it_compiles_for_hopper() -> None:
     strides += [f"{n}_{a}" for n in ("keys", "values") for a in "peh"]
     types = dict.fromkeys(("out", "q", "k", "v", "keys", "values", "q_norm", "k_norm"), "*bf16")
     types |= dict.fromkeys(("table", "owner", "positions"), "*i32") | {"freq": "*fp32", "eps": "fp32"}
-    types |= {"scale": "fp32", "table_s": "i32", "pages": "i32"} | dict.fromkeys(strides, "i32")
+    types |= {"scale": "fp32", "table_s": "i32", "pages": "i32"} | dict.fromkeys(strides, "i32:16")
     made = compiled(
         "irloom.backends.cuda.kernels.rope_kernels", "move_heads", types,
         {"Q_HEADS": 32, "K_HEADS": 8, "Q_PARTS": 8, "D": 128, "V": 128, "HALF": 64, "INTERLEAVED": False,
          "NORM": True, "PAGE": 64, "STRIDE": 1, "H": 4, "CHAIN": True},
-        strides, num_warps=1, launch_pdl=True,
+        num_warps=1, launch_pdl=True,
     )  # fmt: skip
     assert made["ptx"].count("st.global.v4") == 6
     assert "local" not in made["ptx"]
