@@ -41,11 +41,14 @@ class Delta:
 class Answer:
     """The answer to one request while it is made; its deltas go to ``inbox``.
 
-    Without a ``vocabulary`` the text is empty.
+    Without a ``vocabulary`` the text is empty. An answer that nobody reads as it grows is ``quiet``: it has
+    one delta, at the end, and its text is made then, unless a stop string is looked for.
     """
 
-    def __init__(self, request: Request, vocabulary: Vocabulary | None, inbox: deque[Delta]) -> None:
-        self.request, self.inbox = request, inbox
+    def __init__(
+        self, request: Request, vocabulary: Vocabulary | None, inbox: deque[Delta], quiet: bool = False
+    ) -> None:
+        self.request, self.inbox, self.quiet = request, inbox, quiet
         params = request.params
         prompt: list[int] = request.tokens[: request.prompt_length].tolist()
         self.detokenizer = vocabulary and Detokenizer(vocabulary, prompt, params.skip_special_tokens)
@@ -53,43 +56,60 @@ class Answer:
         self.pieces: list[str] = []
         self.sampled: list[Sampled] = []
         self.stop_reason: str | int | None = None
-        self._told = request.known  # tokens that a delta has reported
+        self._read = self._told = request.known  # tokens whose text is made; that a delta has reported
+        self._sent = 0  # pieces that a delta has reported
+        request.followed = not quiet or bool(params.stop) or params.penalized or params.logprobs is not None
 
-    def take(self, sampled: Sampled) -> FinishReason | None:
-        """Add a sampled token; the reason if the request ends with it."""
-        request, params, token = self.request, self.request.params, sampled.token
-        request.append(token)
-        if params.logprobs is not None:
-            self.sampled.append(sampled)
+    def take(self, token: int, reported: Sampled | None = None) -> FinishReason | None:
+        """The request has a new token, the last of its tokens; the reason if it ends with it."""
+        request, params = self.request, self.request.params
+        if reported is not None:
+            self.sampled.append(reported)
+        if params.penalized:
+            request.counts[token] = request.counts.get(token, 0) + 1
         stop = token in request.stop_ids
-        shown = not stop or params.include_stop
-        piece = self.detokenizer.push(token) if self.detokenizer and shown else ""
-        self.pieces.append(self.stops.push(piece, armed=request.generated >= params.min_tokens))
-        if self.stops.found is not None:
-            self.stop_reason = self.stops.found
-            return FinishReason.STOP
+        if self.detokenizer:
+            self._say(request.known - (stop and not params.include_stop))
+            self._read = request.known
+            if self.stops.found is not None:
+                self.stop_reason = self.stops.found
+                return FinishReason.STOP
         if stop:
             self.stop_reason = token if token in params.stop_token_ids else None
             return FinishReason.STOP
-        return FinishReason.LENGTH if request.known == len(request.tokens) else None
+        return FinishReason.LENGTH if request.known == request.end else None
 
     def tell(self) -> None:
         """Report what the last token added."""
+        request, told = self.request, self._told
+        if not self.quiet:
+            self._told = known = request.known
+            text = self._rest() if self.pieces else ""
+            self.inbox.append(Delta(request.id, text, tuple(request.tokens[told:known].tolist())))
+
+    def _say(self, known: int) -> None:
+        """Make the text of the first ``known`` tokens."""
+        assert self.detokenizer is not None
         request = self.request
-        self.inbox.append(
-            Delta(request.id, self.pieces[-1], tuple(request.tokens[self._told : request.known].tolist()))
-        )
-        self._told = request.known
+        piece = "".join(self.detokenizer.push(t) for t in request.tokens[self._read : known].tolist())
+        armed = request.generated >= request.params.min_tokens
+        self.pieces.append(self.stops.push(piece, armed))
+        self._read = known
+
+    def _rest(self) -> str:
+        """The text that no delta has reported."""
+        start, self._sent = self._sent, len(self.pieces)
+        return "".join(self.pieces[start:])
 
     def close(self, reason: FinishReason) -> Output:
         """Report the last token, the text kept back, and the whole."""
         request, length = self.request, self.request.prompt_length
         tokens: list[int] = request.tokens[: request.known].tolist()
-        text = self.pieces[-1] if self.pieces and self._told < request.known else ""
         if self.detokenizer and self.stops.found is None:
-            rest = self.stops.push(self.detokenizer.flush(), armed=False) + self.stops.flush()
-            self.pieces.append(rest)
-            text += rest
+            if self._read < request.known:
+                self._say(request.known)
+            self.pieces.append(self.stops.push(self.detokenizer.flush(), armed=False) + self.stops.flush())
+        text = self._rest()
         output = Output(
             request.id,
             prompt_token_ids=tokens[:length],

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from irloom.ir.plan import Pool
 from irloom.runtime.pool import PagePool
+
+Ints = NDArray[np.int32]
 
 
 class Prefix:
@@ -44,27 +47,46 @@ class Prefix:
         return self.digests[(index + 1) * page // self.unit - 1]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PageTable:
-    """The pages that one running request holds: row ``slot`` of every pool's table.
+    """The pages that one running request holds: row ``slot`` of every table of ``pages``.
 
-    In pool ``i`` the entries ``first[i]`` to ``last[i] - 1`` are pages, all others -1. ``stored`` tokens have
-    keys and values there; ``limit`` tokens would fit without another page.
+    It began with ``hit`` tokens of a cached prefix.
     """
 
+    pages: Pages
     slot: int
     prefix: Prefix
-    stored: int
-    first: list[int]
-    last: list[int]
-    limit: int
+    hit: int
+
+    @property
+    def stored(self) -> int:
+        """Tokens that have keys and values there."""
+        return int(self.pages.stored[self.slot])
+
+    @property
+    def limit(self) -> int:
+        """Tokens that would fit without another page."""
+        return int(self.pages.limit[self.slot])
+
+    @property
+    def first(self) -> list[int]:
+        """For each pool its first page: all before are -1."""
+        return self.pages.first[:, self.slot].tolist()
+
+    @property
+    def last(self) -> list[int]:
+        """For each pool the one behind its last page: it and all after are -1."""
+        return self.pages.last[:, self.slot].tolist()
 
 
 class Pages:
     """All pools, and the page tables of up to ``slots`` running requests.
 
-    ``tables[i]`` is i32 ``[slots, pages of max_context]``. ``capacity`` is how many tokens a request can
-    store when it is alone.
+    ``tables[i]`` is i32 ``[slots, pages of max_context]``; its entries ``first[i]`` to ``last[i] - 1`` are
+    pages, all others -1. ``stored`` and ``limit`` [slots] count the tokens of a slot that have keys and
+    values, and those that would fit without another page. ``capacity`` is how many tokens a request can store
+    when it is alone.
     """
 
     def __init__(self, pools: tuple[Pool, ...], slots: int, max_context: int) -> None:
@@ -84,6 +106,8 @@ class Pages:
         self.tables = tuple(
             np.full((self.max_slots, -(-self.max_context // pool.page)), -1, np.int32) for pool in self.specs
         )
+        self.stored, self.limit = np.zeros((2, self.max_slots), np.int32)
+        self.first, self.last = np.zeros((2, len(self.specs), self.max_slots), np.int32)
         self.slots = list(range(self.max_slots - 1, -1, -1))
         self.open_tables: dict[int, PageTable] = {}
 
@@ -97,17 +121,17 @@ class Pages:
     def open(self, prefix: Prefix, limit: int) -> PageTable:
         """A table that starts with the longest cached prefix of up to ``limit`` tokens; needs a free slot."""
         hit = self.hit(prefix, limit)
-        table = PageTable(self.slots.pop(), prefix, hit, [], [], 0)
-        for pool, rows in zip(self.pools, self.tables, strict=True):
+        table = PageTable(self, self.slots.pop(), prefix, hit)
+        slot = table.slot
+        for i, (pool, rows) in enumerate(zip(self.pools, self.tables, strict=True)):
             first, last = first_page(pool.spec, hit), hit // pool.spec.page
             for index in range(first, last):
                 page = pool.published[prefix.key(index, pool.spec.page)]
                 pool.share(page)
-                rows[table.slot, index] = page
-            table.first.append(first)
-            table.last.append(last)
-        table.limit = hit
-        self.open_tables[table.slot] = table
+                rows[slot, index] = page
+            self.first[i, slot], self.last[i, slot] = first, last
+        self.stored[slot] = self.limit[slot] = hit
+        self.open_tables[slot] = table
         return table
 
     def uncut(self, table: PageTable) -> int:
@@ -131,41 +155,54 @@ class Pages:
 
     def _growing(self, i: int, but: PageTable) -> int:
         """Other tables whose pages of pool ``i`` end before the longest sequence does."""
-        page = self.specs[i].page
-        others = (t for t in self.open_tables.values() if t is not but)
-        return sum(t.last[i] * page < self.max_context for t in others)
+        growing = self.last[i] * self.specs[i].page < self.max_context
+        growing[[*self.slots, but.slot]] = False
+        return int(np.count_nonzero(growing))
 
     def grow(self, table: PageTable, count: int) -> None:
         """Take the pages for ``count`` more tokens, a chunk that is ``uncut``; there must be ``room``."""
         length = table.stored + count
         if length <= table.limit:
             return
+        slot = table.slot
         for i, (pool, rows) in enumerate(zip(self.pools, self.tables, strict=True)):
-            need = -(-length // pool.spec.page)
-            for index in range(table.last[i], need):
-                rows[table.slot, index] = pool.take()
-            table.last[i] = max(table.last[i], need)
-        table.limit = min(last * spec.page for last, spec in zip(table.last, self.specs, strict=True))
+            last, need = int(self.last[i, slot]), -(-length // pool.spec.page)
+            for index in range(last, need):
+                rows[slot, index] = pool.take()
+            self.last[i, slot] = max(last, need)
+        self.limit[slot] = min(last * spec.page for last, spec in zip(table.last, self.specs, strict=True))
 
-    def advance(self, table: PageTable, count: int) -> None:
-        """``count`` more tokens are stored: publish the pages they filled, drop those behind a window."""
-        before, table.stored = table.stored, table.stored + count
-        if table.stored // self.unit > before // self.unit:
-            self._publish(table, before)
-        for i, pool in enumerate(self.pools):
-            if (
-                pool.spec.window is not None
-                and (first := first_page(pool.spec, table.stored)) > table.first[i]
-            ):
-                self._release(table, i, table.first[i], first)
-                table.first[i] = first
+    def advance(self, slots: Sequence[int] | NDArray[np.intp], counts: Sequence[int] | Ints) -> None:
+        """``counts`` more tokens of ``slots`` are stored: publish full pages, drop those behind a window."""
+        slots = np.asarray(slots, np.intp)
+        before = self.stored[slots]
+        after = before + np.asarray(counts, np.int32)
+        self.stored[slots] = after
+        for at in np.flatnonzero(after // self.unit > before // self.unit).tolist():
+            self._publish(self.open_tables[int(slots[at])], int(before[at]))
+        for i, spec in enumerate(self.specs):
+            if spec.window is None:
+                continue
+            first = np.maximum(after - spec.window + 1, 0) // spec.page
+            for at in np.flatnonzero(first > self.first[i, slots]).tolist():
+                slot = int(slots[at])
+                self._release(self.open_tables[slot], i, int(self.first[i, slot]), int(first[at]))
+                self.first[i, slot] = first[at]
 
     def close(self, table: PageTable) -> None:
         """Give back all pages; what was published stays findable until its page is needed."""
         for i in range(len(self.pools)):
-            self._release(table, i, table.first[i], table.last[i])
+            self._release(table, i, int(self.first[i, table.slot]), int(self.last[i, table.slot]))
         del self.open_tables[table.slot]
         self.slots.append(table.slot)
+
+    def withdraw(self, table: PageTable | None = None) -> None:
+        """Let nobody share the pages of ``table`` any more, or any page: what is in them is not trusted."""
+        for pool, rows in zip(self.pools, self.tables, strict=True):
+            pages = list(pool.published.values()) if table is None else rows[table.slot].tolist()
+            for page in pages:
+                if page >= 0:
+                    pool.withdraw(page)
 
     def _publish(self, table: PageTable, before: int) -> None:
         table.prefix.reach(table.stored)

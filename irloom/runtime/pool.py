@@ -68,6 +68,16 @@ class PagePool:
             self.keys[page] = key
             self.published[key] = page
 
+    def withdraw(self, page: int) -> None:
+        """Let nobody find a page any more."""
+        if (key := self.keys[page]) is None:
+            return
+        del self.published[key]
+        self.keys[page] = None
+        if not self.refs[page]:
+            del self.idle[page]
+            heapq.heappush(self.blank, page)
+
     def check(self, held: Counter[int]) -> None:
         """Every invariant of the pool, given how many page tables hold each page."""
         name, blank, idle = self.spec.name, set(self.blank), set(self.idle)

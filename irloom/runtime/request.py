@@ -148,27 +148,31 @@ def _pairs(name: str, value: Mapping[int, float]) -> Iterable[tuple[int, float]]
 class Request:
     """One sequence on its way through the scheduler.
 
-    ``tokens`` (i32) has room for the prompt and everything that may be generated; the first ``known`` are
-    real, the first ``computed`` have keys and values in ``table``'s pages. ``stop_ids`` are all tokens that
-    end it. ``seen`` (the prompt's distinct tokens) and ``counts`` (generated token -> how often) are kept for
-    penalties only. ``cached`` prompt tokens came from the prefix cache. ``rank`` orders requests, lowest
-    first. Written by: the loop (``known``, ``counts``, ``finish``), the scheduler (the rest).
+    The first ``known`` of ``tokens`` (i32) are real, and it ends with ``end`` at the latest; while it runs
+    both lie in ``Sequences``, and ``known`` is what it was when somebody looked. ``stop_ids`` are all tokens
+    that end it. ``seen`` (the prompt's distinct tokens) and ``counts`` (generated token -> how often) are
+    kept for penalties only. ``cached`` prompt tokens came from the prefix cache. ``rank`` orders requests,
+    lowest first. ``followed``: each token is looked at when it comes, by a reader or for what ends it. It is
+    ``awaiting`` a token while it waits, if it was preempted from a step that samples one. Written by: the
+    loop (``counts``, ``finish``), ``Sequences`` (``tokens``, ``known``), the scheduler (the rest).
     """
 
     id: str
     tokens: NDArray[np.int32]
     prompt_length: int
+    end: int
     params: SamplingParams
     seed: int
     stop_ids: frozenset[int]
     prefix: Prefix
+    followed: bool = True
     priority: int = 0
     rank: tuple[int, int] = (0, 0)
     phase: Phase = Phase.WAITING
     known: int = 0
-    computed: int = 0
     cached: int = 0
     preemptions: int = 0
+    awaiting: bool = False
     table: PageTable | None = None
     counts: dict[int, int] = field(default_factory=dict[int, int])
     seen: NDArray[np.int32] | None = None
@@ -179,9 +183,12 @@ class Request:
         """Tokens generated so far."""
         return self.known - self.prompt_length
 
-    def append(self, token: int) -> None:
-        """Take a sampled token."""
-        self.tokens[self.known] = token
-        self.known += 1
-        if self.params.penalized:
-            self.counts[token] = self.counts.get(token, 0) + 1
+    def hold(self, tokens: NDArray[np.int32], known: int) -> None:
+        """Its tokens lie elsewhere now."""
+        self.tokens = self.prefix.tokens = tokens
+        self.known = known
+
+    def receive(self, token: int) -> None:
+        """Take the token it was ``awaiting``."""
+        self.awaiting = False
+        self.hold(np.append(self.tokens, np.int32(token)), self.known + 1)

@@ -1,30 +1,46 @@
 """Which tokens of which requests run in the next step.
 
-There are no phases: a request wants all its known but not computed tokens, one of them when it decodes. Every
+There are no phases: a request wants all its known but not stored tokens, one of them when it decodes. Every
 step has one token budget. Decodes come first, then prefill chunks by rank, then requests that join. A chunk
 ends where a pool of states wants a snapshot.
+
+A token that a step still samples counts as known: the next step is scheduled while that one runs.
 """
 
 from __future__ import annotations
 
 import bisect
 import heapq
-from collections import deque
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from irloom.runtime.core import Ints
 from irloom.runtime.pages import Pages
 from irloom.runtime.request import FinishReason, Phase, Request
+from irloom.runtime.sequences import Sequences, Slots
 
 PATIENCE = 1000
 """One level of priority is worth this many steps of waiting, so nobody waits forever."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """``count`` tokens of ``request``, from its first token that is not computed."""
+class Chunks:
+    """What runs in a step: ``counts[i]`` tokens of the request in ``slots[i]``, from its first not stored.
 
-    request: Request
-    count: int
+    ``samples[i]``: they reach the end of what is known. ``serials`` and ``requests`` say whose the slots are
+    in this step.
+    """
+
+    slots: Slots
+    counts: Ints
+    samples: NDArray[np.bool_]
+    serials: NDArray[np.int64]
+    requests: list[Request]
+
+    def __len__(self) -> int:
+        return len(self.slots)
 
 
 class Scheduler:
@@ -33,17 +49,23 @@ class Scheduler:
     So the request in front always runs, and each request gets to the front: its rank is fixed when it
     arrives and only finitely many others can come before it. The last in rank keeps its pages and waits a
     step when there is none for it; it loses them when another asks.
+
+    A step's plan is the slots ``_ready``, which decode a token that they have a page for, and ``_plan`` for
+    all others.
     """
 
     def __init__(self, pages: Pages, max_tokens: int) -> None:
         self.pages, self.max_tokens = pages, max_tokens
+        self.sequences = Sequences(pages.max_slots, pages.capacity + 1)
         self.running: list[Request] = []  # by rank
         self.waiting: list[tuple[tuple[int, int], Request]] = []  # a heap; those finished in it are skipped
         self.clock = 0
         self.arrivals = 0
         self.preemptions = 0
         self._plan: dict[Request, int] = {}
+        self._ready: Slots = np.zeros(0, np.intp)
         self._left = max_tokens
+        self._by_rank: Slots | None = None
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -51,25 +73,27 @@ class Scheduler:
         request.rank = (self.clock + request.priority * PATIENCE, self.arrivals)
         heapq.heappush(self.waiting, (request.rank, request))
 
-    def schedule(self) -> list[Chunk]:
-        """The next step: pages are taken for every chunk. Empty only when there is nothing to do."""
+    def schedule(self) -> Chunks:
+        """The next step: pages are taken for every chunk. Empty when there is nothing to do but wait."""
         self.clock += 1
-        self._plan, self._left = {}, self.max_tokens
-        decodes, prefills = deque[Request](), deque[Request]()
-        for request in self.running:
-            (decodes if request.known - request.computed == 1 else prefills).append(request)
-        for request in (*decodes, *prefills):
+        slots = self._slots()
+        stored = self.pages.stored[slots]
+        wants = self.sequences.wants(slots, stored)
+        decode, has_page = wants == 1, stored < self.pages.limit[slots]
+        self._ready = slots[decode & has_page]
+        self._plan, self._left = {}, self.max_tokens - len(self._ready)
+        others = np.concatenate([slots[decode & ~has_page], slots[wants > 1]])
+        for request in self.sequences.requests[others].tolist():
             self._assign(request)
         self._admit()
-        return [Chunk(request, count) for request, count in self._plan.items()]
+        return self._chunks()
 
-    def complete(self, chunks: list[Chunk]) -> None:
-        """The engine has stored these tokens."""
-        for chunk in chunks:
-            request = chunk.request
-            assert request.table is not None
-            request.computed += chunk.count
-            self.pages.advance(request.table, chunk.count)
+    def complete(self, chunks: Chunks) -> None:
+        """The step stores these tokens, and samples; of requests that have left since, nothing."""
+        here = self.sequences.serial[chunks.slots] == chunks.serials
+        self.pages.advance(chunks.slots[here], chunks.counts[here])
+        rows = np.flatnonzero(here & chunks.samples)
+        self.sequences.promise(chunks.slots[rows], rows)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request wherever it is; its pages are free at once."""
@@ -79,17 +103,37 @@ class Scheduler:
 
     def clear(self) -> None:
         """Forget all requests, wherever they are."""
+        for request in self.running:
+            assert request.table is not None
+            self.sequences.leave(request.table.slot)
         self.running.clear()
         self.waiting.clear()
-        self._plan, self._left = {}, self.max_tokens
+        self._forget_plan()
+
+    def _slots(self) -> Slots:
+        """Of those that run, by rank."""
+        if self._by_rank is None:
+            self._by_rank = np.array([r.table.slot for r in self.running if r.table is not None], np.intp)
+        return self._by_rank
+
+    def _chunks(self) -> Chunks:
+        planned = [r.table.slot for r in self._plan if r.table is not None]
+        slots = np.concatenate([self._ready, np.array(planned, np.intp)])
+        counts = np.ones(len(slots), np.int32)
+        counts[len(self._ready) :] = list(self._plan.values())
+        sequences = self.sequences
+        samples = self.pages.stored[slots] + counts == sequences.promised[slots]
+        return Chunks(slots, counts, samples, sequences.serial[slots], sequences.requests[slots].tolist())
 
     def _assign(self, request: Request) -> None:
         """Give ``request`` what budget and pages allow, at the cost of those ranked behind it."""
         table = request.table
         if not self._left or table is None:  # no budget, or preempted in this step
             return
-        want = min(request.known - request.computed, self._left, self.pages.uncut(table))
-        if table.stored + want > table.limit:
+        stored = table.stored
+        want = int(self.sequences.promised[table.slot]) - stored
+        want = min(want, self._left, self.pages.uncut(table))
+        if stored + want > table.limit:
             while not (room := self.pages.room(table)):
                 if request is self.running[-1]:
                     return
@@ -104,9 +148,9 @@ class Scheduler:
 
         A newcomer behind all others must find pages for its whole prompt and a spare page for each that runs
         and may want one, or it would soon be preempted. One that outranks a running request just starts: it
-        takes the pages as it needs them.
+        takes the pages as it needs them. One that awaits a token of a running step waits for it.
         """
-        while self._left and (request := self._next()) is not None:
+        while self._left and (request := self._next()) is not None and not request.awaiting:
             outranks = bool(self.running) and request.rank < self.running[-1].rank
             if not self.pages.slots:
                 if not outranks:
@@ -117,9 +161,11 @@ class Scheduler:
                 self.pages.close(table)
                 return
             heapq.heappop(self.waiting)
-            request.table, request.computed, request.phase = table, table.stored, Phase.RUNNING
-            request.cached = request.cached if request.preemptions else table.stored
+            request.table, request.phase = table, Phase.RUNNING
+            request.cached = request.cached if request.preemptions else table.hit
+            self.sequences.enter(table.slot, request)
             bisect.insort(self.running, request, key=lambda r: r.rank)
+            self._by_rank = None
             self._assign(request)
 
     def _next(self) -> Request | None:
@@ -129,7 +175,10 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         """Take a running request's pages; it waits at its rank and computes its tokens again."""
-        self._left += self._plan.pop(request, 0)
+        assert request.table is not None
+        ready = self._ready != request.table.slot
+        self._left += self._plan.pop(request, 0) + len(ready) - int(np.count_nonzero(ready))
+        self._ready = self._ready[ready]
         self._stop(request)
         request.phase = Phase.WAITING
         request.preemptions += 1
@@ -139,23 +188,30 @@ class Scheduler:
     def _stop(self, request: Request) -> None:
         assert request.table is not None
         self.running.remove(request)
+        self.sequences.leave(request.table.slot)
         self.pages.close(request.table)
-        request.table, request.computed = None, 0
+        request.table, self._by_rank = None, None
+
+    def _forget_plan(self) -> None:
+        self._plan, self._ready, self._left = {}, self._ready[:0], self.max_tokens
+        self._by_rank = None
 
     def check(self) -> None:
         """Every invariant of the queues, the plan and the pages under them."""
         self.pages.check()
+        self.sequences.check(self.running)
         assert self.running == sorted(self.running, key=lambda r: r.rank), "running is out of order"
-        assert sum(self._plan.values()) + self._left == self.max_tokens, "the budget is off"
+        planned = sum(self._plan.values()) + len(self._ready)
+        assert planned + self._left == self.max_tokens, "the budget is off"
         assert self._left >= 0, "the budget is overdrawn"
         held = {id(table) for table in self.pages.open_tables.values()}
         assert held == {id(r.table) for r in self.running}, "a table belongs to no running request"
         for request in self.running:
             assert request.phase is Phase.RUNNING, f"{request.id}: runs as {request.phase}"
             assert request.table is not None, f"{request.id}: runs without pages"
-            assert request.table.stored == request.computed, f"{request.id}: lost count of its cache"
-            assert request.computed < request.known, f"{request.id}: runs with nothing to do"
+            slot = request.table.slot
+            assert self.sequences.requests[slot] is request, f"{request.id}: another one is in its slot"
+            assert request.table.stored < self.sequences.promised[slot], f"{request.id}: has nothing to do"
         for _, request in self.waiting:
             assert request.phase is not Phase.RUNNING, f"{request.id}: waits and runs"
             assert request.table is None, f"{request.id}: waits with pages"
-            assert request.computed == 0, f"{request.id}: waits with computed tokens"

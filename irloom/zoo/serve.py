@@ -69,18 +69,17 @@ def serve(engine: Stepped, scripts: Sequence[Script], late: Sequence[Script] = (
                 scheduler.add(request)
             chunks = scheduler.schedule()
             scheduler.check()
-            if not chunks and all(s.arrives <= step for s in group):
+            if not len(chunks) and all(s.arrives <= step for s in group):
                 break
-            if not chunks:
+            if not len(chunks):
                 continue
-            batch = build(chunks, pages)
-            logits = engine.logits(batch)
+            logits = engine.logits(build(chunks, pages, scheduler.sequences))
             scheduler.complete(chunks)
-            for row, chunk in zip(logits, chunks, strict=True):
-                request, script = chunk.request, requests[chunk.request]
-                found = _difference(row, request, script, chunk.count)
+            for i, request in enumerate(chunks.requests):
+                found = _difference(logits[i], request, requests[request], int(chunks.counts[i]))
                 worst = max(worst, found, key=lambda s: s.error)
-                _go_on(scheduler, request, script)
+                if chunks.samples[i]:
+                    _go_on(scheduler, request, requests[request])
         cached += sum(request.cached for request in requests)
     return Served(worst.error, worst.where, cached, scheduler.preemptions)
 
@@ -91,6 +90,7 @@ def _request(number: int, script: Script, pages: Pages) -> Request:
         str(number),
         tokens,
         script.prompt,
+        len(tokens) + 1,
         SamplingParams(),
         seed=0,
         stop_ids=frozenset(),
@@ -101,20 +101,21 @@ def _request(number: int, script: Script, pages: Pages) -> Request:
 
 
 def _difference(row: torch.Tensor, request: Request, script: Script, count: int) -> Served:
-    at = request.computed - 1
+    assert request.table is not None
+    at = request.table.stored - 1
     error = relative(row, script.expected[at], script.expected)
     where = f"sequence {request.id}, position {at}, a step of {count} of its tokens"
     return Served(error, where, 0)
 
 
 def _go_on(scheduler: Scheduler, request: Request, script: Script) -> None:
-    """Give a request its next token once all it has is computed; the last one ends it."""
-    if request.computed < request.known:
-        return
-    if request.known == len(script.tokens):
+    """Give a request its next token, as all it has are stored; the last one ends it."""
+    assert request.table is not None
+    stored = request.table.stored
+    if stored == len(script.tokens):
         scheduler.finish(request, FinishReason.LENGTH)
     else:
-        request.append(int(script.tokens[request.known]))
+        scheduler.sequences.append(np.array([request.table.slot]), script.tokens[[stored]].numpy())
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:

@@ -12,14 +12,17 @@ holds ``POISON`` or somebody else's link.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from irloom.ir.plan import Pool
-from irloom.runtime.core import Batch, Sampled, SamplingRow
+from irloom.runtime.core import BROKEN, Batch, Chosen, Sampled, SamplingRow
+from irloom.runtime.flight import chosen
 from irloom.runtime.sampler import sample
 
 POISON = np.uint64(0xDEADBEEFDEADBEEF)
@@ -48,7 +51,11 @@ def logits(hidden: int) -> torch.Tensor:
 
 
 class HashEngine:
-    """Obeys ``Engine``. ``fail_at`` raises in that step; ``batches`` are kept for tests to look at."""
+    """Obeys ``Engine``. ``batches`` are kept for tests to look at.
+
+    ``fail_at`` raises in that step, which leaves noise in the pages; ``broken`` are tokens after which the
+    logits are NaN.
+    """
 
     def __init__(self, pools: tuple[Pool, ...], max_tokens: int, max_seqs: int, max_context: int) -> None:
         self.vocab, self.pools = VOCAB, pools
@@ -56,11 +63,24 @@ class HashEngine:
         self.caches = [np.full((pool.pages, pool.page), POISON) for pool in pools]
         self.batches: list[Batch] = []
         self.fail_at: dict[int, BaseException] = {}
+        self.broken = frozenset[int]()
+        self.noise = 0
 
     def step(self, batch: Batch) -> Sequence[Sampled | None]:
         self.batches.append(batch)
-        if error := self.fail_at.pop(len(self.batches), None):
+        error = self.fail_at.pop(len(self.batches), None)
+        self.noise = 0 if error is None else 1
+        sampled = self.run(batch)
+        if error:
             raise error
+        return sampled
+
+    def spoil(self, pages: Sequence[Sequence[int]]) -> None:
+        """These pages of each pool are blank."""
+        for cache, blank in zip(self.caches, pages, strict=True):
+            cache[blank] = POISON
+
+    def run(self, batch: Batch) -> Sequence[Sampled | None]:
         assert 0 < len(batch.tokens) <= self.max_tokens
         assert 0 < len(batch.context) <= self.max_seqs
         hidden: list[int] = []
@@ -74,10 +94,15 @@ class HashEngine:
             self._leave(batch, s, positions[0], states)
             hidden.append(last)
         asked = [(h, row) for h, row in zip(hidden, batch.sampling, strict=True) if row is not None]
-        chosen = iter(
+        made = iter(
             sample(torch.stack([logits(h) for h, _ in asked]), [row for _, row in asked]) if asked else []
         )
-        return [None if row is None else next(chosen) for row in batch.sampling]
+        expanded = [None if row is None else next(made) for row in batch.sampling]
+        ends = batch.tokens[batch.starts[1:] - 1].tolist()
+        return [
+            None if row is None else Sampled(BROKEN) if end in self.broken else one
+            for row, end, one in zip(batch.sampling, ends, expanded, strict=True)
+        ]
 
     def _take_up(self, batch: Batch, s: int, start: int) -> list[int]:
         """Each pool's link before the token at ``start``: 0 for the first token, and where there is none."""
@@ -101,7 +126,7 @@ class HashEngine:
                 self.caches[i][slot, 0] = states[i]
 
     def _token(self, batch: Batch, s: int, token: int, position: int, states: list[int]) -> int:
-        hidden = mix(token)
+        hidden = mix(token + self.noise)
         for i, (pool, cache, tables) in enumerate(zip(self.pools, self.caches, batch.tables, strict=True)):
             if pool.cut:
                 states[i] = mix(states[i] + hidden)
@@ -122,9 +147,85 @@ class HashEngine:
         return hidden
 
 
+class LateEngine(HashEngine):
+    """Obeys ``Overlapped``, and never runs anything before it must: when a later step's tokens are taken."""
+
+    def __init__(self, pools: tuple[Pool, ...], max_tokens: int, max_seqs: int, max_context: int) -> None:
+        super().__init__(pools, max_tokens, max_seqs, max_context)
+        self.queue: deque[Callable[[], None]] = deque()
+        self.submitted, self.refuse_at = 0, dict[int, BaseException]()
+        self.last = Chosen(np.zeros(0, np.int32))
+        self.asked: Sequence[bool] = ()
+
+    def submit(self, batch: Batch) -> Late:
+        if error := self.refuse_at.pop(self.submitted + 1, None):
+            raise error
+        self.submitted += 1
+        check_draws(batch)
+        late = Late(self, batch)
+        self.queue.append(late.run)
+        return late
+
+    def spoil(self, pages: Sequence[Sequence[int]]) -> None:
+        kept = [list(blank) for blank in pages]
+        self.queue.append(lambda: HashEngine.spoil(self, kept))
+
+    def ready(self, batch: Batch) -> Batch:
+        """The batch with the tokens that were not known when it was made."""
+        late = batch.late >= 0
+        assert all(self.asked[row] for row in batch.late[late]), "a token that nobody sampled"
+        tokens = batch.tokens.copy()
+        tokens[late] = np.maximum(self.last.tokens[batch.late[late]], 0)
+        return replace(batch, tokens=tokens)
+
+
+class Late:
+    """A step of a ``LateEngine``."""
+
+    def __init__(self, engine: LateEngine, batch: Batch) -> None:
+        self.engine, self.batch = engine, batch
+        self.chosen: Chosen | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        engine, asked = self.engine, [row is not None for row in self.batch.sampling]
+        try:
+            self.chosen = engine.last = chosen(engine.step(engine.ready(self.batch)))
+        except AssertionError:
+            raise
+        except BaseException as error:
+            self.error, engine.last = error, Chosen(np.zeros(len(asked), np.int32))
+        engine.asked = asked
+
+    def take(self) -> Chosen:
+        while self.chosen is None and self.error is None:
+            self.engine.queue.popleft()()
+        if self.error is not None:
+            raise self.error
+        assert self.chosen is not None
+        return self.chosen
+
+
+def check_draws(batch: Batch) -> None:
+    """The arrays say what the rows say."""
+    for s, (row, draw) in enumerate(zip(batch.sampling, batch.draws, strict=True)):
+        assert (row is not None) == draw["asked"]
+        if row is None:
+            assert s not in batch.rare
+            continue
+        params = row.params
+        assert (draw["seed"], draw["position"]) == (row.seed % 2**64, row.position)
+        assert draw["temperature"] == (0 if params.greedy else np.float32(params.temperature))
+        assert (draw["top_p"], draw["top_k"]) == (np.float32(params.top_p), params.top_k)
+        assert draw["floor"] == np.float32(np.log(params.min_p) if params.min_p else -np.inf)
+        rare = params.penalized or params.logit_bias or row.banned or params.logprobs is not None
+        assert (s in batch.rare) == bool(rare)
+
+
 def oracle(pools: Sequence[Pool], prompt: Sequence[int], steps: int, row: SamplingRow) -> list[int]:
     """What the model says after ``prompt``, computed from lists alone; ``row`` says how tokens are chosen.
 
+    Its ``banned`` tokens are those that may not come before ``min_tokens``.
     A state is the one entry its layer keeps.
     """
     layers: list[list[int]] = [[0] if pool.cut else [] for pool in pools]
@@ -141,7 +242,9 @@ def oracle(pools: Sequence[Pool], prompt: Sequence[int], steps: int, row: Sampli
                 entries.append(mix(hidden + len(entries)))
                 reach = entries if pool.window is None else entries[-pool.window :]
                 hidden = mix(hidden + read(np.array(reach, np.uint64)))
-        one = SamplingRow(row.params, row.seed, made, (), np.unique(np.array(prompt, np.int32)), dict(counts))
+        banned = row.banned if made < row.params.min_tokens else ()
+        seen = np.unique(np.array(prompt, np.int32))
+        one = SamplingRow(row.params, row.seed, made, banned, seen, dict(counts))
         token = sample(logits(hidden).unsqueeze(0), [one])[0].token
         tokens.append(token)
         counts[token] = counts.get(token, 0) + 1

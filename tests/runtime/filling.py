@@ -19,7 +19,7 @@ def fill(
         assert pages.room(table) >= count
         pages.grow(table, count)
         pages.check()
-        pages.advance(table, count)
+        pages.advance([table.slot], [count])
         pages.check()
     return table
 

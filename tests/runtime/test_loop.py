@@ -11,15 +11,17 @@ from irloom.runtime.core import SamplingRow
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import FinishReason, SamplingParams
 
-from .engine import VOCAB, HashEngine, oracle
+from .engine import VOCAB, HashEngine, LateEngine, oracle
 
 WINDOWS = (None, 6)
 rng = np.random.default_rng(7)
 PROMPTS = [rng.integers(0, VOCAB, n).tolist() for n in (1, 3, 4, 5, 17, 33, 40, 9)]
 
 
-def make(pages=(64, 64), page=4, budget=64, seqs=8, context=128, windows=WINDOWS, eos=()) -> Loop:
-    return Loop(HashEngine(pools(windows, page, pages), budget, seqs, context), eos=eos)
+def make(
+    pages=(64, 64), page=4, budget=64, seqs=8, context=128, windows=WINDOWS, eos=(), engine=HashEngine
+) -> Loop:
+    return Loop(engine(pools(windows, page, pages), budget, seqs, context), eos=eos)
 
 
 def pools(windows, page, pages) -> tuple[Pool, ...]:
@@ -75,9 +77,10 @@ EXPECTED = [
     ],
     ids=["alone", "batched", "chunked", "tiny chunks", "preempted", "starved", "page 1", "page 16"],
 )
-def test_text_does_not_depend_on_company(settings):
-    """Greedy and seeded requests say the same alone, batched, chunked and preempted."""
-    loop = make(**settings)
+@pytest.mark.parametrize("engine", [HashEngine, LateEngine])
+def test_text_does_not_depend_on_company(settings, engine):
+    """Greedy and seeded requests say the same alone, batched, chunked, preempted, and a step late."""
+    loop = make(**settings, engine=engine)
     outputs = loop.generate(PROMPTS, MIXED)
     assert [o.token_ids for o in outputs] == EXPECTED
     assert loop.pages.in_use == 0

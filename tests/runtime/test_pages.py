@@ -150,8 +150,8 @@ def test_check_finds_what_is_wrong():
         (lambda p, t: p.pools[0].blank.pop(), "is in 0 of blank, idle, in use"),
         (lambda p, t: p.pools[0].published.popitem(), "lost its key"),
         (lambda p, t: p.slots.pop(), "a slot is lost"),
-        (lambda p, t: setattr(t, "stored", 13), "stored without pages"),
-        (lambda p, t: setattr(t, "stored", 3), "is published and will be written"),
+        (lambda p, t: p.stored.__setitem__(t.slot, 13), "stored without pages"),
+        (lambda p, t: p.stored.__setitem__(t.slot, 3), "is published and will be written"),
     ):
         pages = open_pages((None, 4, 10))
         spoil(pages, fill(pages, 10))

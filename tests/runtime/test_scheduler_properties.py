@@ -15,7 +15,7 @@ from irloom.runtime.core import SamplingRow
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import SamplingParams
 
-from .engine import POISON, HashEngine, oracle
+from .engine import HashEngine, LateEngine, oracle
 
 LONG = 61
 """A page that holds a whole sequence: a slot."""
@@ -52,6 +52,7 @@ sampling = st.builds(
     max_tokens=st.one_of(st.none(), st.integers(1, 12)),
     temperature=st.sampled_from([0.0, 1.0]),
     seed=st.integers(0, 5),
+    min_tokens=st.sampled_from([0, 0, 1]),
     presence_penalty=st.sampled_from([0.0, 1.0]),
 )
 prompts = st.builds(
@@ -65,16 +66,19 @@ prompts = st.builds(
 class Serving(RuleBasedStateMachine):
     """A loop and what its requests should say."""
 
+    make = HashEngine
+
     @initialize(
         pools=st.one_of(pools, slots),
         budget=st.integers(1, 12),
         seqs=st.integers(1, 5),
         context=st.integers(4, 60),
+        eos=st.sampled_from([(), (), (3, 17, 40)]),
     )
-    def open(self, pools: list[Pool], budget: int, seqs: int, context: int) -> None:
-        self.pools = pools
-        self.engine = HashEngine(tuple(pools), budget, seqs, context)
-        self.loop = Loop(self.engine)
+    def open(self, pools: list[Pool], budget: int, seqs: int, context: int, eos: tuple[int, ...]) -> None:
+        self.pools, self.eos, self.failed = pools, eos, False
+        self.engine = self.make(tuple(pools), budget, seqs, context)
+        self.loop = Loop(self.engine, eos=eos)
         self.asked: dict[str, tuple[Sequence[int], SamplingParams]] = {}
         self.said: dict[str, list[int]] = {}
 
@@ -100,16 +104,24 @@ class Serving(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(live))
         output = self.loop.cancel(name)
         assert output is not None
-        assert output.token_ids == self.said[name]
+        assert output.token_ids[: len(self.said[name])] == self.said[name]  # a step that fails tells nothing
 
     @precondition(lambda self: self.loop.unfinished)
     @rule(error=st.sampled_from([RuntimeError(), KeyboardInterrupt()]))
     def fail(self, error: BaseException) -> None:
+        """A step that fails ends its own requests, an interrupt all; others say what they should."""
+        self.failed = True
+        raised = self.fails(error)
+        if raised and isinstance(error, KeyboardInterrupt):
+            assert self.loop.unfinished == 0
+            assert self.loop.pages.in_use == 0
+
+    def fails(self, error: BaseException) -> bool:
+        """Whether the error came: it must from an engine that does not overlap."""
         self.engine.fail_at = {len(self.engine.batches) + 1: error}
         with pytest.raises(type(error)):
             self.loop.step()
-        assert self.loop.unfinished == 0
-        assert self.loop.pages.in_use == 0
+        return True
 
     @property
     def done(self) -> dict[str, bool]:
@@ -117,18 +129,24 @@ class Serving(RuleBasedStateMachine):
 
     def step(self) -> None:
         """Something runs, what runs says what it should, and blank pages are spoiled afterwards."""
-        steps, live = len(self.engine.batches), self.loop.unfinished
+        steps, live = self.steps, self.loop.unfinished
         for delta in self.loop.step():
             self.said[delta.id] += delta.token_ids
             if delta.output is not None:
                 assert delta.output.token_ids == self.said[delta.id]
                 self.compare(delta.id, delta.output.finish_reason)
-        assert len(self.engine.batches) == steps + 1 or not self.loop.unfinished
+        self.check_step(steps, live)
+        self.engine.spoil([pool.blank for pool in self.loop.pages.pools])
+        self.loop.check()
+
+    @property
+    def steps(self) -> int:
+        return len(self.engine.batches)
+
+    def check_step(self, steps: int, live: int) -> None:
+        assert self.steps == steps + 1 or not self.loop.unfinished
         if live and self.pools[0].page == LONG:
             self.check_slots(live)
-        for pool, cache in zip(self.loop.pages.pools, self.engine.caches, strict=True):
-            cache[pool.blank] = POISON
-        self.loop.check()
 
     def check_slots(self, live: int) -> None:
         """A sequence has one slot; every slot is used as long as requests wait and tokens are left."""
@@ -142,9 +160,15 @@ class Serving(RuleBasedStateMachine):
         prompt, params = self.asked[name]
         room = self.loop.pages.capacity + 1 - len(prompt)
         steps = min(room, params.max_tokens or room)
-        expected = oracle(self.pools, prompt, len(self.said[name]), SamplingRow(params, params.seed or 0, 0))
-        assert self.said[name] == expected
-        assert (reason == "length") == (len(self.said[name]) == steps)
+        said, row = self.said[name], SamplingRow(params, params.seed or 0, 0, self.eos)
+        assert said == oracle(self.pools, prompt, len(said), row)
+        assert not set(said[:-1]) & set(self.eos)
+        if said and said[-1] in self.eos:
+            assert reason == "stop"
+        elif len(said) == steps:
+            assert reason == "length"
+        else:
+            assert reason == "cancelled" or (reason == "error" and self.failed)
 
     @invariant()
     def check(self) -> None:
@@ -159,5 +183,40 @@ class Serving(RuleBasedStateMachine):
             assert all(self.done.values())
 
 
+class Overlapping(Serving):
+    """The same on an engine that is always a step behind."""
+
+    make = LateEngine
+    idle = False
+
+    @property
+    def steps(self) -> int:
+        assert isinstance(self.engine, LateEngine)
+        return self.engine.submitted
+
+    def check_step(self, steps: int, live: int) -> None:
+        """Something is submitted, or all that could run waited for a token: then it runs in the next."""
+        idle = self.steps == steps and self.loop.unfinished > 0
+        assert not (idle and self.idle)
+        self.idle = idle
+
+    def fails(self, error: BaseException) -> bool:
+        """Where it is found: when the step is submitted, or when its tokens are taken."""
+        assert isinstance(self.engine, LateEngine)
+        refused = isinstance(error, RuntimeError) and len(self.asked) % 2 == 0
+        failing = self.engine.refuse_at if refused else self.engine.fail_at
+        failing[self.engine.submitted + 1] = error
+        try:
+            for _ in range(3):
+                self.step()
+        except type(error):
+            return True
+        finally:
+            failing.clear()
+        return False
+
+
 TestServing = Serving.TestCase
 TestServing.settings = settings(max_examples=120, stateful_step_count=25)
+TestOverlapping = Overlapping.TestCase
+TestOverlapping.settings = settings(max_examples=120, stateful_step_count=25)

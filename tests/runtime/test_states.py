@@ -55,7 +55,7 @@ def test_a_chunk_ends_at_a_snapshot():
     while table.stored < 18:
         count = pages.uncut(table)
         pages.grow(table, count)
-        pages.advance(table, count)
+        pages.advance([table.slot], [count])
         ends.append(table.stored)
     assert ends == [6, 8, 12, 16, 18]
 
