@@ -14,7 +14,12 @@ HOMES = {
     "embedding": ("embedding", "last_rows"),
     "rope": ("rope", "rope_append", "kv_append"),
     "attention": ("paged_attention",),
-}
+    "recurrent_conv": ("carried_causal_conv", "carried_token_shift"),
+    "recurrent_scan": ("carried_linear_scan", "carried_selective_scan", "carried_wkv"),
+    "recurrent_matrix": (
+        "carried_ssd_scan", "carried_gated_delta", "carried_gated_linear_attention", "carried_mlstm",
+    ),
+}  # fmt: skip
 """Which module of ``kernels`` has which launchers."""
 
 

@@ -23,7 +23,9 @@ types = {n: asked["signature"].get(n, "constexpr") for n in fn.arg_names}
 aligned = [i for i, n in enumerate(fn.arg_names) if types[n].startswith("*") or types[n].endswith(":16")]
 attrs = {(i,): [["tt.divisibility", 16]] for i in aligned}
 signature = {n: t.removesuffix(":16") for n, t in types.items()}
-source = ASTSource(fn, signature, asked["constants"], attrs)
+constants = asked["constants"]
+constants |= {n: getattr(triton.language, x[3:]) for n, x in constants.items() if str(x).startswith("tl.")}
+source = ASTSource(fn, signature, constants, attrs)
 made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=asked["options"])
 print(json.dumps({"ptx": made.asm["ptx"], "shared": made.metadata.shared}))
 """
@@ -35,7 +37,8 @@ def compiled(
     """The kernel's PTX, and bytes of shared memory.
 
     ``signature`` has the types of tensors (``*bf16``) and numbers (``i32``; ``i32:16`` is divisible by 16,
-    which a launch sees by itself), ``constants`` the values of all other parameters.
+    which a launch sees by itself), ``constants`` the values of all other parameters (an
+    element is ``tl.bfloat16``).
     """
     asked = {
         "module": module, "kernel": kernel, "signature": dict(signature), "constants": dict(constants),

@@ -1,0 +1,153 @@
+"""Recurrences whose state is a matrix that maps keys to values: SSD, gated delta, linear attention, xLSTM.
+
+They are one recurrence with more or less to it: ``s = exp(log[t]) * s``, ``s += outer(k[t], weight[t] * u)``
+with ``u`` the value, or what the value differs from ``s . k[t]``; ``y[t] = s . q[t] / divisor[t]``. Sequences
+with few tokens go token by token, at the speed at which states are read and written; longer ones go in
+chunks, by products of matrices (``recurrent_chunk``).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from irloom.backends.cuda.step import Step
+from irloom.backends.cuda.work import Workspace
+from irloom.ir.seqs import StateCache
+
+from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from .recurrent_chunk import chunks
+from .recurrent_gates import gates
+from .recurrent_memory import Memory
+from .recurrent_slots import places, slots, span
+
+FEW = 8
+"""Tokens of a sequence up to which it goes token by token, where chunks are the other way."""
+ANY = 2**31 - 1
+
+
+def carried_ssd_scan(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    cache: StateCache,
+    step: Step,
+    *,
+    work: Workspace,
+) -> None:
+    """See ``ir.ops.recurrent``: keys are ``b``, queries ``c``, and a state has its values first."""
+    _run(Memory(out, c, b, x, log=dt, rate=a, weight=dt, values_first=True), cache, step, work)
+
+
+def carried_gated_delta(
+    out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    decay: torch.Tensor,
+    beta: torch.Tensor,
+    cache: StateCache,
+    step: Step,
+    *,
+    work: Workspace,
+) -> None:
+    """See ``ir.ops.recurrent``."""
+    _run(Memory(out, q, k, v, log=decay, weight=beta, delta=True), cache, step, work)
+
+
+def carried_gated_linear_attention(
+    out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    decay: torch.Tensor,
+    cache: StateCache,
+    step: Step,
+    *,
+    work: Workspace,
+) -> None:
+    """See ``ir.ops.recurrent``."""
+    _run(Memory(out, q, k, v, log=decay), cache, step, work)
+
+
+def carried_mlstm(
+    out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    write: torch.Tensor,
+    keep: torch.Tensor,
+    cache: StateCache,
+    step: Step,
+    *,
+    work: Workspace,
+    eps: float = 1e-6,
+) -> None:
+    """See ``ir.ops.recurrent``: first what goes from token to token beside the matrix, then the matrix."""
+    log, weight, divisor = gates(q, k, v, write, keep, cache, step, work, eps=eps)
+    memory = Memory(out, q, k, v, log=log, weight=weight, divisor=divisor, beside=2)
+    _run(memory, cache, step, work)
+
+
+def _run(m: Memory, cache: StateCache, step: Step, work: Workspace) -> None:
+    """Few tokens and many, each by its kernel; keys that decay one by one only go token by token."""
+    long = not step.decode and not m.by_key
+    _token_by_token(m, cache, step, FEW if long else ANY)
+    if long:
+        chunks(m, cache, step, work, FEW)
+
+
+def _token_by_token(m: Memory, cache: StateCache, step: Step, most: int) -> None:
+    keys = triton.next_power_of_2(m.keys)
+    values = min(max(4096 // keys, 8), triton.next_power_of_2(m.values))
+    _tokens[triton.cdiv(m.values, values), m.heads, step.seqs](
+        *m.operands, *places(cache, step), most, *m.strides, **m.sizes, BY_KEY=m.by_key, **slots(cache),
+        KP=keys, BV=values, **options(num_warps=4),
+    )  # fmt: skip
+
+
+@kernel
+def _tokens(
+    out, q, k, v, log, rate, weight, divisor, states, starts, context, table, width, most,
+    out_row, out_head, q_row, q_head, k_row, k_head, v_row, v_head, log_row, log_head, weight_row,
+    weight_head, divisor_row, K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, HEAD: tl.constexpr,
+    SK: tl.constexpr, SV: tl.constexpr, DELTA: tl.constexpr, BY_KEY: tl.constexpr, SLOT: tl.constexpr,
+    EVERY: tl.constexpr, KP: tl.constexpr, BV: tl.constexpr, CHAIN: tl.constexpr,
+):  # fmt: skip
+    """``BV`` values of one head of a sequence of up to ``most`` tokens; ``KP`` >= ``K``."""
+    go_on(CHAIN)
+    h = tl.program_id(1)
+    n, j = tl.arange(0, KP), tl.program_id(0) * BV + tl.arange(0, BV)
+    fall = 1.0
+    if rate is not None:
+        fall = tl.load(rate + h).to(tl.float32)
+    wait(CHAIN)
+    a, b, before, after = span(starts, context, table, width, tl.program_id(2), EVERY)
+    if (a == b) | (b - a > most):
+        return
+    inside = (n < K)[:, None] & (j < V)[None]
+    entry = h * HEAD + n[:, None] * SK + j[None] * SV
+    s = tl.load(states + before * SLOT + entry, mask=inside & (before >= 0), other=0.0).to(tl.float32)
+    for t in range(b - a):
+        row = (a + t).to(tl.int64)
+        query = tl.load(q + row * q_row + h // SHARED * q_head + n, mask=n < K, other=0.0).to(tl.float32)
+        key = tl.load(k + row * k_row + h // SHARED * k_head + n, mask=n < K, other=0.0).to(tl.float32)
+        u = tl.load(v + row * v_row + h * v_head + j, mask=j < V, other=0.0).to(tl.float32)
+        if BY_KEY:
+            keep = tl.load(log + row * log_row + h * log_head + n, mask=n < K, other=0.0).to(tl.float32)
+            s *= tl.exp(keep)[:, None]
+        else:
+            s *= tl.exp(tl.load(log + row * log_row + h * log_head).to(tl.float32) * fall)
+        if DELTA:
+            u -= tl.sum(s * key[:, None], 0)
+        if weight is not None:
+            u *= tl.load(weight + row * weight_row + h * weight_head).to(tl.float32)
+        s += key[:, None] * u[None]
+        y = tl.sum(s * query[:, None], 0)
+        if divisor is not None:
+            y /= tl.load(divisor + row * divisor_row + h)
+        tl.store(out + row * out_row + h * out_head + j, rounded(y, out.dtype.element_ty), mask=j < V)
+    tl.debug_barrier()
+    tl.store(states + after * SLOT + entry, rounded(s, states.dtype.element_ty), mask=inside)
