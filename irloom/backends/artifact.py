@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +29,9 @@ from irloom.ir.show import show
 
 FORMAT = 1
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
+Extent = tuple[Path, int, int]
+"""Bytes of a file: where they start, and where they end."""
+_BLOCK = 1 << 18
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where there is no room for more."""
 
@@ -85,6 +88,7 @@ class EngineWriter:
     def __init__(self, out: Path, manifest: Manifest) -> None:
         self.out, self.manifest = out, manifest
         self.folder = out.parent / f".{out.name}.{os.getpid()}.partial"
+        self._links: dict[str, Extent] = {}
 
     def __enter__(self) -> EngineWriter:
         if (
@@ -119,9 +123,8 @@ class EngineWriter:
         self.write_json("plan.json", {"caches": caches.to_json(), "cost": m.plan().to_json()})
 
     def link(self, name: str, file: Path, start: int, stop: int) -> None:
-        """Refer to a range of a file that stays where it is."""
-        digest = _digest(file, start, stop)
-        self.manifest.links[name] = Link(str(file.resolve()), start, stop, digest)
+        """Refer to a range of a file that stays where it is; it is hashed at the end, with all parts."""
+        self._links[name] = file.resolve(), start, stop
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -142,9 +145,14 @@ class EngineWriter:
 
     def _finish(self) -> None:
         files = sorted(p for p in self.folder.rglob("*") if p.is_file())
-        with ThreadPoolExecutor() as pool:
-            for path, part in zip(files, pool.map(_part, files), strict=True):
-                self.manifest.parts[path.relative_to(self.folder).as_posix()] = part
+        extents = [*((p, 0, p.stat().st_size) for p in files), *self._links.values()]
+        digests = _digests(extents)
+        for (path, _, size), digest in zip(extents, digests[: len(files)], strict=False):
+            self.manifest.parts[path.relative_to(self.folder).as_posix()] = Part(digest, size)
+        for (name, (path, start, stop)), digest in zip(
+            self._links.items(), digests[len(files) :], strict=True
+        ):
+            self.manifest.links[name] = Link(str(path), start, stop, digest)
         text = json.dumps(asdict(self.manifest), indent=1).encode()
         (self.folder / MANIFEST).write_bytes(text)
         (self.folder / SEAL).write_text(hashlib.sha256(text).hexdigest() + "\n", encoding="utf-8")
@@ -161,8 +169,7 @@ class EngineReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = _read_manifest(folder)
-        self._check_parts()
-        self._check_links()
+        self._check_bytes()
 
     def file(self, name: str) -> Path:
         """The path of a part."""
@@ -203,7 +210,7 @@ class EngineReader:
     def _hint(self) -> str:
         return f"build it again: {self.manifest.command}" if self.manifest.rebuild else "build it again"
 
-    def _check_parts(self) -> None:
+    def _check_bytes(self) -> None:
         named = self.manifest.parts
         there = {p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file()} - {
             MANIFEST,
@@ -217,21 +224,20 @@ class EngineReader:
             size = (self.folder / name).stat().st_size
             if size != part.bytes:
                 raise self.refuse(f"part {name} has {size} bytes, the manifest says {part.bytes}")
-        with ThreadPoolExecutor() as pool:
-            for (name, part), found in zip(
-                named.items(), pool.map(_part, [self.folder / n for n in named]), strict=True
-            ):
-                if found.sha256 != part.sha256:
-                    said = part.sha256[:12]
-                    raise self.refuse(
-                        f"part {name} was changed: SHA-256 {found.sha256[:12]}, the manifest says {said}"
-                    )
-
-    def _check_links(self) -> None:
-        for name, link in self.manifest.links.items():
-            if not Path(link.file).is_file():
-                raise self.refuse(f"{name} is a part of {link.file}, which is gone")
-            if _digest(Path(link.file), link.start, link.stop) != link.sha256:
+        links = self.manifest.links
+        for file in dict.fromkeys(link.file for link in links.values()):
+            if not Path(file).is_file():
+                name = next(name for name, link in links.items() if link.file == file)
+                raise self.refuse(f"{name} is a part of {file}, which is gone")
+        extents = [(self.folder / name, 0, part.bytes) for name, part in named.items()]
+        extents += [(Path(link.file), link.start, link.stop) for link in links.values()]
+        digests = _digests(extents)
+        for (name, part), found in zip(named.items(), digests, strict=False):
+            if found != part.sha256:
+                said = part.sha256[:12]
+                raise self.refuse(f"part {name} was changed: SHA-256 {found[:12]}, the manifest says {said}")
+        for (name, link), found in zip(links.items(), digests[len(named) :], strict=True):
+            if found != link.sha256:
                 raise self.refuse(f"{name} is a part of {link.file}, which was changed")
 
 
@@ -267,16 +273,20 @@ def _read_manifest(folder: Path) -> Manifest:
         raise EngineMismatch(f"{path} cannot be read: {e}", hint="build the engine again") from None
 
 
-def _part(path: Path) -> Part:
-    with path.open("rb") as f:
-        return Part(hashlib.file_digest(f, "sha256").hexdigest(), path.stat().st_size)
+def _digests(extents: Sequence[Extent]) -> list[str]:
+    """The SHA-256 of each, several at a time: the longest first, so that none is left over at the end."""
+    order = sorted(range(len(extents)), key=lambda i: extents[i][1] - extents[i][2])
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(order, pool.map(_digest, [extents[i] for i in order]), strict=True))
+    return [found[i] for i in range(len(extents))]
 
 
-def _digest(file: Path, start: int, stop: int) -> str:
-    digest, left = hashlib.sha256(), stop - start
-    with file.open("rb") as f:
+def _digest(extent: Extent) -> str:
+    path, start, stop = extent
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as f:
         f.seek(start)
-        while left > 0 and (chunk := f.read(min(left, 1 << 20))):
-            digest.update(chunk)
-            left -= len(chunk)
+        while start < stop and (n := f.readinto(block[: stop - start])):
+            digest.update(block[:n])
+            start += n
     return digest.hexdigest()

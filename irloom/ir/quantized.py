@@ -124,16 +124,25 @@ def _strips(
         for block in blocks:
             yield from ((part, len(part)) for (part,) in _row_chunks([block], width))
         return
-    held, left = list[torch.Tensor](), height  # rows of a strip so far, rows of its matrix from it on
+    tall, left = min(quant.rows or height, height), height
+    held = list[torch.Tensor]()  # rows of a block that is not whole yet
     for block in blocks:
         rows = block.reshape(-1, width)
-        while len(rows):
-            missing = min(quant.rows or height, left) - sum(map(len, held))
-            held, rows = [*held, rows[:missing]], rows[missing:]
-            if len(held[-1]) == missing:
-                strip, held = held[0] if len(held) == 1 else torch.cat(held), []
-                left = left - len(strip) or height
-                yield strip, 1
+        while taken := _whole(sum(map(len, held)) + len(rows), left, tall):
+            missing = taken - sum(map(len, held))
+            strip = torch.cat([*held, rows[:missing]]) if held else rows[:missing]
+            held, rows, left = [], rows[missing:], left - taken or height
+            yield strip, -(-taken // tall)
+        held += [rows] if len(rows) else []
+
+
+def _whole(there: int, left: int, tall: int) -> int:
+    """How many rows of those that are there make whole blocks, of a matrix that has ``left`` more.
+
+    >>> [_whole(there, 300, 128) for there in (100, 200, 300)], _whole(44, 44, 128)
+    ([0, 128, 256], 44)
+    """
+    return left if there >= left <= tall else min(there, left) // tall * tall
 
 
 def _round(
@@ -143,14 +152,14 @@ def _round(
     scales: torch.Tensor,
     zeros: torch.Tensor | None = None,
 ) -> None:
-    """Round ``rows`` [r, n] into ``values`` [r, n], with ``scales`` and ``zeros`` [r or 1, n / group]."""
+    """Round ``rows`` [r, n] into ``values`` [r, n], with ``scales`` and ``zeros`` [r / rows, n / group]."""
     low, high = _limits(quant)
     groups = scales.shape[-1]
     chunks = _row_chunks([rows, values], rows.shape[-1])
-    found = [_extremes(_grouped(part, groups), one=len(scales) < len(rows)) for part, _ in chunks]
-    least, most = (torch.cat(x) for x in zip(*found, strict=True))
-    if len(scales) < len(least):
-        least, most = least.amin(0, keepdim=True), most.amax(0, keepdim=True)
+    found = [_extremes(_grouped(part, groups)) for part, _ in chunks]
+    tall = -(-len(rows) // len(scales))
+    least, most = (torch.cat(x).reshape(-1, tall, groups) for x in zip(*found, strict=True))
+    least, most = least.amin(1), most.amax(1)
     if quant.zero:
         scales.copy_((most - least) / (high - low))
     else:
@@ -159,7 +168,7 @@ def _round(
     if zeros is not None:
         zeros.copy_(_zero_point(low - least * inverse, quant, low, high))
     beside = [inverse, *([] if zeros is None else [zeros.float()])]
-    every = [t.expand(len(rows), groups) for t in beside]
+    every = [t.repeat_interleave(tall, 0) if tall > 1 else t for t in beside]
     for part, to, by, *shift in _row_chunks([rows, values, *every], rows.shape[-1]):
         scaled = _grouped(part, groups) * by.unsqueeze(-1)
         if shift:
@@ -169,10 +178,9 @@ def _round(
         to.copy_(scaled.clamp_(low, high).flatten(-2))
 
 
-def _extremes(grouped: torch.Tensor, *, one: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The least and the largest entry of each group, 0 among them; with ``one``, of all rows together."""
-    least, most = grouped.amin(-1).clamp_(max=0), grouped.amax(-1).clamp_(min=0)
-    return (least.amin(0, keepdim=True), most.amax(0, keepdim=True)) if one else (least, most)
+def _extremes(grouped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least and the largest entry of each group, 0 among them."""
+    return grouped.amin(-1).clamp_(max=0), grouped.amax(-1).clamp_(min=0)
 
 
 def _limits(quant: Quant) -> tuple[float, float]:

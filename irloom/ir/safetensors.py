@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -72,6 +72,25 @@ def read_header(path: Path) -> dict[str, Stored]:
         if first.offset + first.nbytes > second.offset:
             raise CheckpointError(f"{path}: `{name}` and `{other}` share bytes of the file", hint=_DAMAGED)
     return dict(ordered)
+
+
+def file_header(tensors: Mapping[str, tuple[Elem, tuple[int, ...]]]) -> bytes:
+    """The start of a file of these tensors, which lie behind it in this order, the first at a multiple of 64.
+
+    >>> header = file_header({"w": (ELEMS["bf16"], (2, 3))})
+    >>> len(header) % 64, json.loads(header[8:])
+    (0, {'w': {'dtype': 'BF16', 'shape': [2, 3], 'data_offsets': [0, 12]}})
+    """
+    names = {elem: name for name, elem in reversed(_ELEMS.items())}
+    entries: dict[str, Any] = {}
+    at = 0
+    for name, (elem, dims) in tensors.items():
+        size = math.prod(dims) * elem.bits // 8
+        entries[name] = {"dtype": names[elem.name], "shape": dims, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -52,14 +52,19 @@ NO_CONSTS: Consts = {}
 
 
 def materialize(
-    expr: WeightExpr, checkpoint: Checkpoint, index: int | None = None, consts: Consts = NO_CONSTS
+    expr: WeightExpr,
+    checkpoint: Checkpoint,
+    index: int | None = None,
+    consts: Consts = NO_CONSTS,
+    device: torch.device | str = "cpu",
 ) -> torch.Tensor | QuantizedTensor:
     """Run an expression for layer ``index``. Parts are read one after another, each freed before the next.
 
-    A bare ``weight(...)`` comes back as a mapping of its bytes in the file: no memory until it is read.
+    A bare ``weight(...)`` comes back as a mapping of its bytes in the file: no memory until it is read. On
+    another ``device`` what is read goes there first, so that all is computed there.
     """
     wanted = weight_type(expr, checkpoint, index, consts)
-    source = _Source(checkpoint, index, consts)
+    source = _Source(checkpoint, index, consts, device)
     if isinstance(expr, Quantize):
         return source.quantize(expr.x, expr.quant)
     out = source.run(expr)
@@ -151,6 +156,7 @@ class _Source:
     checkpoint: Checkpoint
     index: int | None
     consts: Consts
+    device: torch.device | str = "cpu"
 
     def type(self, expr: WeightExpr) -> Type:
         return weight_type(expr, self.checkpoint, self.index, self.consts)
@@ -161,9 +167,9 @@ class _Source:
 
         match expr:
             case Tensor(name):
-                return self.checkpoint.read(tensor_name(name, self.index))
+                return self.checkpoint.read(tensor_name(name, self.index)).to(self.device)
             case Const():
-                return _const(expr, self.consts)
+                return _const(expr, self.consts).to(self.device)
             case Transpose(x):
                 return self.run(x).transpose(-1, -2).contiguous()
             case Reshape(x, dims):
@@ -172,7 +178,7 @@ class _Source:
                 wanted = self.type(expr)
         if not wanted.rank:
             return next(self.blocks(expr))
-        out = torch.empty(_ints(wanted), dtype=wanted.plain.torch)
+        out = torch.empty(_ints(wanted), dtype=wanted.plain.torch, device=self.device)
         if isinstance(expr, Concat) and expr.dim:
             at = 0
             for part in expr.parts:
@@ -239,9 +245,9 @@ class _Source:
     def stored(self, name: str, rows: slice) -> Iterator[torch.Tensor]:
         """A tensor's rows, some at a time where the checkpoint reads them so, else all at once."""
         if self.checkpoint.dims(name) and isinstance(self.checkpoint, BlockReader):
-            yield from self.checkpoint.blocks(name, rows)
+            yield from (block.to(self.device) for block in self.checkpoint.blocks(name, rows))
         else:
-            yield from split_rows(self.checkpoint.read(name), rows)
+            yield from split_rows(self.checkpoint.read(name).to(self.device), rows)
 
     def quantize(self, x: WeightExpr, quant: Quant) -> QuantizedTensor:
         """Round, or take the file's own blocks. Parts that share no scale are joined after."""
@@ -261,14 +267,15 @@ class _Source:
         rank = self.type(x).rank - (quant.rows != 1)  # of dims whose indices have scales of their own
         match x:
             case Tensor(name):
-                return self.checkpoint.read_quantized(tensor_name(name, self.index), quant)
+                found = self.checkpoint.read_quantized(tensor_name(name, self.index), quant)
+                return found and found.map(lambda t: t.to(self.device))
             case Concat(parts, dim) if joins(quant, dim, [_ints(self.type(part)) for part in parts]):
-                found: list[QuantizedTensor] = []
+                kept: list[QuantizedTensor] = []
                 for part in parts:
                     if (blocks := self.kept(part, quant)) is None:
                         return None
-                    found.append(blocks)
-                return concat_quantized(found, dim)
+                    kept.append(blocks)
+                return concat_quantized(kept, dim)
             case Reshape(inner, dims) if quant.rows == 1 and dims[-1:] == self.type(inner).dims[-1:]:
                 blocks = self.kept(inner, quant)
                 return blocks and blocks.map(lambda t: t.reshape(*dims[:-1], t.shape[-1]))

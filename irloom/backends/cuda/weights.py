@@ -1,4 +1,4 @@
-"""An engine's weights: those that launches read, once for every layer, as tensors of one file."""
+"""The weights that a program's launches read: each for every layer that it is bound in."""
 
 from __future__ import annotations
 
@@ -7,42 +7,38 @@ import torch
 from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Report
 from irloom.ir.checkpoint import Checkpoint
-from irloom.ir.elem import Elem, Quant
 from irloom.ir.graph import Module, Param
-from irloom.ir.quantized import QuantizedTensor
-from irloom.ir.weights import materialize
 
+from . import weight_store
 from .program import Program
 from .quantized import Operand, Quantized
 from .runner import Weights
-
-FILE = "weights.safetensors"
-Value = torch.Tensor | QuantizedTensor
+from .weight_store import Value, Wanted
 
 
-def bound(program: Program) -> list[tuple[str, Param, int | None]]:
-    """Every weight as launches read it: a name, the parameter, the layer."""
+def bound(program: Program) -> dict[tuple[Param, int | None], Wanted]:
+    """Every weight as launches read it, by its parameter and the layer."""
     layers: dict[str, dict[int | None, None]] = {"main": {None: None}}
     for c, layer, _ in program.module.calls():
         layers.setdefault(c.callee, {})[layer] = None
     read = set(program.weights)
-    return [
-        (f"{f.name}.{p.name}.{layer}", p, layer)
+    return {
+        (p, layer): _wanted(f"{f.name}.{p.name}.{layer}", p, layer)
         for f in program.functions.values()
         for p in f.params
         if p in read
         for layer in layers[f.name]
-    ]
+    }
+
+
+def _wanted(name: str, p: Param, layer: int | None) -> Wanted:
+    assert p.weight is not None
+    return Wanted(name, p.weight, layer, p.type)
 
 
 def value_of(p: Param, layer: int | None, checkpoint: Checkpoint, m: Module) -> Value:
     """The value of a weight as its type says it."""
-    assert p.weight is not None
-    x = materialize(p.weight, checkpoint, layer, m.consts)
-    if isinstance(p.type.elem, Elem):
-        x = x.dequantize() if isinstance(x, QuantizedTensor) else x
-        return x.to(p.type.elem.torch)
-    return x
+    return _wanted(p.name, p, layer).value(checkpoint, m.consts)
 
 
 def operand_of(x: Value, device: torch.device) -> Operand:
@@ -54,34 +50,19 @@ def operand_of(x: Value, device: torch.device) -> Operand:
 
 
 def write_weights(out: EngineWriter, program: Program, checkpoint: Checkpoint, report: Report) -> None:
-    """Store every weight as its type says it."""
-    from safetensors.torch import save_file
-
-    named = bound(program)
-    tensors: dict[str, torch.Tensor] = {}
-    for done, (name, p, layer) in enumerate(named):
-        report("weights", done, len(named))
-        x = value_of(p, layer, checkpoint, program.module)
-        if isinstance(x, torch.Tensor):
-            tensors[name] = x.contiguous().clone()
-            continue
-        tensors |= {f"{name}:values": x.packed().contiguous(), f"{name}:scales": x.scales.contiguous()}
-        if x.zeros is not None:
-            tensors[f"{name}:zeros"] = x.zeros.contiguous()
-    save_file(tensors, out.file(FILE))
-    report("weights", len(named), len(named))
+    """Store every weight, or a link to its bytes; what has to be computed is, on the GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weight_store.write(out, bound(program).values(), checkpoint, report, program.module.consts, device)
 
 
 def read_weights(engine: EngineReader, program: Program, device: torch.device) -> Weights:
     """Every weight on the device."""
-    from safetensors.torch import load_file
+    wanted = bound(program)
+    held = weight_store.read(engine, wanted.values(), device)
+    by_place = {place: held[w.name] for place, w in wanted.items()}
+    return lambda p, layer: by_place[p, layer]
 
-    tensors = load_file(engine.file(FILE), device=str(device))
-    held: dict[tuple[Param, int | None], Operand] = {}
-    for name, p, layer in bound(program):
-        if isinstance(p.type.elem, Quant):
-            values, scales = tensors[f"{name}:values"], tensors[f"{name}:scales"]
-            held[p, layer] = Quantized(values, scales, tensors.get(f"{name}:zeros"), p.type.elem)
-        else:
-            held[p, layer] = tensors[name]
-    return lambda p, layer: held[p, layer]
+
+def stored_bytes(engine: EngineReader) -> int:
+    """Bytes of all weights."""
+    return weight_store.stored_bytes(engine)

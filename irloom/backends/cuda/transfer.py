@@ -1,0 +1,100 @@
+"""From files to a device: threads that read into pinned memory while they send what they have read.
+
+A file in the page cache comes as fast as memory copies it; to a GPU as fast as its link, which one thread
+does not fill.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import torch
+
+from irloom.ir.errors import CheckpointError
+
+from .extents import Extent
+
+BLOCK = 1 << 23
+"""Bytes that are read at a time."""
+THREADS = 16
+STAGES = 2
+"""Pieces of pinned memory of a thread: one is filled while another is on its way."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Bytes of a file, and the byte of the device's memory where they begin."""
+
+    source: Extent
+    to: int
+
+
+def transfer(copies: Sequence[Copy], memory: torch.Tensor, threads: int = THREADS) -> None:
+    """Fill ``memory``, u8[n] on any device; ``CheckpointError`` for a file that ends too early.
+
+    It returns when all bytes are there.
+    """
+    blocks = [block for c in copies for block in _blocks(c)]
+    count = max(1, min(threads, os.cpu_count() or 1, len(blocks)))
+    send = _to_gpu if memory.is_cuda else _to_host
+    if memory.is_cuda:
+        torch.cuda.current_stream(memory.device).synchronize()  # who had this memory is done with it
+    shared = iter(blocks)  # next() of a list's iterator is one step, whichever thread makes it
+    with ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(send, shared, memory) for _ in range(count)]:
+            done.result()
+
+
+def _blocks(c: Copy) -> Iterator[Copy]:
+    for start in range(0, c.source.nbytes, BLOCK):
+        yield Copy(c.source.part(start, min(start + BLOCK, c.source.nbytes)), c.to + start)
+
+
+def _to_host(blocks: Iterator[Copy], memory: torch.Tensor) -> None:
+    with _Files() as files:
+        view = memory.numpy().data
+        for c in blocks:
+            files.read(c.source, view[c.to : c.to + c.source.nbytes])
+
+
+def _to_gpu(blocks: Iterator[Copy], memory: torch.Tensor) -> None:
+    stream = torch.cuda.Stream(memory.device)
+    stages = [torch.empty(BLOCK, dtype=torch.uint8, pin_memory=True) for _ in range(STAGES)]
+    sent = [torch.cuda.Event() for _ in stages]
+    with _Files() as files, torch.cuda.stream(stream):
+        for c, stage, event in zip(blocks, cycle(stages), cycle(sent), strict=False):
+            event.synchronize()  # at once, where nothing was sent from it
+            n = c.source.nbytes
+            files.read(c.source, stage.numpy().data[:n])
+            memory[c.to : c.to + n].copy_(stage[:n], non_blocking=True)
+            event.record(stream)
+        stream.synchronize()
+
+
+class _Files(ExitStack):
+    """The files that a thread reads, each opened once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: dict[Path, int] = {}
+
+    def read(self, e: Extent, into: memoryview) -> None:
+        """All bytes of an extent."""
+        if e.path not in self._open:
+            self._open[e.path] = os.open(e.path, os.O_RDONLY)
+            self.callback(os.close, self._open[e.path])
+        done = 0
+        while done < e.nbytes:
+            n = os.preadv(self._open[e.path], [into[done:]], e.start + done)
+            if not n:
+                raise CheckpointError(
+                    f"{e.path}: {e.nbytes} bytes wanted at {e.start}, but the file ends at {e.start + done}",
+                    hint="the file changed since the engine was opened",
+                )
+            done += n
