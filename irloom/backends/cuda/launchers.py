@@ -19,6 +19,9 @@ HOMES = {
     "recurrent_matrix": (
         "carried_ssd_scan", "carried_gated_delta", "carried_gated_linear_attention", "carried_mlstm",
     ),
+    "router": ("route",),
+    "experts": ("moe", "expert_linear", "head_linear", "weighted_sum"),
+    "reduce": ("topk", "argmax", "softmax"),
 }  # fmt: skip
 """Which module of ``kernels`` has which launchers."""
 

@@ -26,7 +26,7 @@ def product(f: Lowering, n: Node) -> bool:
         result, act = gate
         return _launch(f, n, result, (x, weight, bias, None), {**shared, "act": act, "gated": True})
     result = n.result
-    if residual is None and (total := _sum(f, n)):
+    if residual is None and (total := sum_behind(f, n)):
         result, residual = total
     return _launch(f, n, result, (x, weight, bias, residual), shared)
 
@@ -58,7 +58,7 @@ def _gate(f: Lowering, n: Node, bias: Arg) -> tuple[Value, str] | None:
     return mul.result, gate_of(mul)
 
 
-def _sum(f: Lowering, n: Node) -> tuple[Value, Arg] | None:
+def sum_behind(f: Lowering, n: Node) -> tuple[Value, Arg] | None:
     """The sum that alone reads a product, and what the product is added to: the step to the next block."""
     add = f.only_reader(n.result)
     if add is None or add.op.name != "add_rms_norm" or add.attrs["inner_eps"] is not None:

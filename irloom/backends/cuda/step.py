@@ -39,3 +39,8 @@ class Step:
     def seqs(self) -> int:
         """Sequences of the bucket."""
         return len(self.context)
+
+    @property
+    def real(self) -> torch.Tensor:
+        """How many rows are real, on the device: i32 [1]."""
+        return self.starts[self.seqs :]

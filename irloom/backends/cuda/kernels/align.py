@@ -1,0 +1,108 @@
+"""Sorting choices by expert on the device, in blocks of rows that one matrix product takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from irloom.backends.cuda.work import Workspace
+
+from .mode import go_on, kernel, options, tl, triton, wait
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """``rows`` i32 [blocks * height]: choices (token * k + which), expert after expert in their order, each
+    expert's filled up to whole blocks by numbers of no choice. ``experts`` i32 [blocks]: whose block each is,
+    -1 behind the last. How many are in use only the device knows.
+    """
+
+    rows: torch.Tensor
+    experts: torch.Tensor
+    height: int
+
+    def __len__(self) -> int:
+        return len(self.experts)
+
+
+def align(
+    index: torch.Tensor | None,
+    real: torch.Tensor | None,
+    dims: Sequence[int],
+    experts: int,
+    height: int,
+    work: Workspace,
+    *,
+    every: bool,
+) -> Blocks:
+    """The choices ``index`` of the first ``real`` [1] tokens, in blocks of ``height``; ``dims`` are t and k.
+
+    Without ``index`` choice ``j`` is expert ``j``. With ``every`` those that choose no expert (and all of the
+    other tokens) are the last blocks, those of expert ``experts``; without they are left out.
+    """
+    choices = dims[0] * dims[1]
+    kinds = experts + every
+    used = min(choices, kinds)
+    most = used + (choices - used) // height  # every expert in use has a block, and one per height more
+    rows = work.take((most * height,), torch.int32)
+    owner = work.take((most,), torch.int32)
+    step = max(16, min(2048, triton.next_power_of_2(choices)))
+    _align[(kinds,)](
+        rows, owner, index, real, choices, most, dims[1],
+        E=experts, KINDS=kinds, HEIGHT=height, STEP=step, **options(num_warps=4 if step <= 1024 else 8),
+    )  # fmt: skip
+    return Blocks(rows, owner, height)
+
+
+@kernel
+def _align(
+    rows, owner, index, real, choices, most, k,
+    E: tl.constexpr, KINDS: tl.constexpr, HEIGHT: tl.constexpr, STEP: tl.constexpr, CHAIN: tl.constexpr,
+):  # fmt: skip
+    """A program per expert: counts every expert's choices, so where its own begin, then writes those."""
+    BINS: tl.constexpr = triton.next_power_of_2(KINDS)
+    me = tl.program_id(0)
+    wait(CHAIN)
+    go_on(CHAIN)
+    there = choices
+    if real is not None:
+        there = tl.minimum(tl.load(real) * k, choices)
+    bins = tl.arange(0, BINS)
+    counts = tl.zeros([BINS], tl.int32)
+    for start in tl.range(0, choices, STEP):
+        kind = _kinds(index, start, there, choices, k, E, KINDS, STEP)
+        counts += tl.histogram(kind, BINS, mask=kind >= 0)
+    blocks = (counts + HEIGHT - 1) // HEIGHT
+    first = tl.sum(tl.where(bins < me, blocks, 0), 0)
+    mine = tl.sum(tl.where(bins == me, blocks, 0), 0)
+    for start in tl.range(0, mine, 32):
+        at = start + tl.arange(0, 32)
+        tl.store(owner + first + at, tl.zeros([32], tl.int32) + me, at < mine)
+    done = first * HEIGHT
+    for start in tl.range(0, choices, STEP):
+        its = (_kinds(index, start, there, choices, k, E, KINDS, STEP) == me).to(tl.int32)
+        place = done + tl.cumsum(its, 0) - 1
+        tl.store(rows + place, start + tl.arange(0, STEP), its > 0)
+        done += tl.sum(its, 0)
+    fill = done + tl.arange(0, triton.next_power_of_2(HEIGHT))
+    tl.store(rows + fill, tl.zeros_like(fill) + choices, fill < (first + mine) * HEIGHT)
+    if me == KINDS - 1:
+        for start in tl.range(first + mine, most, STEP):
+            at = start + tl.arange(0, STEP)
+            tl.store(owner + at, tl.full([STEP], -1, tl.int32), at < most)
+
+
+@kernel
+def _kinds(
+    index, start, there, choices, k, E: tl.constexpr, KINDS: tl.constexpr, STEP: tl.constexpr
+):  # fmt: skip
+    """The expert of each of ``STEP`` choices i32; for none ``E`` where that is a kind, else -1."""
+    at = start + tl.arange(0, STEP)
+    if index is None:
+        e = tl.where(at < there, at % k, -1)
+    else:
+        e = tl.load(index + at, at < there, -1)
+    none = tl.where(at < choices, E, -1) if KINDS > E else -1
+    return tl.where((e >= 0) & (e < E), e, none)

@@ -1,0 +1,121 @@
+"""Which experts each token goes to."""
+
+from __future__ import annotations
+
+import torch
+
+from irloom.backends.cuda.step import Step
+
+from .choose import LAST, largest, order_keys
+from .curves import softplus
+from .mode import go_on, kernel, options, rounded, tl, triton, wait
+
+
+def route(
+    weights: torch.Tensor,
+    index: torch.Tensor,
+    logits: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    k: int,
+    score: str = "softmax",
+    by_logits: bool = False,
+    groups: int = 1,
+    top_groups: int = 1,
+    best: int = 1,
+    normalize: bool = False,
+    scale: float = 1.0,
+    step: Step | None = None,
+) -> None:
+    """The op ``route`` for ``logits`` [t, e]: ``weights`` [t, k] in their element, ``index`` i32 [t, k].
+
+    Rows that only fill the bucket of ``step`` go to no expert: index -1, weight 0. Of equal scores the one of
+    the smaller number comes first. A row with NaN gives weights of NaN.
+    """
+    rows, experts = logits.shape
+    real = step.real if step is not None and step.tokens == rows else None
+    per = experts // groups
+    room = triton.next_power_of_2(groups) * triton.next_power_of_2(per)
+    _route[(rows,)](
+        weights, index, logits, bias, real, logits.stride(0), scale,
+        GROUPS=groups, PER=per, K=k, SCORE=score, BY_LOGITS=by_logits, TOP=top_groups, BEST=best,
+        NORMALIZE=normalize, **options(num_warps=max(1, min(8, room // 256))),
+    )  # fmt: skip
+
+
+@kernel
+def _route(
+    weights, index, logits, bias, real, stride, scale,
+    GROUPS: tl.constexpr, PER: tl.constexpr, K: tl.constexpr, SCORE: tl.constexpr, BY_LOGITS: tl.constexpr,
+    TOP: tl.constexpr, BEST: tl.constexpr, NORMALIZE: tl.constexpr, CHAIN: tl.constexpr,
+):  # fmt: skip
+    """A program per token. Logits are [groups, experts of a group], both filled up to powers of two."""
+    G: tl.constexpr = triton.next_power_of_2(GROUPS)
+    P: tl.constexpr = triton.next_power_of_2(PER)
+    ROOM: tl.constexpr = triton.next_power_of_2(K)
+    row = tl.program_id(0)
+    group, at = tl.arange(0, G)[:, None], tl.arange(0, P)[None, :]
+    expert = group * PER + at
+    there = (group < GROUPS) & (at < PER)
+    shift = 0.0
+    if bias is not None:
+        shift = tl.load(bias + expert, there, 0.0).to(tl.float32)
+    wait(CHAIN)
+    go_on(CHAIN)
+    x = tl.load(logits + row.to(tl.int64) * stride + expert, there, float("-inf")).to(tl.float32)
+    scores = _score(x, there, SCORE)
+    by = x if BY_LOGITS else scores
+    if bias is not None:
+        by = by + shift
+    by = tl.where(there, by, float("-inf"))
+    place = tl.where(there, expert, GROUPS * PER + group * P + at)
+    keys = order_keys(by, place)
+    if GROUPS > 1:
+        kept = _best_groups(by, keys, there, G, TOP, BEST)
+        keys = tl.where(kept[:, None], keys, LAST)
+    chosen = largest(tl.reshape(keys, [G * P]), K, ROOM)
+    hit = tl.reshape(place, [G * P])[:, None] == chosen[None, :]
+    made = tl.sum(tl.where(hit, tl.reshape(scores, [G * P])[:, None], 0.0), 0)
+    if NORMALIZE:
+        made = made / tl.maximum(tl.sum(made, 0), 1e-20)
+    made = made * scale
+    if real is not None:
+        mine = row < tl.load(real)
+        chosen = tl.where(mine, chosen, -1)
+        made = tl.where(mine, made, 0.0)
+    rank = tl.arange(0, ROOM)
+    tl.store(index + row * K + rank, chosen, rank < K)
+    tl.store(weights + row * K + rank, rounded(made, weights.dtype.element_ty), rank < K)
+
+
+@kernel
+def _score(x, there, SCORE: tl.constexpr):
+    """What a router makes of its logits, as ``SCORES`` of the op has it."""
+    if SCORE == "softmax":
+        top = tl.max(tl.max(x, 1), 0)
+        parts = tl.where(there, tl.exp(x - top), 0.0)
+        return parts / tl.sum(tl.sum(parts, 1), 0)
+    elif SCORE == "sigmoid":
+        return 1 / (1 + tl.exp(-x))
+    else:
+        tl.static_assert(SCORE == "sqrt_softplus")
+        return tl.sqrt(softplus(x))
+
+
+@kernel
+def _best_groups(by, keys, there, G: tl.constexpr, TOP: tl.constexpr, BEST: tl.constexpr):
+    """Whether each group is one of the ``TOP`` whose ``BEST`` largest entries have the largest sum: [G]."""
+    total = tl.zeros([G], tl.float32)
+    for _ in tl.static_range(BEST):
+        first = tl.max(keys, 1)
+        total += tl.sum(tl.where(keys == first[:, None], by, 0.0), 1)
+        keys = tl.where(keys == first[:, None], LAST, keys)
+    real = tl.max(there.to(tl.int32), 1) > 0
+    group = tl.arange(0, G)
+    ahead = order_keys(tl.where(real, total, float("-inf")), tl.where(real, group, G + group))
+    kept = tl.zeros([G], tl.int1)
+    for _ in tl.static_range(TOP):
+        first = tl.max(ahead, 0)
+        kept = kept | (ahead == first)
+        ahead = tl.where(ahead == first, LAST, ahead)
+    return kept

@@ -1,0 +1,91 @@
+"""The router's kernel against the op's body: what it chooses, and the weights of that."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from irloom.backends.cuda.kernels.router import route
+from irloom.backends.cuda.step import Step
+from irloom.ir import ops
+from irloom.ir.ops.router import SCORES
+
+from .cross import compiled
+from .device import DEVICE
+
+SEEDED = torch.Generator()
+
+
+def routed(logits: torch.Tensor, bias: torch.Tensor | None, spare: int, k: int, **attrs: Any) -> None:
+    """The kernel chooses as the body does; rows of nobody go nowhere."""
+    tokens, real = len(logits), len(logits) - spare
+    weights = torch.full((tokens, k), torch.nan, dtype=logits.dtype, device=DEVICE)
+    index = torch.full_like(weights, 99, dtype=torch.int32)
+    ints = torch.zeros(tokens, dtype=torch.int32, device=DEVICE)
+    starts = torch.tensor([0, real], dtype=torch.int32, device=DEVICE)
+    route(weights, index, logits, bias, k=k, **attrs, step=Step(ints, ints, ints, starts, ints[:1], {}))
+    w, i = ops.route.reference(logits, bias, k=k, **attrs)
+    assert torch.equal(index[:real], i[:real])
+    torch.testing.assert_close(
+        weights[:real], w[:real], rtol=1e-2 if w.dtype == torch.bfloat16 else 1e-5, atol=1e-6
+    )
+    assert (index[real:] == -1).all() and (weights[real:] == 0).all()
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(
+    st.integers(1, 4), st.integers(1, 4), st.integers(2, 9), st.sampled_from(sorted(SCORES)), st.booleans(),
+    st.booleans(), st.booleans(), st.data(),
+)  # fmt: skip
+def test_any_router(
+    tokens: int, groups: int, per: int, score: str, by_logits: bool, normalize: bool, biased: bool,
+    data: st.DataObject,
+) -> None:  # fmt: skip
+    top_groups = data.draw(st.integers(1, groups))
+    best = data.draw(st.integers(1, min(2, per)))
+    k = data.draw(st.integers(1, per * top_groups))
+    SEEDED.manual_seed(tokens * per)
+    logits = (torch.randn(tokens + 1, groups * per + 3, generator=SEEDED) * 3).to(DEVICE)[
+        :-1, :-3
+    ]  # rows with gaps
+    bias = torch.randn(groups * per, generator=SEEDED).to(DEVICE) if biased else None
+    routed(
+        logits, bias, spare=tokens // 2, k=k, score=score, by_logits=by_logits, groups=groups,
+        top_groups=top_groups, best=best, normalize=normalize, scale=2.5,
+    )  # fmt: skip
+
+
+def test_128_experts_in_bf16():
+    SEEDED.manual_seed(0)
+    logits = (
+        torch.stack([torch.randperm(128, generator=SEEDED) for _ in range(3)]).to(DEVICE, torch.bfloat16) / 16
+    )
+    routed(logits, None, spare=1, k=8, normalize=True)
+
+
+def test_of_equal_scores_the_smaller_number_comes_first():
+    logits = torch.tensor([[0.5, 2.0, 2.0, -1.0, 2.0]], device=DEVICE)
+    weights, index = torch.empty(1, 3, device=DEVICE), torch.empty(1, 3, dtype=torch.int32, device=DEVICE)
+    route(weights, index, logits, k=3)
+    assert index.tolist() == [[1, 2, 4]]
+
+
+def test_nan_stays_in_its_row():
+    logits = torch.randn(2, 6, device=DEVICE)
+    logits[0] = torch.nan
+    weights, index = torch.empty(2, 2, device=DEVICE), torch.empty(2, 2, dtype=torch.int32, device=DEVICE)
+    route(weights, index, logits, k=2)
+    assert weights[0].isnan().all() and weights[1].isfinite().all()
+    assert ((index >= 0) & (index < 6)).all()
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_it_compiles(groups: int):
+    signature = {"weights": "*bf16", "index": "*i32", "logits": "*bf16", "bias": "*fp32", "real": "*i32",
+                 "stride": "i32", "scale": "fp32"}  # fmt: skip
+    given = {"GROUPS": groups, "PER": 256 // groups, "K": 8, "SCORE": "sigmoid", "BY_LOGITS": False, "TOP": 4,
+             "BEST": 2, "NORMALIZE": True, "CHAIN": True}  # fmt: skip
+    made = compiled("irloom.backends.cuda.kernels.router", "_route", signature, given, num_warps=1)
+    assert ".local" not in made["ptx"]
