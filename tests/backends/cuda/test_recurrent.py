@@ -277,3 +277,13 @@ def test_what_the_kernels_compile_to():
     chunks = {**constants, "solved": None, "ELEM": "tl.bfloat16", "BT": 64}
     made = compiled(f"{home}chunk", "_chunks", signature, chunks, num_warps=4, num_stages=2)
     assert "wgmma" in made["ptx"] and made["shared"] < 228 * 1024
+
+
+def test_a_convolution_compiles():
+    operands = dict.fromkeys(["out", "x", "weight", "bias", "states"], "*bf16")
+    arrays = dict.fromkeys(["starts", "context", "table"], "*i32")
+    numbers = dict.fromkeys(["width", "seqs", "out_row", "x_row"], "i32:16")
+    constants = {"C": 5376, "TAPS": 4, "SLOT": 3 * 5376, "EVERY": 256, "SILU": True, "BC": 128, "CHAIN": True}
+    module, signature = "irloom.backends.cuda.kernels.recurrent_conv", operands | arrays | numbers
+    for rows in (1, 32):
+        assert compiled(module, "_conv", signature, {**constants, "BT": rows}, num_warps=4)["ptx"]
