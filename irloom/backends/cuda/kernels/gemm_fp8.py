@@ -35,13 +35,13 @@ def scaled_product(
     """``out`` [T, N] = ``x @ weight.T + bias`` for what ``has_scaled_product``; ``out`` is contiguous, in
     bf16, f16 or f32.
     """
-    ours, theirs = _scales(x, weight, work)
+    ours, theirs = library_scales(x, weight, work)
     torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
         x.values, weight.values.t(), ours, theirs, bias, out_dtype=out.dtype, use_fast_accum=True, out=out
     )
 
 
-def _scales(x: Quantized, weight: Quantized, work: Workspace) -> tuple[torch.Tensor, torch.Tensor]:
+def library_scales(x: Quantized, weight: Quantized, work: Workspace) -> tuple[torch.Tensor, torch.Tensor]:
     """In the strides that torch knows the kinds of scales by."""
     ours, theirs = x.scales, weight.scales.t()
     if ours.shape[1] > 1:

@@ -1,0 +1,253 @@
+"""Products of rows with weights, whatever either is: which kernels, in which order, measured at each shape.
+
+Few rows go through one kernel that does all of it. For more, the norm and the rounding in front are a kernel
+of their own, and what follows the product is in our own kernel's registers, or in one kernel behind the
+library's. Which of these is fastest is timed once for each shape and kept (``tuning``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from irloom.ir.elem import Quant
+
+from .kernels.activation import act_mul
+from .kernels.expand import expand
+from .kernels.few_rows import Strip
+from .kernels.finish import finish
+from .kernels.form import Form
+from .kernels.gemm_fp8 import has_scaled_product, scaled_product
+from .kernels.large import matrix_product
+from .kernels.quantize import quantize
+from .kernels.rows import rms_norm
+from .kernels.small import small_product, strips
+from .kernels.tiled import Tile, tiled_product
+from .product_tiles import MEDIUM, tiles
+from .quantized import Operand, Quantized
+from .tuning import choose
+from .work import Workspace
+
+SMALL = 16
+"""Rows up to which each number of them is timed by itself."""
+EXPANDED = 32 << 20
+"""Bytes of a quantized weight that are made plain at a time: they stay in the L2 cache."""
+
+Way = str | Strip | Tile
+"""A strip: all in one kernel; a tile: our own product; ``library``: cuBLAS, which ``expand`` makes the weight
+plain for.
+"""
+
+
+def product(
+    out: Operand,
+    x: Operand,
+    weight: Operand,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    norm: torch.Tensor | None,
+    *,
+    form: Form,
+    work: Workspace,
+) -> None:
+    """``out`` [T, N] of ``x`` [T, K] and ``weight`` [N, K], gated [2 N, K], as ``form`` says, for any T.
+
+    ``out`` may be ``residual``. The first run of a shape outside of a capture times the ways to do it.
+    """
+    p = Product(out, x, weight, bias, residual, norm, form)
+    if p.rows:
+        p.run(choose("product", p.key, p.ways, Trial(p)), work)
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product on its operands."""
+
+    out: Operand
+    x: Operand
+    weight: Operand
+    bias: torch.Tensor | None
+    residual: torch.Tensor | None
+    norm: torch.Tensor | None
+    form: Form
+
+    @property
+    def rows(self) -> int:
+        """T."""
+        return _values(self.out).shape[0]
+
+    @property
+    def quant(self) -> Quant | None:
+        """What the rows are rounded to, or have been."""
+        return self.x.quant if isinstance(self.x, Quantized) else self.form.quant
+
+    @property
+    def element(self) -> torch.dtype:
+        """What is between the kernels in: the element of whatever is plain."""
+        given = self.x, self.out, self.residual, self.bias, self.norm
+        return next((t.dtype for t in given if isinstance(t, torch.Tensor)), torch.bfloat16)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """All that decides how long each way takes."""
+        rows = self.rows if self.rows <= SMALL else _rung(self.rows)
+        given = self.out, self.x, self.weight, self.bias, self.residual, self.norm
+        return rows, *map(_kind, given), *map(str, (self.form.quant, self.form.emits)), self.form
+
+    @property
+    def ways(self) -> list[Way]:
+        """All that can be tried; the first stands where nothing is timed."""
+        columns = _values(self.out).shape[1]
+        form = self.form
+        own: list[Way] = [*tiles(self.rows, columns, self.weight, self.quant, self.element, form.gated)]
+        if not isinstance(self.weight, Quantized):
+            some = ["library", *own]
+        elif has_scaled_product(self.quant, self.weight):
+            some = ["library", *own, "expand"]
+        else:
+            some = [*own, "expand"] if self.rows <= MEDIUM else ["expand", *own]
+        return [*strips(self.out, self.x, self.weight, form), *some]
+
+    def run(self, way: Way, work: Workspace) -> None:
+        """Launch it one way."""
+        if isinstance(way, Strip):
+            assert isinstance(self.out, torch.Tensor) and isinstance(self.x, torch.Tensor)
+            given = self.out, self.x, self.weight, self.bias, self.residual, self.norm
+            small_product(*given, self.form, way)
+        elif isinstance(way, Tile):
+            self._tiled(self._prologue(work), way, work)
+        else:
+            self._library(self._prologue(work), way == "expand", work)
+
+    def _prologue(self, work: Workspace) -> Operand:
+        """``x``, normed and rounded where the form says so."""
+        x, form = self.x, self.form
+        if isinstance(x, Quantized) or (form.eps is None and form.quant is None):
+            return x
+        made = work.take(x.shape, x.dtype) if form.quant is None else _rounding(x.shape, form.quant, work)
+        if form.eps is not None:
+            rms_norm(made, x, self.norm, eps=form.eps)
+        elif isinstance(made, Quantized):
+            quantize(made, x)
+        return made
+
+    def _tiled(self, x: Operand, tile: Tile, work: Workspace) -> None:
+        """Our own kernel, which finishes what it sums."""
+        to = self._plain(work)
+        tiled_product(to, x, self.weight, self.bias, self.residual, self.form, work, tile)
+        if isinstance(self.out, Quantized):
+            quantize(self.out, to)
+
+    def _library(self, x: Operand, expanded: bool, work: Workspace) -> None:
+        """A library's product, and what it leaves to do."""
+        weight, bias, residual = self.weight, self.bias, self.residual
+        takes = not isinstance(weight, Quantized) and bias is None
+        direct = self._simple and (residual is None or takes) and isinstance(self.out, torch.Tensor)
+        fits = _values(self.out).is_contiguous() and _values(self.out).dtype == self.element
+        wide = self.rows, _values(weight).shape[0]
+        sums = _values(self.out) if direct and fits else work.take(wide, self.element)
+        if expanded:
+            assert isinstance(weight, Quantized)
+            _expanded_product(sums, x, weight, work)
+        elif isinstance(x, Quantized):
+            assert isinstance(weight, Quantized)
+            scaled_product(sums, x, weight, bias, work)
+            bias = None
+        else:
+            assert isinstance(weight, torch.Tensor)
+            added = residual if self._simple and takes else None
+            matrix_product(sums, x, weight, bias, added)
+            bias, residual = None, None if added is not None else residual
+        self._epilogue(sums, bias, residual, work)
+
+    @property
+    def _simple(self) -> bool:
+        """Whether at most a bias and a residual follow."""
+        f = self.form
+        return f.act is None and not f.gated and f.scale == 1.0 and f.softcap is None
+
+    def _epilogue(
+        self, sums: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, work: Workspace
+    ) -> None:
+        f, left = self.form, bias is not None or residual is not None
+        if sums is self.out and not left:
+            return
+        if f.gated and f.act is not None and not left and f.scale == 1.0 and f.softcap is None:
+            half = sums.shape[1] // 2
+            act_mul(self.out, sums[:, :half], sums[:, half:], act=f.act)
+            return
+        to = self._plain(work)
+        finish(to, sums, bias, residual, act=f.act, gated=f.gated, scale=f.scale, softcap=f.softcap)
+        if isinstance(self.out, Quantized):
+            quantize(self.out, to)
+
+    def _plain(self, work: Workspace) -> torch.Tensor:
+        """Where the result is made before it is rounded."""
+        return work.take(self.out.values.shape, self.element) if isinstance(self.out, Quantized) else self.out
+
+
+class Trial:
+    """Runs a product in each way, into memory of its own, since a residual may be its result."""
+
+    def __init__(self, p: Product) -> None:
+        self.product = p
+        self.made: dict[Way, tuple[Product, Workspace]] = {}
+
+    def __call__(self, way: Way) -> None:
+        if way not in self.made:
+            p, out = self.product, _like(self.product.out)
+            residual = out if isinstance(out, torch.Tensor) and p.residual is p.out else p.residual
+            work = Workspace(_values(out).device)
+            self.made[way] = replace(p, out=out, residual=residual), work
+        p, work = self.made[way]
+        work.reset()
+        p.run(way, work)
+
+
+def _expanded_product(out: torch.Tensor, x: Operand, weight: Quantized, work: Workspace) -> None:
+    """``x @ weight.T`` of plain matrices, for some rows of the weight after others."""
+    k = x.values.shape[1] if isinstance(x, Quantized) else x.shape[1]
+    if isinstance(x, Quantized):
+        plain = work.take((out.shape[0], k), out.dtype)
+        expand(plain, x)
+        x = plain
+    n = out.shape[1]
+    step = min(n, max(128, EXPANDED // (k * out.element_size()) // 128 * 128))
+    some = work.take((step, k), out.dtype)
+    for first in range(0, n, step):
+        part = some[: n - first]
+        expand(part, weight, first)
+        matrix_product(out[:, first : first + step], x, part)
+
+
+def _rounding(dims: Sequence[int], quant: Quant, work: Workspace) -> Quantized:
+    """Memory for rows rounded to ``quant``, with the scales of consecutive rows side by side."""
+    rows, k = dims
+    scales = work.take((k // (quant.group or k), rows), quant.scale.torch).t()
+    return Quantized(work.take((rows, k), quant.base.torch), scales, None, quant)
+
+
+def _like(out: Operand) -> Operand:
+    if isinstance(out, torch.Tensor):
+        return torch.empty_like(out)
+    scales = torch.empty_strided(out.scales.shape, out.scales.stride(), dtype=out.scales.dtype)
+    return Quantized(torch.empty_like(out.values), scales.to(out.scales.device), None, out.quant, out.form)
+
+
+def _values(x: Operand) -> torch.Tensor:
+    return x.values if isinstance(x, Quantized) else x
+
+
+def _kind(x: Operand | None) -> str:
+    """The dims but for the rows' number, and the element."""
+    if isinstance(x, Quantized):
+        return f"{x.quant.declaration()} {list(x.values.shape)[1:]}"
+    return "" if x is None else f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)[1:]}"
+
+
+def _rung(rows: int) -> int:
+    """``rows`` rounded up to a power of two, or to one and a half times one."""
+    power = 1 << (rows - 1).bit_length()
+    return power * 3 // 4 if rows <= power * 3 // 4 else power
