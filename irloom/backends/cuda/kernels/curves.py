@@ -70,3 +70,56 @@ def expm1(x):
     """``e ** x - 1``; near 0 by its series."""
     near = x * (1.0 + x / 2.0 * (1.0 + x / 3.0 * (1.0 + x / 4.0 * (1.0 + x / 5.0 * (1.0 + x / 6.0)))))
     return tl.where(tl.abs(x) < 0.1, near, tl.exp(x) - 1.0)
+
+
+@kernel
+def larger(a, b):
+    """The larger of two; NaN where one is."""
+    return tl.where((a > b) | (a != a), a, b)
+
+
+@kernel
+def smaller(a, b):
+    """The smaller of two; NaN where one is."""
+    return tl.where((a < b) | (a != a), a, b)
+
+
+@kernel
+def power(x, N: tl.constexpr):
+    """``x ** N`` for a small whole number."""
+    y = x
+    for _ in tl.static_range(N - 1):
+        y = y * x
+    return y
+
+
+@kernel
+def mod(a, b):
+    """``a % b`` with the sign of ``b``."""
+    if a.dtype.is_floating():
+        return a - tl.floor(a / b) * b
+    else:
+        rest = a % b
+        return tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
+
+
+@kernel
+def floor_div(a, b):
+    """``a // b``, rounded down."""
+    if a.dtype.is_floating():
+        return tl.floor(a / b)
+    else:
+        return (a - mod(a, b)) // b
+
+
+@kernel
+def clamped_silu_mul(gate, up, limit, alpha, shift):
+    """The op ``clamped_silu_mul``."""
+    g, u = smaller(gate, limit), smaller(larger(up, -limit), limit)
+    return g * tl.sigmoid(alpha * g) * (u + shift)
+
+
+@kernel
+def xielu(x, above, below, beta, eps):
+    """The op ``xielu``."""
+    return tl.where(x > 0.0, above * x * x, below * (expm1(smaller(x, eps)) - x)) + beta * x
