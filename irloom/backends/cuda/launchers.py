@@ -8,8 +8,9 @@ from importlib import import_module
 from typing import Any
 
 HOMES = {
-    "rows": ("rms_norm", "add_rms_norm", "rms_norm_add", "layer_norm", "add_layer_norm"),
+    "rows": ("rms_norm", "add_rms_norm", "rms_norm_add", "layer_norm", "add_layer_norm", "l2_norm"),
     "activation": ("act_mul",),
+    "elementwise": ("elementwise",),
     "quantize": ("quantize",),
     "embedding": ("embedding", "last_rows"),
     "rope": ("rope", "rope_append", "kv_append"),

@@ -48,9 +48,16 @@ def lower(m: Module) -> Program:
 
 def own_handlers() -> None:
     """Import what lowers irloom's own ops."""
-    from irloom.backends.cuda import lower_experts, lower_products, lower_recurrent, lower_rows
+    from irloom.backends.cuda import (
+        lower_elementwise,
+        lower_experts,
+        lower_products,
+        lower_recurrent,
+        lower_rows,
+    )
 
-    assert all((lower_experts, lower_products, lower_recurrent, lower_rows)), "imported for their handlers"
+    own = lower_elementwise, lower_experts, lower_products, lower_recurrent, lower_rows
+    assert all(own), "imported for their handlers"
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ FORMULAS: dict[str, Formula] = {
     "softcap": lambda n, a: f"({number(n.attrs['cap'])} * tanh({a[0]} / {number(n.attrs['cap'])}))",
     "clamped_silu_mul": _clamped_silu_mul,
     "xielu": _call("xielu"),
-    **{name: _call(f"tl.{name}") for name in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "erf", "abs", "floor")},
+    **{name: _call(f"tl.{name}") for name in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "erf")},
+    **{name: _call(f"tl.{name}") for name in ("abs", "floor")},
     **{name: _call(name) for name in ("expm1", "log1p")},
     **{name: _activation(name) for name in ("silu", "relu", "relu2", "quick_gelu", "mish")},
     **{name: _activation(name) for name in ("sigmoid", "tanh", "softplus")},
@@ -100,6 +101,11 @@ FORMULAS: dict[str, Formula] = {
 """Each op in Triton, with the functions of ``kernels/curves.py``."""
 
 COMPARED = ("eq", "ne", "lt", "le", "gt", "ge")
+ANY_NUMBER = (
+    *COMPARED, "add", "sub", "mul", "neg", "abs", "maximum", "minimum", "floor_div", "mod", "pow", "cast",
+    "where", "logical_and", "logical_or", "logical_not", "bitwise_xor",
+)  # fmt: skip
+"""Ops that are not of floats alone."""
 
 
 @dataclass
@@ -110,9 +116,12 @@ class Chain:
     text: str = ""
 
     def grown(self, n: Node, inner: Value | None) -> str:
-        """The formula with ``n`` behind it, ``inner`` being what the chain makes; ``IRError`` where it has none."""
+        """The formula with ``n`` behind ``inner``, what the chain makes; ``IRError`` where it has none."""
         kind = _computed(n)
-        terms = [self.term(a, inner, kind if i or n.op.name != "where" else None) for i, a in enumerate(n.args)]
+        chooses = n.op.name == "where"
+        terms = [self.term(a, inner, None if chooses and not i else kind) for i, a in enumerate(n.args)]
+        if kind != "tl.float32" and n.op.name not in ANY_NUMBER:
+            raise IRError(f"{n.op.name} of {kind or n.operands[0]}")
         return FORMULAS[n.op.name](n, terms)
 
     def term(self, a: Arg, inner: Value | None, kind: str | None) -> str:
@@ -149,8 +158,9 @@ def elementwise(f: Lowering, n: Node) -> bool:
         last = after
         behind.append(after)
     f.folded.update(map(id, behind))
-    attrs = {"formula": chain.text}
-    return f.launch("elementwise", n, *chain.leaves, results=[last.result], attrs=attrs)
+    return f.launch(
+        "elementwise", n, *chain.leaves, results=[last.result], attrs={"formula": chain.text}
+    )
 
 
 def _follower(f: Lowering, first: Node, last: Node) -> Node | None:

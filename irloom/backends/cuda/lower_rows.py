@@ -43,10 +43,10 @@ def add_rms_norm(f: Lowering, n: Node) -> bool:
     return f.launch("rms_norm", n, total, weight, results=[normed], attrs={"eps": eps})
 
 
-@lowers("rms_norm_add", "layer_norm", "add_layer_norm")
+@lowers("rms_norm_add", "layer_norm", "add_layer_norm", "l2_norm")
 def norm(f: Lowering, n: Node) -> bool:
     """A kernel of the op's own name."""
-    return f.launch(n.op.name, n, *_all(n, 4 if n.op.name == "add_layer_norm" else 3), attrs=n.attrs)
+    return f.launch(n.op.name, n, *n.args, attrs=n.attrs)
 
 
 @lowers("silu_mul", "gelu_mul", "act_mul")

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from irloom.backends.cuda.tuning import choose
 
-from . import curves
-from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from . import curves, mode
+from .mode import kernel, options, rounded, tl, triton
 from .tiles import amount, fresh
 
 BLOCKS = ((1024, 4), (512, 2), (2048, 4), (2048, 8))
@@ -26,14 +26,16 @@ BLOCKS = ((1024, 4), (512, 2), (2048, 4), (2048, 8))
 
 
 def elementwise(out: Tensor, *operands: Tensor, formula: str) -> None:
-    """``formula`` of ``operands``, each of which broadcasts to ``out``; entries of ``out`` lie side by side."""
+    """``formula`` of ``operands``, each of which broadcasts to ``out``, which is contiguous."""
     assert out.is_contiguous(), "a chain writes entry after entry"
     sizes, strides = merged(out, operands)
     kinds = tuple("".join(_kind(s) for s in of) for of in strides)
     made = generated(formula, kinds)
     most = max(sum((n - 1) * s for n, s in zip(sizes, of, strict=True)) for of in strides) if strides else 0
     steps = [s for of in strides for s in of if s > 1]
-    attrs = {f"N{i}": n for i, n in enumerate(sizes[1:], 1)} | {"WIDE": max(most, out.numel()) >= 2**31 - 4096}
+    attrs = {f"N{i}": n for i, n in enumerate(sizes[1:], 1)} | {
+        "WIDE": max(most, out.numel()) >= 2**31 - 4096
+    }
 
     def run(block: tuple[int, int], to: Tensor | None) -> None:
         b, warps = block
@@ -76,7 +78,7 @@ def _kind(stride: int) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """The text of a kernel: ``kinds`` says of each operand how it moves along each dim: not, by 1, by ``s``."""
+    """A kernel's text. ``kinds`` says how each operand moves along each dim: not (``-``), by 1, by ``s``."""
 
     formula: str
     kinds: tuple[str, ...]
@@ -129,7 +131,7 @@ def generated(formula: str, kinds: tuple[str, ...]) -> Any:
     source = Source(formula, kinds)
     text, file = str(source), f"<{source.name}>"
     linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file
-    names = {**vars(curves), **globals()}
+    names = {**vars(mode), **vars(curves), **globals()}
     exec(compile(text, file, "exec"), names)  # noqa: S102 (written above, of ops that have a formula)
     return kernel(names[source.name])
 

@@ -1,0 +1,129 @@
+"""Chains of elementwise ops: one launch each, whose formula can be read, and which makes what bodies make."""
+
+import pytest
+import torch
+
+from irloom.backends.cuda.launchers import LAUNCHERS
+from irloom.backends.cuda.lower import lower
+from irloom.backends.cuda.program import BODY, Launch
+from irloom.ir.interp import Interpreter
+from irloom.ir.parse import parse
+from tests.backends.cuda.near import assert_near, columns, normal, poisoned
+
+T = 5
+
+
+def launches(text: str) -> list[Launch]:
+    """What ``main`` comes to; every step is a launch."""
+    return lower(parse(text)).functions["main"].launches
+
+
+def assert_same(text: str, *inputs: torch.Tensor, count: int = 1) -> None:
+    """The launches of a program make what its bodies make in f64."""
+    m = parse(text)
+    wide = [x.double() if x.is_floating_point() else x for x in inputs]
+    want = Interpreter(m, lambda p, layer: torch.zeros(0))(*wide)
+    values = dict(zip(m.funcs["main"].params, inputs, strict=True))
+    made = lower(m).functions["main"].launches
+    assert len(made) == count
+    for s in made:
+        assert s.kernel != BODY, s
+        (result,) = s.results
+        dims = [T if not isinstance(d, int) else d for d in result.type.dims]
+        values[result] = poisoned(*dims, dtype=result.type.plain.torch)  # type: ignore[index]
+        LAUNCHERS[s.kernel](values[result], *[values[a] for a in s.values], **s.attrs)  # type: ignore[index]
+    for r, w in zip(m.funcs["main"].returns, want, strict=True):
+        got = values[r]  # type: ignore[index]
+        assert_near(got, w) if got.is_floating_point() else torch.testing.assert_close(got, w)
+
+
+def test_nodes_that_follow_each_other_are_one_kernel() -> None:
+    text = """
+def main(x: bf16[T, 8], y: bf16[T, 8]):
+    a = mul(x, 0.5)
+    b = add(a, y)
+    c = silu(b)
+    d = mul(c, y)
+    return d
+"""
+    (launch,) = launches(text)
+    assert launch.attrs["formula"] == "(activated(((x0 * 0.5) + x1), 'silu') * x1)"
+    x, y = (columns(s, T, 8, dtype=torch.bfloat16) for s in (1, 2))
+    assert_same(text, x, y)
+
+
+def test_what_is_read_twice_or_made_later_begins_a_chain() -> None:
+    """``b`` is read twice, and what ``d`` adds is made behind the first node of its chain."""
+    text = """
+def main(x: f32[T, 8], y: f32[T, 8]):
+    a = exp(x)
+    b = tanh(y)
+    c = mul(b, b)
+    d = add(a, c)
+    return d
+"""
+    assert_same(text, normal(1, T, 8), normal(2, T, 8), count=3)
+
+
+def test_operands_broadcast_in_every_way() -> None:
+    text = """
+def main(x: f32[T, 2, 6], row: f32[T, 1, 1], head: f32[2, 1], w: f32[6], one: f32[1]):
+    a = mul(x, row)
+    b = add(a, head)
+    c = div(b, w)
+    d = sub(c, one)
+    return d
+"""
+    x = columns(1, T, 2, 6)
+    assert_same(text, x, normal(2, T, 1, 1), normal(3, 2, 1), normal(4, 6).abs() + 1, normal(5, 1))
+
+
+def test_choices_by_whole_numbers() -> None:
+    text = """
+def main(x: f32[T, 6], i: i32[T, 1]):
+    a = floor_div(i, 3)
+    b = mod(a, 2)
+    near = eq(b, 0)
+    y = where(near, x, -1.5)
+    z = cast(y, to=bf16)
+    return z
+"""
+    ids = torch.tensor([[-4], [0], [3], [5], [7]], dtype=torch.int32, device=normal(1, 1).device)
+    assert_same(text, normal(1, T, 6), ids, count=2)
+
+
+SINGLE = {
+    "neg": 1, "abs": 1, "exp": 1, "expm1": 1, "sin": 1, "cos": 1, "tanh": 1, "erf": 1, "sigmoid": 1,
+    "softplus": 1, "floor": 1, "relu": 1, "silu": 1, "relu2": 1, "quick_gelu": 1, "mish": 1, "reciprocal": 1,
+    "log": 0, "log1p": 0, "sqrt": 0, "rsqrt": 0,
+}  # fmt: skip
+"""Ops of one operand, and whether it may be negative."""
+
+
+@pytest.mark.parametrize("op", SINGLE)
+def test_every_op_of_one_operand(op: str) -> None:
+    x = normal(1, T, 12) * 2
+    assert_same(
+        f"def main(x: f32[T, 12]):\n    y = {op}(x)\n    return y\n", x if SINGLE[op] else x.abs() + 0.01
+    )
+
+
+@pytest.mark.parametrize(
+    "made",
+    ["maximum(x, y)", "minimum(x, 0.3)", "pow(x, 3)", "pow(x, 2.0)", "gelu(x)", "gelu(x, tanh=True)",
+     "mod(x, 0.7)", "softcap(x, cap=2.5)",
+     "floor_div(x, 0.4)", "clamped_silu_mul(x, y, limit=1.5, alpha=1.7, shift=1.0)"],
+)  # fmt: skip
+def test_other_ops(made: str) -> None:
+    text = f"def main(x: f32[T, 12], y: f32[T, 12]):\n    z = {made}\n    r = add(z, y)\n    return r\n"
+    assert_same(text, normal(1, T, 12), normal(2, T, 12))
+
+
+def test_xielu_has_numbers_that_were_learned() -> None:
+    text = """
+def main(x: f32[T, 12], above: f32[1], below: f32[1], beta: f32[1], eps: f32[1]):
+    y = xielu(x, above, below, beta, eps)
+    return y
+"""
+    numbers = [torch.tensor(v, device=normal(1, 1).device) for v in ([0.8], [0.4], [0.5], [-1e-6])]
+    assert_same(text, normal(1, T, 12), *numbers)
