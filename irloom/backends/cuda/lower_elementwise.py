@@ -158,9 +158,7 @@ def elementwise(f: Lowering, n: Node) -> bool:
         last = after
         behind.append(after)
     f.folded.update(map(id, behind))
-    return f.launch(
-        "elementwise", n, *chain.leaves, results=[last.result], attrs={"formula": chain.text}
-    )
+    return f.launch("elementwise", n, *chain.leaves, results=[last.result], attrs={"formula": chain.text})
 
 
 def _follower(f: Lowering, first: Node, last: Node) -> Node | None:

@@ -86,11 +86,14 @@ def smaller(a, b):
 
 @kernel
 def power(x, N: tl.constexpr):
-    """``x ** N`` for a small whole number."""
-    y = x
-    for _ in tl.static_range(N - 1):
-        y = y * x
-    return y
+    """``x ** N`` for 2, 3 and 4."""
+    square = x * x
+    if N == 2:
+        return square
+    elif N == 3:
+        return square * x
+    else:
+        return square * square
 
 
 @kernel

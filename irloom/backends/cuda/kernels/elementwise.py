@@ -152,7 +152,7 @@ def seen(x):
 @kernel
 def stored(x, to: tl.constexpr):
     """Entries as ``out`` has them."""
-    if x.dtype.is_floating() and to.is_floating():
+    if x.dtype.is_floating() and (to == tl.bfloat16 or to == tl.float16 or to == tl.float32):
         return rounded(x, to)
     else:
         return x.to(to)
