@@ -21,6 +21,7 @@ HOMES = {
         "carried_ssd_scan", "carried_gated_delta", "carried_gated_linear_attention", "carried_mlstm",
     ),
     "router": ("route",),
+    "norm_route": ("norm_route",),
     "experts": ("moe", "expert_linear", "head_linear", "weighted_sum"),
     "reduce": ("topk", "argmax", "softmax"),
 }  # fmt: skip

@@ -5,8 +5,10 @@ from __future__ import annotations
 from irloom.ir.elem import Quant
 from irloom.ir.graph import Arg, Node, Value
 
+from .kernels.form import Form
 from .lower import Lowering, floats, lowers
 from .lower_products import sum_behind
+from .program import Launch
 
 STORED = ("i8", "u8", "i4", "u4", "f8e4m3", "f8e5m2")
 """Entries of quantized experts that kernels read."""
@@ -16,11 +18,29 @@ WIDEST = 8192
 
 @lowers("route")
 def route(f: Lowering, n: Node) -> bool:
-    """A program per token; rows that fill the bucket go nowhere."""
+    """A program per token; with the router's product and the norm in front, where they are just that."""
     logits, bias = [*n.args, None][:2]
     if not f.rows(logits):
         return f.decline(n, f"{n.operands[0]}")
+    match f.steps[-2:]:
+        case [Launch(kernel="rms_norm") as norm, Launch(kernel="product") as product]:
+            if _routes(f, n, norm, product):
+                del f.steps[-2:]
+                (x, weight), (_, router, shift, *_) = norm.args, product.args
+                results, attrs = [*norm.results, *n.results], {**n.attrs, "eps": norm.attrs["eps"]}
+                operands, given = (x, weight, router, shift, bias), ("work", "step")
+                return f.launch("norm_route", n, *operands, results=results, attrs=attrs, given=given)
     return f.launch("route", n, logits, bias, attrs=n.attrs, given=("step",))
+
+
+def _routes(f: Lowering, n: Node, norm: Launch, product: Launch) -> bool:
+    """Whether ``product`` makes logits of what ``norm`` makes, for ``n`` alone and in no other way."""
+    x, router, _, residual, weight = product.args
+    plain = (
+        product.attrs["form"] == Form() and residual is None and weight is None and set(norm.attrs) == {"eps"}
+    )
+    read = f.only_reader(product.results[0]) is n and (x,) == norm.results and len(norm.args) == 2
+    return plain and read and isinstance(router, Value) and floats(router) and f.rows(norm.args[0])
 
 
 @lowers("moe")

@@ -7,8 +7,10 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from irloom.backends.cuda.kernels.norm_route import norm_route
 from irloom.backends.cuda.kernels.router import route
 from irloom.backends.cuda.step import Step
+from irloom.backends.cuda.work import Workspace
 from irloom.ir import ops
 from irloom.ir.ops.router import SCORES
 
@@ -79,6 +81,30 @@ def test_nan_stays_in_its_row():
     route(weights, index, logits, k=2)
     assert weights[0].isnan().all() and weights[1].isfinite().all()
     assert ((index >= 0) & (index < 6)).all()
+
+
+@pytest.mark.parametrize("h", [24, 40])
+@pytest.mark.parametrize("biased", [False, True])
+def test_with_its_norm_and_product(h: int, biased: bool):
+    SEEDED.manual_seed(h)
+    made = [torch.randn(*d, generator=SEEDED).to(DEVICE) for d in ((3, h), (h,), (6, h), (6,), (6,))]
+    x, norm, router, shift, bias = made if biased else [*made[:3], None, None]
+    normed, weights = (
+        torch.full((3, h), torch.nan, device=DEVICE),
+        torch.full((3, 2), torch.nan, device=DEVICE),
+    )
+    index = torch.full((3, 2), 99, dtype=torch.int32, device=DEVICE)
+    ints, starts = torch.zeros(3, dtype=torch.int32), torch.tensor([0, 2], dtype=torch.int32)
+    step = Step(*(t.to(DEVICE) for t in (ints, ints, ints, starts, ints[:1])), {})
+    work = Workspace(DEVICE)
+    attrs = {"k": 2, "score": "sigmoid", "normalize": True}
+    norm_route(normed, weights, index, x, norm, router, shift, bias, eps=1e-5, work=work, step=step, **attrs)
+    rows = ops.rms_norm.reference(x, norm, eps=1e-5)
+    expected = ops.route.reference(torch.nn.functional.linear(rows, router, shift), bias, **attrs)
+    torch.testing.assert_close(normed, rows, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights[:2], expected[0][:2], rtol=1e-5, atol=1e-6)
+    assert torch.equal(index[:2], expected[1][:2]) and index[2].tolist() == [-1, -1]
+    assert not work.counters.any()
 
 
 @pytest.mark.parametrize("groups", [1, 8])

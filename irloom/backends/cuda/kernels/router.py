@@ -49,24 +49,36 @@ def _route(
     GROUPS: tl.constexpr, PER: tl.constexpr, K: tl.constexpr, SCORE: tl.constexpr, BY_LOGITS: tl.constexpr,
     TOP: tl.constexpr, BEST: tl.constexpr, NORMALIZE: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
-    """A program per token. Logits are [groups, experts of a group], both filled up to powers of two."""
+    """A program per token."""
+    row = tl.program_id(0)
+    wait(CHAIN)
+    go_on(CHAIN)
+    logits += row.to(tl.int64) * stride
+    choose_experts(
+        weights, index, logits, bias, real, row, scale, GROUPS, PER, K, SCORE, BY_LOGITS, TOP, BEST, NORMALIZE
+    )
+
+
+@kernel
+def choose_experts(
+    weights, index, logits, bias, real, row, scale,
+    GROUPS: tl.constexpr, PER: tl.constexpr, K: tl.constexpr, SCORE: tl.constexpr, BY_LOGITS: tl.constexpr,
+    TOP: tl.constexpr, BEST: tl.constexpr, NORMALIZE: tl.constexpr,
+):  # fmt: skip
+    """Write where ``row`` goes, whose ``logits`` are [GROUPS * PER]: here [groups, experts of a group], both
+    filled up to powers of two.
+    """
     G: tl.constexpr = triton.next_power_of_2(GROUPS)
     P: tl.constexpr = triton.next_power_of_2(PER)
     ROOM: tl.constexpr = triton.next_power_of_2(K)
-    row = tl.program_id(0)
     group, at = tl.arange(0, G)[:, None], tl.arange(0, P)[None, :]
     expert = group * PER + at
     there = (group < GROUPS) & (at < PER)
-    shift = 0.0
-    if bias is not None:
-        shift = tl.load(bias + expert, there, 0.0).to(tl.float32)
-    wait(CHAIN)
-    go_on(CHAIN)
-    x = tl.load(logits + row.to(tl.int64) * stride + expert, there, float("-inf")).to(tl.float32)
+    x = tl.load(logits + expert, there, float("-inf"), cache_modifier=".cg").to(tl.float32)
     scores = _score(x, there, SCORE)
     by = x if BY_LOGITS else scores
     if bias is not None:
-        by = by + shift
+        by = by + tl.load(bias + expert, there, 0.0).to(tl.float32)
     by = tl.where(there, by, float("-inf"))
     place = tl.where(there, expert, GROUPS * PER + group * P + at)
     keys = order_keys(by, place)

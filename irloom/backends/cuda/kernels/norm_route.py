@@ -1,0 +1,117 @@
+"""A norm, the router that reads it, and the choice of experts: one kernel where tokens are few.
+
+Between attention and the experts nothing large is read, so what counts is how many kernels there are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from irloom.backends.cuda.step import Step
+from irloom.backends.cuda.work import Workspace
+
+from .form import Form
+from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from .router import choose_experts, route
+from .rows import rms_norm
+
+FEW = 16
+"""Tokens up to which all is one kernel: each of a token's programs reads its row and norms it."""
+EACH = 4
+"""Experts of a program."""
+
+
+def norm_route(
+    normed: torch.Tensor,
+    weights: torch.Tensor,
+    index: torch.Tensor,
+    x: torch.Tensor,
+    norm: torch.Tensor | None,
+    router: torch.Tensor,
+    router_bias: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    *,
+    eps: float,
+    work: Workspace,
+    step: Step | None = None,
+    **attrs: Any,
+) -> None:
+    """``rms_norm`` of ``x`` [t, h] into ``normed``, and ``route`` by ``attrs`` of its product with ``router``
+    [e, h]. For few tokens the product is of what is not rounded yet.
+    """
+    rows, experts = len(x), len(router)
+    if rows > FEW:
+        from irloom.backends.cuda.products import product  # it imports most kernels
+
+        rms_norm(normed, x, norm, eps=eps)
+        logits = work.take((rows, experts), x.dtype)
+        product(logits, normed, router, router_bias, None, None, form=Form(), work=work)
+        route(weights, index, logits, bias, **attrs, step=step)
+        return
+    groups = attrs.get("groups", 1)
+    real = step.real if step is not None and step.tokens == rows else None
+    width = min(2048, 1 << (x.shape[1] - 1).bit_length())
+    _norm_route[(triton.cdiv(experts, EACH), rows)](
+        normed, weights, index, work.take((rows, experts), torch.float32), work.counters, x, norm, router,
+        router_bias, bias, real, x.stride(0), normed.stride(0), eps, attrs.get("scale", 1.0),
+        H=x.shape[1], E=experts, EACH=EACH, BK=width, GROUPS=groups, PER=experts // groups, K=attrs["k"],
+        SCORE=attrs.get("score", "softmax"), BY_LOGITS=attrs.get("by_logits", False),
+        TOP=attrs.get("top_groups", 1), BEST=attrs.get("best", 1), NORMALIZE=attrs.get("normalize", False),
+        **options(num_warps=4),
+    )  # fmt: skip
+
+
+@kernel
+def _norm_route(
+    normed, weights, index, logits, counters, x, norm, router, router_bias, bias, real, stride, out_stride,
+    eps, scale, H: tl.constexpr, E: tl.constexpr, EACH: tl.constexpr, BK: tl.constexpr,
+    GROUPS: tl.constexpr, PER: tl.constexpr, K: tl.constexpr, SCORE: tl.constexpr, BY_LOGITS: tl.constexpr,
+    TOP: tl.constexpr, BEST: tl.constexpr, NORMALIZE: tl.constexpr, CHAIN: tl.constexpr,
+):  # fmt: skip
+    """A program per ``EACH`` experts and token; it also writes its share of the normed row. The last of a
+    token's programs has all its logits, and chooses.
+    """
+    SHARE: tl.constexpr = triton.next_power_of_2((H * EACH + E - 1) // E)
+    part, row = tl.program_id(0), tl.program_id(1)
+    e = part * EACH + tl.arange(0, EACH)
+    w = _weighted(router, norm, e, 0, H, E, BK)
+    wait(CHAIN)
+    go_on(CHAIN)
+    x += row.to(tl.int64) * stride
+    acc = tl.zeros([EACH, BK], tl.float32)
+    squares = tl.zeros([BK], tl.float32)
+    for first in tl.range(0, H, BK):
+        entries = tl.load(x + first + tl.arange(0, BK), first + tl.arange(0, BK) < H, 0.0).to(tl.float32)
+        acc += w * entries[None, :]
+        squares += entries * entries
+        w = _weighted(router, norm, e, first + BK, H, E, BK)
+    factor = tl.rsqrt(tl.sum(squares, 0) / H + eps)
+    made = tl.sum(acc, 1) * factor
+    if router_bias is not None:
+        made += tl.load(router_bias + e, e < E, 0.0).to(tl.float32)
+    logits += row * E
+    tl.store(logits + e, made, e < E)
+    h = part * SHARE + tl.arange(0, SHARE)
+    mine = tl.load(x + h, h < H, 0.0).to(tl.float32) * factor
+    if norm is not None:
+        mine = mine * tl.load(norm + h, h < H, 0.0).to(tl.float32)
+    tl.store(normed + row.to(tl.int64) * out_stride + h, rounded(mine, normed.dtype.element_ty), h < H)
+    tl.debug_barrier()  # all threads have written before one says so
+    if tl.atomic_add(counters + row, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        choose_experts(
+            weights, index, logits, bias, real, row, scale,
+            GROUPS, PER, K, SCORE, BY_LOGITS, TOP, BEST, NORMALIZE,
+        )  # fmt: skip
+        tl.store(counters + row, 0)
+
+
+@kernel
+def _weighted(router, norm, e, first, H: tl.constexpr, E: tl.constexpr, BK: tl.constexpr):
+    """Entries of the router times the norm's: f32 [EACH, BK] from ``first`` on, 0 behind the end."""
+    h = first + tl.arange(0, BK)
+    w = tl.load(router + e[:, None] * H + h[None, :], (e < E)[:, None] & (h < H)[None, :], 0.0).to(tl.float32)
+    if norm is not None:
+        w = w * tl.load(norm + h, h < H, 0.0).to(tl.float32)[None, :]
+    return w
