@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from irloom.ir.errors import IrloomError
-from irloom.runtime.core import Sampled, SamplingRow
+from irloom.runtime.core import BROKEN, Sampled, SamplingRow
 from irloom.runtime.sampler import nucleus_among, pick, uniforms
 
 if TYPE_CHECKING:
@@ -78,17 +77,15 @@ class Choice:
     done: torch.cuda.Event | None
 
     def take(self) -> list[Sampled]:
-        """Wait, and what was chosen; ``IrloomError`` for logits that are NaN, or a row without a score."""
+        """Wait, and what was chosen; ``BROKEN`` where a logit is NaN or none is finite."""
         if self.done is not None:
             self.done.synchronize()
         table = self.table.numpy()
-        if not np.isfinite(table[:, 1]).all():
-            row = int(np.flatnonzero(~np.isfinite(table[:, 1]))[0])
-            raise IrloomError(f"sampler: the best score of row {row} is {float(table[row, 1])}")
+        fine = np.isfinite(table[:, 1])
         reported = table[:, 2 + self.drawn :]
-        tokens = table[:, 0].astype(np.int64).tolist()
+        tokens = np.where(fine, table[:, 0], BROKEN).astype(np.int64).tolist()
         out = [self._sampled(*x) for x in zip(self.rows, tokens, reported, strict=True)]
-        short = np.flatnonzero(table[:, 2] == 0).tolist() if self.drawn else []
+        short = np.flatnonzero(fine & (table[:, 2] == 0)).tolist() if self.drawn else []
         if short:
             again = launch(self.logits, [self.rows[i] for i in short], short, self.size * 8).take()
             for i, one in zip(short, again, strict=True):
@@ -96,7 +93,7 @@ class Choice:
         return out
 
     def _sampled(self, row: SamplingRow, token: int, reported: NDArray[np.float64]) -> Sampled:
-        if row.params.logprobs is None:
+        if row.params.logprobs is None or token == BROKEN:
             return Sampled(token)
         count = min(row.params.logprobs, self.top)
         ids, values = reported[1 : 1 + count], reported[1 + self.top : 1 + self.top + count]

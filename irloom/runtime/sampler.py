@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from irloom.ir.errors import IrloomError
-from irloom.runtime.core import Batch, Sampled, SamplingRow
+from irloom.runtime.core import BROKEN, Batch, Sampled, SamplingRow
 from irloom.runtime.request import SamplingParams
 
 
@@ -32,21 +31,16 @@ def sample_batch(logits: torch.Tensor, batch: Batch) -> list[Sampled | None]:
 
 
 def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
-    """Choose one token per row of ``logits`` [rows, vocab].
-
-    Logits that are NaN, or a row without one finite score, are an ``IrloomError``.
-    """
+    """Choose one token per row of ``logits`` [rows, vocab]; ``BROKEN`` where one is NaN or none is finite."""
     scores = adjust(logits.float(), rows)
     best, tokens = _best(scores)
-    if not bool(best.isfinite().all()):
-        row = int(best.isfinite().logical_not().nonzero()[0])
-        raise IrloomError(f"sampler: the best score of row {row} is {float(best[row])}")
-    drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
+    fine: list[bool] = np.isfinite(_array(best)).tolist()
+    drawn = [i for i, row in enumerate(rows) if fine[i] and not row.params.greedy]
     if drawn:
         tokens[drawn] = draw(_rows(scores, drawn), [rows[i] for i in drawn])
     chosen = _array(tokens).astype(np.int64).tolist()
-    asked = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
-    sampled = [Sampled(token) for token in chosen]
+    asked = [i for i, row in enumerate(rows) if fine[i] and row.params.logprobs is not None]
+    sampled = [Sampled(token if ok else BROKEN) for token, ok in zip(chosen, fine, strict=True)]
     for i, logprobs in zip(asked, logits[asked].float().log_softmax(-1) if asked else (), strict=True):
         top = logprobs.topk(min(rows[i].params.logprobs or 0, logprobs.numel()))
         indices, values = _array(top.indices).astype(np.int64).tolist(), _array(top.values).tolist()

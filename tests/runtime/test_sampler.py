@@ -11,8 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irloom.ir.errors import IrloomError
-from irloom.runtime.core import SamplingRow
+from irloom.runtime.core import BROKEN, Sampled, SamplingRow
 from irloom.runtime.request import SamplingParams
 from irloom.runtime.sampler import adjust, cut, philox, pick, sample, uniforms
 
@@ -205,11 +204,13 @@ def test_uniforms_differ_by_seed_and_position():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_broken_logits_are_an_error(bad):
-    scores = torch.zeros(3, 5)
+def test_broken_logits_break_their_row_alone(bad):
+    scores = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     scores[1, 2] = bad
-    with pytest.raises(IrloomError, match=r"sampler: the best score of row 1 is (nan|inf)"):
-        sample(scores, [SamplingRow(SamplingParams(), 0, 0)] * 3)
+    for params in (SamplingParams(), SamplingParams(temperature=0), SamplingParams(top_p=0.5, logprobs=2)):
+        asked = [SamplingRow(params, 0, 0)] * 3
+        first, _, last = (sample(row[None], asked[:1])[0] for row in scores)
+        assert sample(scores, asked) == [first, Sampled(BROKEN), last]
 
 
 def test_a_bf16_row_can_be_drawn_at_any_temperature():
