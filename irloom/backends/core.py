@@ -85,6 +85,11 @@ class Backend(Protocol):
         ...
 
 
+def usual_limits(target: Backend) -> Limits:
+    """The limits of an engine where nothing is said: a target may have its own, as ``limits``."""
+    return getattr(target, "limits", Limits())
+
+
 How = Literal["native", "composed", "outside"]
 
 

@@ -7,12 +7,13 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from irloom import __version__
 from irloom.backends.artifact import EngineReader
-from irloom.backends.core import Limits, Report, backend, quiet
+from irloom.backends.core import Report, backend, quiet, usual_limits
 from irloom.ir.errors import EngineMismatch, RequestError
 from irloom.passes.pipeline import Pipeline
 from irloom.runtime import Loop, Output, SamplingParams
@@ -65,7 +66,8 @@ class LLM:
             raise EngineMismatch(f"{folder} was built for {reader.manifest.target}, not for {target}")
         reader.require({"irloom": reader.manifest.versions["irloom"]}, {"irloom": __version__})
         self.folder, self.manifest = folder, reader.manifest
-        self.engine = backend(reader.manifest.target).open(reader, Limits(**limits))
+        opener = backend(reader.manifest.target)
+        self.engine = opener.open(reader, replace(usual_limits(opener), **limits))
         self.tokenizer = _tokenizer(reader)
         self.loop = Loop(self.engine, self.tokenizer, reader.manifest.settings["eos"])
         report("open", 1, 1)

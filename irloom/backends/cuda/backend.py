@@ -13,8 +13,12 @@ from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.graph import Module
 from irloom.runtime.core import Engine
 
+from .kernel_store import choices_of, kernels_used, seed, store, triton_cache
 from .lower import lower
-from .weights import read_weights, write_weights
+from .program import Program
+from .room import Room
+from .tuning import tuner
+from .weights import read_weights, stored_bytes, write_weights
 
 
 class CudaBackend:
@@ -22,6 +26,7 @@ class CudaBackend:
 
     name = "cuda"
     dtype = "bf16"
+    limits = Limits(max_tokens=8192, max_seqs=256)
     pipeline = (
         "canonicalize",
         "raise",
@@ -76,20 +81,36 @@ class CudaBackend:
         report("lower", 1, 1)
         out.manifest.settings["fingerprint"] = self.fingerprint()
         write_weights(out, program, checkpoint, report)
+        if self.lacks() is None:
+            _compile(program, out, report)
 
     def open(self, engine: EngineReader, limits: Limits) -> Engine:
         """Weights and caches on the GPU."""
         from .engine import CudaEngine
+        from .runner import planned
 
         engine.require(engine.manifest.settings["fingerprint"], self.fingerprint())
+        kernels_used()
+        seed(engine, triton_cache())
+        tuner().keep(choices_of(engine))
         m = engine.module()
         program = lower(m)
         max_context = limits.context(int(engine.manifest.settings["max_context"]))
-        weights = read_weights(engine, program, torch.device("cuda"))
         limits = replace(limits, max_seqs=min(limits.max_seqs, limits.max_tokens))
-        if limits.memory is None:
-            limits = replace(limits, memory=torch.cuda.mem_get_info()[0] // 10 * 8)
+        step = planned(program, limits.max_tokens, limits.max_seqs)
+        room = Room(*torch.cuda.mem_get_info(), weights=stored_bytes(engine), step=step)
+        limits = replace(limits, memory=room.for_caches(limits.memory))
+        weights = read_weights(engine, program, torch.device("cuda"))
         return CudaEngine(program, weights, pools(m, limits, max_context), limits, max_context)
+
+
+def _compile(program: Program, out: EngineWriter, report: Report) -> None:
+    """Compile the kernels and choose between them, and put both into the engine."""
+    from .warm import warm_up
+
+    used = kernels_used()
+    warm_up(program, CudaBackend.limits, lambda done, total: report("kernels", done, total))
+    store(out, triton_cache(), used, tuner().known)
 
 
 BACKEND = CudaBackend()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from irloom.backends.core import Limits
-from irloom.backends.device_sampler import sample
+from irloom.backends.device_sampler import sample as choose
 from irloom.ir.plan import Pool
 from irloom.runtime.core import Batch, Sampled
 
+from .answers import Answers, Submitted
 from .arrays import StepArrays
 from .buckets import Bucket, Buckets
 from .caches import empty_caches
 from .graphs import Graphs
+from .kernels.late import late_tokens
+from .kernels.sample import sample
 from .memory import Block
 from .program import Program
 from .runner import Runner, Weights, planned
@@ -45,22 +49,38 @@ class CudaEngine:
         block = Block(planned(program, self.max_tokens, self.max_seqs), self.device)
         self.runner = Runner(program, weights, caches, block)
         self.graphs = Graphs(enabled=self.device.type == "cuda" and not program.exact)
+        self.chosen = torch.zeros(self.max_seqs, dtype=torch.int32, device=self.device)
+        self.answers = Answers(self.max_seqs, self.device)
         self._logits: dict[Bucket, torch.Tensor] = {}
 
     def step(self, batch: Batch) -> Sequence[Sampled | None]:
         """One step: see ``runtime.core.Engine``."""
-        logits = self.logits(batch)
         asked = [s for s, row in enumerate(batch.sampling) if row is not None]
-        told = [row for row in batch.sampling if row is not None]
+        if not len(batch.draws):
+            batch = replace(batch, rare=tuple(asked))
+        chosen = self.submit(batch).take()
         out: list[Sampled | None] = [None] * len(batch.sampling)
-        with torch.inference_mode():
-            chosen = sample(logits, told, None if len(asked) == len(out) else asked)
-        for s, one in zip(asked, chosen, strict=True):
-            out[s] = one
+        for s in asked:
+            out[s] = chosen.reported.get(s) or Sampled(int(chosen.tokens[s]))
         return out
 
+    def submit(self, batch: Batch) -> Submitted:
+        """Queue a step: see ``runtime.core.Overlapped``."""
+        logits = self.logits(batch)
+        with torch.inference_mode():
+            reported = self._rare(batch, logits) if batch.rare else {}
+            return Submitted(self.answers.send(self.chosen[: len(batch.context)]), reported)
+
+    def _rare(self, batch: Batch, logits: torch.Tensor) -> dict[int, Sampled]:
+        """Choose again where scores are changed or reported: the host waits for it."""
+        rare = list(batch.rare)
+        rows = [row for s in rare if (row := batch.sampling[s]) is not None]
+        made = choose(logits, rows, None if len(rare) == len(logits) else rare)
+        self.chosen[rare] = torch.tensor([one.token for one in made], dtype=torch.int32, device=self.device)
+        return dict(zip(rare, made, strict=True))
+
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Store the batch's keys and values; the logits [S, vocab] of each sequence's last token."""
+        """Store the batch's keys and values, and sample; the logits [S, vocab] of the last tokens."""
         bucket = self.buckets.of(len(batch.tokens), len(batch.context))
         with torch.inference_mode():
             self.arrays.load(batch, bucket)
@@ -68,4 +88,7 @@ class CudaEngine:
         return self._logits[bucket][: len(batch.context)]
 
     def _queue(self, bucket: Bucket) -> None:
-        self._logits[bucket] = self.runner.run(self.arrays.step(bucket))
+        at = self.arrays.there(bucket)
+        late_tokens(at.step.ids, at.late, self.chosen)
+        logits = self._logits[bucket] = self.runner.run(at.step)
+        sample(self.chosen[: bucket.seqs], logits, at.draws, work=self.runner.work)

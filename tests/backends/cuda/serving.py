@@ -58,7 +58,11 @@ class Model:
 
     def program(self) -> Program:
         """Lowered, as the target's own pipeline has it, with small pages."""
-        return lower(run_pipeline(self.traced, [*CudaBackend.pipeline[:-1], PLAN])[0])
+        return lower(run_pipeline(self.traced, self.pipeline())[0])
+
+    def pipeline(self) -> str:
+        """The target's own, but for the plan of its caches."""
+        return ", ".join([*CudaBackend.pipeline[:-1], PLAN])
 
     def engine(self, program: Program, limits: Limits = LIMITS, device: str = "cpu") -> Counted:
         """An engine on weights as they are."""

@@ -1,0 +1,106 @@
+"""A program, run once at every kind of size, so that its kernels are compiled and chosen: part of a build.
+
+What is in weights and caches does not matter for that, so a layer's weights stand in for all layers'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from irloom.backends.core import Limits
+from irloom.backends.pools import cache_plan
+from irloom.ir.elem import Elem, Quant
+from irloom.ir.graph import Param
+from irloom.ir.plan import Pool
+from irloom.runtime.core import DRAW, Batch
+
+from .engine import CudaEngine
+from .memory import shape
+from .program import Program
+from .quantized import Operand, Quantized
+from .runner import Weights
+
+SEQS = (1, 2, 3, 5, 8, 16, 24, 48, 96, 192, 256)
+"""Sequences that decode together: a number for each range that kernels choose differently for."""
+TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+"""Tokens of a prompt."""
+
+
+def warm_up(program: Program, limits: Limits, report: Callable[[int, int], None]) -> None:
+    """Compile and choose all kernels for steps within ``limits``, on the GPU that is here."""
+    limits = replace(limits, max_context=limits.max_tokens)
+    engine = CudaEngine(program, any_weights(program), _pools(program, limits), limits, limits.max_tokens)
+    todo = list(batches(engine))
+    for done, batch in enumerate(todo):
+        report(done, len(todo))
+        engine.submit(batch).take()
+    report(len(todo), len(todo))
+
+
+def batches(engine: CudaEngine) -> Iterator[Batch]:
+    """Steps that decode, and steps that read one prompt, of every kind of size."""
+    yield from (_batch(engine, [1] * n) for n in SEQS if n <= engine.max_seqs)
+    yield from (_batch(engine, [n]) for n in TOKENS if n <= engine.max_tokens)
+
+
+def _batch(engine: CudaEngine, counts: list[int]) -> Batch:
+    """Sequences that bring so many tokens, and have none before; they greedily choose the next."""
+    seqs, longest = len(counts), max(counts)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    draws = np.zeros(seqs, DRAW)
+    draws["asked"], draws["top_p"] = 1, 1.0
+    return Batch(
+        tokens=np.arange(starts[-1], dtype=np.int32) % engine.vocab,
+        positions=np.concatenate([np.arange(n, dtype=np.int32) for n in counts]),
+        starts=starts,
+        context=np.array(counts, np.int32),
+        tables=tuple(_table(pool, seqs, longest) for pool in engine.pools),
+        sampling=[None] * seqs,
+        draws=draws,
+    )
+
+
+def _table(pool: Pool, seqs: int, longest: int) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+    pages = -(-longest // pool.page)
+    return (np.arange(seqs * pages, dtype=np.int32) % pool.pages).reshape(seqs, pages)
+
+
+def _pools(program: Program, limits: Limits) -> tuple[Pool, ...]:
+    """Pages for a prompt as long as a step, or for as many sequences of a token."""
+    plan = cache_plan(program.module)
+    one = plan.pools(limits.max_tokens, 1, limits.max_tokens)
+    return tuple(replace(p, pages=max(p.pages, limits.max_seqs)) for p in one)
+
+
+def any_weights(program: Program, device: torch.device | str = "cuda") -> Weights:
+    """Random weights of each parameter's type, the same for every layer."""
+    held: dict[Param, Operand] = {}
+    draw = torch.Generator(device).manual_seed(0)
+
+    def value(p: Param, layer: int | None) -> Operand:
+        if p not in held:
+            held[p] = _random(p, draw)
+        return held[p]
+
+    return value
+
+
+def _random(p: Param, draw: torch.Generator) -> Operand:
+    dims, elem = shape(p.type.dims, {}), p.type.elem
+    if isinstance(elem, Elem) and elem.kind == "float":
+        x = torch.empty(dims, dtype=torch.bfloat16, device=draw.device).normal_(0, 0.02, generator=draw)
+        return x.to(elem.torch)
+    if not isinstance(elem, Quant):
+        return torch.zeros(dims, dtype=p.type.plain.torch, device=draw.device)
+    width = dims[-1] // 2 if elem.base.bits == 4 else dims[-1]
+    entries = torch.randint(
+        0, 112, (*dims[:-1], width), dtype=torch.uint8, device=draw.device, generator=draw
+    )
+    values = entries if elem.base.bits == 4 else entries.view(elem.base.torch)
+    scales = torch.full(shape(elem.scale_dims(p.type.dims), {}), 1e-3, device=draw.device)
+    zeros = None if elem.zero is None else torch.zeros_like(scales).to(elem.zero.torch)
+    return Quantized(values, scales.to(elem.scale.torch), zeros, elem)

@@ -1,0 +1,44 @@
+"""Kernels that were compiled for an engine are found by Triton where the engine is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from irloom.backends.artifact import EngineReader, EngineWriter, Manifest
+from irloom.backends.cuda.kernel_store import choices_of, seed, store
+from tests.backends.cuda.cross import compiled
+
+CHOICES = {"product (1, 2)": "Tile(4)"}
+
+
+def compile_late() -> None:
+    """Compile one kernel, in a process of its own."""
+    signature = {"ids": "*i32", "late": "*i32", "chosen": "*i32", "count": "i32"}
+    compiled(
+        "irloom.backends.cuda.kernels.late", "_late", signature, {"ROWS": 256, "CHAIN": True}, num_warps=1
+    )
+
+
+def files(folder: Path) -> dict[str, int]:
+    """Every file of a cache, and when it was written."""
+    found = (p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in found}
+
+
+def test_an_engine_brings_its_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(there))
+    compile_late()
+    with EngineWriter(tmp_path / "engine", Manifest("cuda", "m", [], {}, {})) as out:
+        store(out, there, [folder.name for folder in there.iterdir()], CHOICES)
+    reader = EngineReader(tmp_path / "engine")
+    assert choices_of(reader) == CHOICES
+    assert seed(reader, here) == len([name for name in files(there) if not name.endswith("lock")])
+    assert seed(reader, here) == 0
+    before = files(here)
+    assert any(name.endswith(".cubin") for name in before)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(here))
+    compile_late()
+    assert files(here) == before, "the kernel was compiled again"

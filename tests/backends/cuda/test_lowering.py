@@ -1,0 +1,93 @@
+"""What functions come to: launches of kernels, with what is around products folded in."""
+
+from __future__ import annotations
+
+from irloom.backends.cuda.lower import lower
+from irloom.backends.cuda.program import Launch, Program
+from irloom.ir.parse import parse
+from irloom.passes import run_pipeline
+from tests.backends.cuda.serving import Model
+
+
+def kernels(program: Program, function: str) -> list[str]:
+    """The kernels that a function launches, in order."""
+    return [s.node.op.name if s.kernel == "body" else s.kernel for s in program.functions[function].launches]
+
+
+def products(program: Program, function: str) -> list[Launch]:
+    """The products among them."""
+    return [s for s in program.functions[function].launches if s.kernel == "product"]
+
+
+def test_a_layer_of_a_llama_is_six_launches() -> None:
+    program = Model.of("llama").program()
+    assert kernels(program, "layer") == [
+        "product", "rope_append", "paged_attention", "product", "product", "product",
+    ]  # fmt: skip
+    qkv, o, gate_up, down = products(program, "layer")
+    assert [p.attrs["form"].eps is not None for p in (qkv, o, gate_up, down)] == [True, False, True, False]
+    assert gate_up.attrs["form"].gated and gate_up.attrs["form"].act == "silu"
+    assert [p.args[3] is not None for p in (qkv, o, gate_up, down)] == [False, True, False, True]
+    assert not program.fallbacks and not program.exact
+
+
+def test_the_head_takes_the_last_norm_along() -> None:
+    program = Model.of("llama").program()
+    assert kernels(program, "main") == ["positions", "embedding", "last_rows", "product"]
+    (head,) = products(program, "main")
+    assert head.attrs["form"].eps is not None
+
+
+def test_a_norm_inside_of_a_sum_stays_a_kernel() -> None:
+    """Gemma 3 normalizes what a block adds: that needs the whole row first."""
+    names = kernels(Model.of("gemma3_text").program(), "layer_full")
+    assert names.count("add_rms_norm") == 1 and names.count("rms_norm_add") == 1
+
+
+PROGRAM = """
+# irloom 1
+T: dim[1, 64]; S: dim[1, 8]
+
+def main(
+    x: f32[T, 32],
+    seqs: seqs[T, S],
+    g: f32[32] = weight("g"),
+    a: f32[16, 32] = weight("a"),
+    b: f32[16, 32] = weight("b"),
+) -> (f32[T, 16], f32[T, 16]):
+    h: f32[T, 32] = rms_norm(x, g)
+    y: f32[T, 16] = linear(h, a)
+    z: f32[T, 16] = linear(h, b)
+    return y, z
+"""
+
+
+def test_a_norm_that_two_products_read_is_made_once() -> None:
+    program = lower(parse(PROGRAM))
+    assert kernels(program, "main") == ["rms_norm", "product", "product"]
+
+
+def test_a_norm_that_is_returned_is_made() -> None:
+    text = PROGRAM.replace("return y, z", "return y, h").replace("f32[T, 16]):", "f32[T, 32]):")
+    assert kernels(lower(parse(text)), "main")[0] == "rms_norm"
+
+
+def test_an_op_without_a_kernel_runs_its_body_and_says_so() -> None:
+    text = PROGRAM.replace("linear(h, b)", "linear(h, b)\n    w: f32[T, 16] = sin(z)").replace(
+        "return y, z", "return y, w"
+    )
+    program = lower(parse(text))
+    assert program.fallbacks == {"sin": 1}
+    assert "body.sin(w, z)" in str(program)
+
+
+def test_the_program_prints_what_is_launched() -> None:
+    text = str(Model.of("llama").program())
+    assert "x, kv[i] = layer[i](x, positions, seqs, kv[i])" in text
+    assert "rope_append(q_turned, reshape, reshape_1, reshape_2, kv, seqs" in text
+
+
+def test_every_pass_of_the_pipeline_is_one_that_others_have() -> None:
+    traced = Model.of("llama").traced
+    m, _ = run_pipeline(traced, Model.of("llama").pipeline())
+    assert lower(m).functions.keys() == {"layer", "main"}
