@@ -7,7 +7,7 @@ given; an op without a kernel is a launch of its reference body.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
@@ -189,10 +189,15 @@ def stored(v: Value) -> bool:
 
 
 def _shown(v: Any) -> str:
-    try:
+    """An attribute; of a form, what is not as it is by default."""
+    if not is_dataclass(v) or isinstance(v, Elem):
         return show_attr(v)
-    except TypeError:
-        return str(v)
+    given = ((f.name, getattr(v, f.name)) for f in fields(v) if getattr(v, f.name) != f.default)
+    return f"Form({', '.join(f'{name}={_word(x)}' for name, x in given)})"
+
+
+def _word(x: Any) -> str:
+    return str(x) if isinstance(x, Quant) else repr(x)
 
 
 def _lines(s: Step) -> list[str]:
