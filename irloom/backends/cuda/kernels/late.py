@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 
-from .mode import go_on, kernel, options, wait
+from .mode import go_on, kernel, options, tl, triton, wait
 
 ROWS = 256
 
