@@ -62,7 +62,7 @@ def own_handlers() -> None:
 
 @dataclass(frozen=True)
 class Prologue:
-    """What stands for a value that a product makes itself: ``x`` normed with ``eps``, rounded to ``quant``."""
+    """What stands for a value that a product makes itself: ``x``, normed, and rounded to ``quant``."""
 
     x: Arg
     norm: Arg = None
