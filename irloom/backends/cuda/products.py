@@ -20,7 +20,7 @@ from .kernels.few_rows import Strip
 from .kernels.finish import finish
 from .kernels.form import Form
 from .kernels.gemm_fp8 import has_scaled_product, scaled_product
-from .kernels.large import matrix_product
+from .kernels.large import matrix_product, same_memory
 from .kernels.quantize import quantize
 from .kernels.rows import rms_norm
 from .kernels.small import small_product, strips
@@ -32,6 +32,8 @@ from .work import Workspace
 
 SMALL = 16
 """Rows up to which each number of them is timed by itself."""
+CHUNK = 4096
+"""Rows at a time: more make no product faster, and what lies between kernels takes memory for so many."""
 EXPANDED = 32 << 20
 """Bytes of a quantized weight that are made plain at a time: they stay in the L2 cache."""
 
@@ -56,9 +58,11 @@ def product(
 
     ``out`` may be ``residual``. The first run of a shape outside of a capture times the ways to do it.
     """
-    p = Product(out, x, weight, bias, residual, norm, form)
-    if p.rows:
-        p.run(choose("product", p.key, p.ways, Trial(p)), work)
+    whole = Product(out, x, weight, bias, residual, norm, form)
+    for first in range(0, whole.rows, CHUNK):
+        p = whole.part(first, CHUNK) if whole.rows > CHUNK else whole
+        with work.lent():
+            p.run(choose("product", p.key, p.ways, Trial(p)), work)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,12 @@ class Product:
     def rows(self) -> int:
         """T."""
         return _values(self.out).shape[0]
+
+    def part(self, first: int, rows: int) -> Product:
+        """That of some rows."""
+        end = first + rows
+        residual = None if self.residual is None else self.residual[first:end]
+        return replace(self, out=_part(self.out, first, end), x=_part(self.x, first, end), residual=residual)
 
     @property
     def quant(self) -> Quant | None:
@@ -198,7 +208,8 @@ class Trial:
     def __call__(self, way: Way) -> None:
         if way not in self.made:
             p, out = self.product, _like(self.product.out)
-            residual = out if isinstance(out, torch.Tensor) and p.residual is p.out else p.residual
+            own = p.residual is not None and same_memory(p.residual, _values(p.out))
+            residual = _values(out) if own else p.residual
             work = Workspace(_values(out).device)
             self.made[way] = replace(p, out=out, residual=residual), work
         p, work = self.made[way]
@@ -234,6 +245,12 @@ def _like(out: Operand) -> Operand:
         return torch.empty_like(out)
     scales = torch.empty_strided(out.scales.shape, out.scales.stride(), dtype=out.scales.dtype)
     return Quantized(torch.empty_like(out.values), scales.to(out.scales.device), None, out.quant, out.form)
+
+
+def _part(x: Operand, first: int, end: int) -> Operand:
+    if isinstance(x, torch.Tensor):
+        return x[first:end]
+    return replace(x, values=x.values[first:end], scales=x.scales[first:end])
 
 
 def _values(x: Operand) -> torch.Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -39,6 +40,13 @@ class Workspace:
     def reset(self) -> None:
         """All of it is free again: what was queued runs before what will be."""
         self.block = self.at = 0
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """What is taken inside is free again behind it."""
+        held = self.block, self.at
+        yield
+        self.block, self.at = held
 
     def take(self, dims: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor whose entries are whatever was there."""

@@ -112,6 +112,18 @@ def test_no_rows_are_no_launch() -> None:
     product(out, x, w, None, None, None, form=Form(), work=work)
 
 
+@pytest.mark.parametrize("kind", ["plain", "fp8 blocks"])
+def test_many_rows_go_some_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("irloom.backends.cuda.products.CHUNK", 16)
+    weight, quant = KINDS[kind]
+    case = Case(40, 32, 128, weight, quant, Form(), bias=True, residual=True)
+    p, expected = product_of(case)
+    assert isinstance(p.out, torch.Tensor) and case.x == quant
+    given = p.out, p.x, p.weight, p.bias, p.residual, p.norm
+    product(*given, form=p.form, work=Workspace(DEVICE))
+    close(p.out, expected, case.dtype)
+
+
 def test_nothing_is_taken_twice_from_the_workspace() -> None:
     """A step after warming up takes no memory that was not there."""
     case = Case(40, 48, 128, ROW, form=Form(eps=1e-5, act="silu", gated=True, quant=ROW), norm=True)

@@ -21,11 +21,12 @@ def matrix_product(
     added = bias if residual is None else residual
     if added is None:
         torch.mm(x, weight.t(), out=out)
-    elif _same(out, added):
+    elif same_memory(out, added):
         out.addmm_(x, weight.t())
     else:
         torch.addmm(added, x, weight.t(), out=out)
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+def same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether both are the same entries."""
     return a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
