@@ -51,7 +51,8 @@ def moe(f: Lowering, n: Node) -> bool:
         return f.decline(n, ", ".join(map(str, n.operands[:5])))
     result, residual = sum_behind(f, n) or _sum(f, n) or (n.result, None)
     operands = x, index, weights, up, down, up_bias, down_bias, residual
-    return f.launch("moe", n, *operands, results=[result], attrs=n.attrs, given=("work", "step"))
+    attrs = {"act": n.attrs["act"]}
+    return f.launch("moe", n, *operands, results=[result], attrs=attrs, given=("work", "step"))
 
 
 @lowers("expert_linear")

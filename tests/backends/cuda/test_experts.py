@@ -27,6 +27,8 @@ I4 = Quant("i4g32", ELEMS["i4"], 32, ELEMS["f16"])
 U4 = Quant("u4g16", ELEMS["u4"], 16, ELEMS["bf16"], ELEMS["u8"])
 I8 = Quant("i8", ELEMS["i8"], 0, ELEMS["f32"])
 F8 = Quant("f8", ELEMS["f8e4m3"], 0, ELEMS["f32"])
+F8_BLOCKS = Quant("f8b32", ELEMS["f8e4m3"], 32, ELEMS["f32"], rows=24)
+F8_TENSOR = Quant("f8t", ELEMS["f8e4m3"], 0, ELEMS["f32"], rows=0)
 F8_GROUPS = Quant("f8g32", ELEMS["f8e4m3"], 32, ELEMS["f32"])
 
 ROWS = (Gather(16, 32, 1), Gather(32, 16, 2, 2))
@@ -132,6 +134,8 @@ CASES = {
     "int8": Case(dtype=BF16, quant=I8, bias=True),
     "fp8": Case(quant=F8),
     "fp8 in groups": Case(quant=F8_GROUPS),
+    "fp8 in blocks": Case(quant=F8_BLOCKS),
+    "fp8 with one scale": Case(dtype=BF16, quant=F8_TENSOR),
     "an expert with many rows": Case(tokens=20, experts=2, h=24, inner=16, spare=3),
 }
 
@@ -234,7 +238,7 @@ def test_rows_are_read_in_whole_words():
         "out": "*bf16", "x": "*bf16", "index": "*i32", "real": "*i32", "row_stride": "i32",
         "choice_stride": "i32", "weight": "*bf16",
     }  # fmt: skip
-    given = {**QWEN, "BN": 8, "BK": 1024, "STAGES": 1}
+    given = {**QWEN, "BN": 8, "BK": 1024, "WIDE": 8, "STAGES": 1}
     made = compiled("irloom.backends.cuda.kernels.gather", "_product", signature, given, num_warps=4)
     assert made["ptx"].count(".v4.b32") >= 8 and "griddepcontrol.wait" in made["ptx"]
     assert ".local" not in made["ptx"]

@@ -94,8 +94,8 @@ def test_with_its_norm_and_product(h: int, biased: bool):
         torch.full((3, 2), torch.nan, device=DEVICE),
     )
     index = torch.full((3, 2), 99, dtype=torch.int32, device=DEVICE)
-    ints, starts = torch.zeros(3, dtype=torch.int32), torch.tensor([0, 2], dtype=torch.int32)
-    step = Step(*(t.to(DEVICE) for t in (ints, ints, ints, starts, ints[:1])), {})
+    ints = torch.zeros(3, dtype=torch.int32, device=DEVICE)
+    step = Step(ints, ints, ints, torch.tensor([0, 2], dtype=torch.int32, device=DEVICE), ints[:1], {})
     work = Workspace(DEVICE)
     attrs = {"k": 2, "score": "sigmoid", "normalize": True}
     norm_route(normed, weights, index, x, norm, router, shift, bias, eps=1e-5, work=work, step=step, **attrs)

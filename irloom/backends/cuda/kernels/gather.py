@@ -12,7 +12,7 @@ import torch
 
 from .curves import activated
 from .mode import go_on, kernel, options, rounded, tl, triton, wait
-from .stack import Stack, expert_rows, halves, of_group, stored
+from .stack import Stack, expert_rows, halves, of_chunks, stored
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Gather:
 
 PRODUCTS = (
     Gather(8, 512, 4, 3), Gather(8, 512, 4), Gather(8, 1024, 4), Gather(8, 2048, 4), Gather(4, 2048, 4),
-    Gather(16, 512, 4), Gather(16, 1024, 8), Gather(8, 512, 2), Gather(8, 1024, 4, 2), Gather(4, 1024, 2),
+    Gather(16, 512, 4), Gather(16, 1024, 8), Gather(8, 512, 2), Gather(16, 512, 4, 3), Gather(4, 1024, 2),
 )  # fmt: skip
 """What is tried for products that are written for each choice."""
 
 SUMS = (
-    Gather(8, 256, 4), Gather(16, 256, 4), Gather(8, 512, 4), Gather(8, 256, 2), Gather(16, 512, 8),
+    Gather(8, 256, 4), Gather(16, 256, 4), Gather(4, 1024, 4), Gather(8, 1024, 4), Gather(8, 256, 2),
     Gather(32, 256, 8), Gather(4, 512, 4), Gather(4, 256, 2),
 )  # fmt: skip
 """What is tried for those that are summed at once."""
@@ -58,7 +58,7 @@ def gather_product(
     grid = (tokens * k, triton.cdiv(height, how.rows))
     _product[grid](
         out, x, index, bias, real, x.stride(0), x.stride(1) if x.ndim == 3 else 0, **stack.arguments(),
-        TOP=k, ACT=act, BN=how.rows, BK=_entries(stack, how), STAGES=how.stages,
+        TOP=k, ACT=act, BN=how.rows, BK=_entries(stack, how), WIDE=_wide(stack, how), STAGES=how.stages,
         **options(num_warps=how.warps),
     )  # fmt: skip
 
@@ -85,15 +85,26 @@ def gather_sum(
     _sum[grid](
         out, x, index, weights, bias, residual, real, out.stride(0),
         0 if residual is None else residual.stride(0), **stack.arguments(),
-        TOP=k, BN=how.rows, BK=_entries(stack, how), **options(num_warps=how.warps),
+        TOP=k, BN=how.rows, BK=_entries(stack, how), WIDE=_wide(stack, how), **options(num_warps=how.warps),
     )  # fmt: skip
 
 
 def _entries(stack: Stack, how: Gather) -> int:
-    """Entries of a row at a time: a power of two that leaves no rest where it need not be small for that."""
+    """Entries of a row at a time, as many bytes whatever an entry has: a power of two, all at once or what
+    leaves no rest where that is not too few.
+    """
     width = stack.dims[2]
-    whole = width & -width
-    return stack.fitting(min(how.entries, whole if whole >= 128 else 1 << (width - 1).bit_length()))
+    asked, whole, every = (
+        how.entries * max(1, stack.chunk // 8),
+        width & -width,
+        1 << (width - 1).bit_length(),
+    )
+    return every if asked >= every or whole < 128 else min(asked, whole)
+
+
+def _wide(stack: Stack, how: Gather) -> int:
+    """Entries of a row that a thread has of those."""
+    return min(stack.chunk, _entries(stack, how))
 
 
 @kernel
@@ -101,7 +112,7 @@ def _product(
     out, x, index, bias, real, row_stride, choice_stride, weight, scales, zeros,
     E: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
     BLOCK: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, CHAIN: tl.constexpr,
+    WIDE: tl.constexpr, STAGES: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """A program per choice and tile of rows; programs of one tile and all choices are neighbours."""
     choice, tile = tl.program_id(0), tl.program_id(1)
@@ -114,10 +125,12 @@ def _product(
     chosen = (e >= 0) & (e < E)
     e = tl.where(chosen, e, 0)
     x += (choice // TOP).to(tl.int64) * row_stride + choice % TOP * choice_stride
-    acc = tl.zeros([BN, BK // 2 if KIND == "signed" or KIND == "unsigned" else BK], tl.float32)
+    acc = tl.zeros([BN, BK // WIDE], tl.float32)
     for first in tl.range(0, tl.where(chosen, K, 0), BK, num_stages=STAGES):
         w = stored(weight, e, n, first, chosen, N, K, KIND, BN, BK)
-        acc = added(acc, w, x, scales, zeros, e, n, first, chosen, 1.0, N, K, KIND, GROUP, BLOCK, BK)
+        acc = added(
+            acc, w, x, scales, zeros, e, n, first, chosen, 1.0, N, K, KIND, GROUP, BLOCK, BN, BK, WIDE
+        )
     total = tl.sum(acc, 1)
     if bias is not None:
         total += tl.load(bias + e * N + n, chosen & (n < N), 0).to(tl.float32)
@@ -134,7 +147,8 @@ def _product(
 def _sum(
     out, x, index, weights, bias, residual, real, out_stride, residual_stride, weight, scales, zeros,
     E: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, CHAIN: tl.constexpr,
+    BLOCK: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):  # fmt: skip
     """A program per tile of rows and token, over all of the token's choices.
 
@@ -153,7 +167,7 @@ def _sum(
     mine = True
     if real is not None:
         mine = token < tl.load(real)
-    acc = tl.zeros([BN, BK // 2 if KIND == "signed" or KIND == "unsigned" else BK], tl.float32)
+    acc = tl.zeros([BN, BK // WIDE], tl.float32)
     shift = tl.zeros([BN], tl.float32)
     for step in tl.range(0, tl.where(mine, TOP * STEPS, 0)):
         j = step // STEPS
@@ -164,7 +178,9 @@ def _sum(
         by = tl.load(weights + token * TOP + j, chosen, 0.0).to(tl.float32)
         row = x + (token * TOP + j).to(tl.int64) * K
         first = step % STEPS * BK
-        acc = added(acc, w, row, scales, zeros, e, n, first, chosen, by, N, K, KIND, GROUP, BLOCK, BK)
+        acc = added(
+            acc, w, row, scales, zeros, e, n, first, chosen, by, N, K, KIND, GROUP, BLOCK, BN, BK, WIDE
+        )
         if bias is not None:
             shift += by * tl.load(bias + e * N + n, good & chosen & (first == 0), 0).to(tl.float32)
         w = ahead
@@ -186,27 +202,28 @@ def _expert(index, j, E: tl.constexpr):
 def added(
     acc, w, x, scales, zeros, e, n, first, there, by,
     N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
-    BK: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """``acc`` f32 with the products of stored entries ``w`` and of ``by`` times ``x``, from ``first`` on."""
+    """``acc`` with the products of stored entries ``w`` and of ``by`` times ``x``, from ``first`` on.
+
+    It is f32 [BN, BK / WIDE]: a thread sums the ``WIDE`` entries that it has of a row, which share a scale.
+    """
+    CHUNKS: tl.constexpr = BK // WIDE
     k = first + tl.arange(0, BK)
     good = there
     if K % BK != 0:
         good = good & (k < K)
     row = tl.load(x + k, good, 0).to(tl.float32) * by
-    if KIND == "plain":
-        return acc + w.to(tl.float32) * row[None, :]
-    elif KIND == "bytes":
-        scale = of_group(scales, e, n, first, N, K, GROUP, BLOCK)[:, None]
-        w = w.to(tl.float32)
-        if zeros is not None:
-            w -= of_group(zeros, e, n, first, N, K, GROUP, BLOCK)[:, None]
-        return acc + w * row[None, :] * scale
+    if KIND == "plain" or KIND == "bytes":
+        part = tl.sum(tl.reshape(w.to(tl.float32) * row[None, :], [BN, CHUNKS, WIDE]), 2)
     else:
-        scale = of_group(scales, e, n, first, N, K, GROUP, BLOCK)[:, None]
         low, high = halves(w, KIND)
-        if zeros is not None:
-            zero = of_group(zeros, e, n, first, N, K, GROUP, BLOCK)[:, None]
-            low, high = low - zero, high - zero
         even, odd = tl.split(tl.reshape(row, [BK // 2, 2]))
-        return acc + (low * even[None, :] + high * odd[None, :]) * scale
+        part = low * even[None, :] + high * odd[None, :]
+        part = tl.sum(tl.reshape(part, [BN, CHUNKS, WIDE // 2]), 2)
+    if KIND != "plain":
+        if zeros is not None:
+            zero = of_chunks(zeros, e, n, first, there, N, K, GROUP, BLOCK, CHUNKS, WIDE)
+            part -= zero * tl.sum(tl.reshape(row, [CHUNKS, WIDE]), 1)[None, :]
+        part *= of_chunks(scales, e, n, first, there, N, K, GROUP, BLOCK, CHUNKS, WIDE)
+    return acc + part

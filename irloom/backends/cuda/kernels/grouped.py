@@ -101,6 +101,7 @@ def _grouped(
     row = tl.load(rows + block * BM + tl.arange(0, BM))
     good = row < choices
     chosen = e < E
+    e = tl.where(chosen, e, 0)
     of = tl.where(good, row, 0)
     x += ((of // TOP).to(tl.int64) * row_stride + of % TOP * choice_stride)[:, None]
     acc = tl.zeros([BN, BM] if SWAP else [BM, BN], tl.float32)

@@ -59,8 +59,14 @@ class Stack:
         return {
             "weight": self.values, "scales": q and q.scales, "zeros": None if q is None else q.zeros,
             "E": experts, "N": height, "K": width, "KIND": self.kind, "GROUP": self.group,
-            "BLOCK": (getattr(q.quant, "rows", 1) or height) if q else 1,
+            "BLOCK": (q.quant.rows or height) if q else 1,
         }  # fmt: skip
+
+    @property
+    def chunk(self) -> int:
+        """Entries of a row that a thread has at once: 16 bytes, or fewer where fewer share a scale."""
+        entries = 32 if self.kind in ("signed", "unsigned") else 16 // self.values.element_size()
+        return self.fitting(entries)
 
     def fitting(self, entries: int) -> int:
         """``entries``, a power of two, or fewer where fewer share a scale."""
@@ -114,3 +120,21 @@ def of_group(
     row = n // BLOCK
     base = scales + e.to(tl.int64) * ((N + BLOCK - 1) // BLOCK * (K // GROUP))
     return tl.load(base + row * (K // GROUP) + first // GROUP, n < N, 0).to(tl.float32)
+
+
+@kernel
+def of_chunks(
+    scales, e, n, first, there,
+    N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Scales or zeros f32 [n, CHUNKS] of so many times ``WIDE`` entries from ``first`` on; [n, 1] where all
+    are in one group.
+    """
+    if GROUP % (CHUNKS * WIDE) == 0:
+        return of_group(scales, e, n, first, N, K, GROUP, BLOCK)[:, None]
+    else:
+        base = scales + e.to(tl.int64) * ((N + BLOCK - 1) // BLOCK * (K // GROUP))
+        k = first + tl.arange(0, CHUNKS) * WIDE
+        at = (n // BLOCK * (K // GROUP))[:, None] + (k // GROUP)[None, :]
+        return tl.load(base + at, there & (n < N)[:, None] & (k < K)[None, :], 0).to(tl.float32)
