@@ -12,8 +12,8 @@ nothing, nothing overlaps, and no node keeps what the next one reads: a fused pr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .device import Device
@@ -74,16 +74,25 @@ class Seconds:
 class Weights:
     """All weights of a model, each counted once however often it is used: entries, and bytes as stored.
 
-    ``active`` entries are read for one token: of tables a row, of experts those that it chooses.
+    ``active`` entries are read for one token: of tables a row, of experts those that it chooses. ``elements``
+    says of each element how many entries are in it, and their bytes, with those of their scales.
     """
 
     parameters: int
     active: int
     bytes: int
+    elements: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, Any]:
         """For ``plan.json``."""
-        return {"parameters": self.parameters, "active": self.active, "bytes": self.bytes}
+        each = {e: {"parameters": n, "bytes": size} for e, (n, size) in self.elements.items()}
+        return {"parameters": self.parameters, "active": self.active, "bytes": self.bytes, "elements": each}
+
+    def __str__(self) -> str:
+        head = f"weights: {self.parameters:,} parameters, {show_bytes(self.bytes)}"
+        each = [f"{n:,} in {e}, {show_bytes(size)}" for e, (n, size) in self.elements.items()]
+        parts = [f"         {'; '.join(each)}"] if len(each) > 1 else []
+        return "\n".join([f"{head}; a token reads {self.active:,} of them", *parts])
 
 
 @dataclass(frozen=True)
@@ -126,10 +135,8 @@ class Plan:
                     f"{cost.intensity:.1f}",
                 ]
             )
-        kept, stored = self.weights, show_bytes(self.weights.bytes)
-        head = f"weights: {kept.parameters:,} parameters, {stored}; a token reads {kept.active:,} of them"
         caches = ["", self.kv.table()] if self.kv.groups else []
-        return "\n".join([head, "", columns(rows), *caches])
+        return "\n".join([str(self.weights), "", columns(rows), *caches])
 
     def to_json(self) -> dict[str, Any]:
         """For ``plan.json``."""
@@ -151,11 +158,15 @@ def count_weights(m: Module) -> Weights:
                 text = show_weight(p.weight)
                 key = tensor_name(text, number), p.type
                 read[key] = max(read.get(key, 0), entries.get(p, 0))
-    types = [t for _, t in read]
+    elements: dict[str, tuple[int, int]] = {}
+    for _, t in read:
+        n, size = elements.get(str(t.elem), (0, 0))
+        elements[str(t.elem)] = n + evaluate(product(t.dims), {}), size + evaluate(t.nbytes, {})
     return Weights(
-        sum(evaluate(product(t.dims), {}) for t in types),
+        sum(n for n, _ in elements.values()),
         sum(read.values()),
-        sum(evaluate(t.nbytes, {}) for t in types),
+        sum(size for _, size in elements.values()),
+        elements,
     )
 
 

@@ -37,7 +37,7 @@ _TORCH = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Elem:
     """A plain element: ``kind`` is ``float``, ``int``, ``uint`` or ``bool``."""
 
@@ -59,6 +59,8 @@ class Elem:
 
     def __str__(self) -> str:
         return self.name
+
+    __repr__ = __str__
 
 
 def _plain(kind: str, *rows: tuple[str, int]) -> dict[str, Elem]:
@@ -90,7 +92,7 @@ def floating(name: str) -> Elem:
     return floats[name]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Quant:
     """A quantized element: ``rows`` by ``group`` entries, of the last two dims, share one scale.
 
@@ -151,6 +153,8 @@ class Quant:
 
     def __str__(self) -> str:
         return self.name
+
+    __repr__ = __str__
 
 
 def _list(dims: tuple[Dim, ...]) -> str:

@@ -222,3 +222,16 @@ def test_the_table_of_the_whole_plan(program):
     rows = plan(program).table().splitlines()
     assert rows[0] == "weights: 78,336 parameters, 306.0 KiB; a token reads 78,336 of them"
     assert rows[-1].startswith("all ")
+
+
+def test_the_table_says_what_is_stored_in_which_element():
+    text = """
+def main(x: bf16[T, 256], w: bf16[512, 256] = weight("w"), head: bf16[8, 512] = weight("head")):
+    y = linear(x, w)
+    z = linear(y, head)
+    return z
+"""
+    m, _ = run_pipeline(parse(text), "quantize(fp8)")
+    counted = count_weights(m)
+    assert counted.elements == {"f8row": (512 * 256, 512 * 256 + 512 * 4), "bf16": (8 * 512, 8 * 512 * 2)}
+    assert plan(m).table().splitlines()[1] == "         131,072 in f8row, 130.0 KiB; 4,096 in bf16, 8.0 KiB"
