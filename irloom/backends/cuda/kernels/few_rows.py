@@ -17,28 +17,30 @@ from .mode import kernel, rounded, tl
 
 @dataclass(frozen=True)
 class Strip:
-    """What a program works on: ``rows`` of the weight (gates and what they are for counted alike), of each
-    16 bytes a thread ``passes`` times at once, and ``depth`` times that in flight.
+    """What a program works on: ``parts`` of ``rows`` of the weight each (gates and what they are for counted
+    alike), 16 bytes of a row a thread at once, for ``parts`` after each other; ``depth`` parts are in flight.
+
+    ``x`` is read, normed and rounded once for all parts.
     """
 
     rows: int
+    parts: int
     warps: int
-    passes: int
     depth: int
 
     def width(self, k: int, wide: int) -> int:
         """Entries of a row of ``k`` that are read at once, where a thread reads ``wide`` in 16 bytes."""
-        return min(self.warps * 32 * self.passes * wide, max(1 << (k - 1).bit_length(), wide))
+        return min(self.warps * 32 * wide, max(1 << (k - 1).bit_length(), wide))
 
     def ahead(self, k: int, width: int) -> int:
-        """How many times ``width`` entries are in flight."""
-        return min(self.depth, -(-k // width))
+        """How many parts are in flight."""
+        return min(self.depth, self.parts * -(-k // width))
 
 
 @kernel
-def rows_of(N: tl.constexpr, BN: tl.constexpr, GATED: tl.constexpr):
-    """The program's rows of a weight of ``N``; where gated, each gate and then what it is for."""
-    r = tl.program_id(0) * BN + tl.arange(0, BN)
+def rows_of(part, N: tl.constexpr, BN: tl.constexpr, GATED: tl.constexpr):
+    """The rows of a part of a weight of ``N``; where gated, each gate and then what it is for."""
+    r = part * BN + tl.arange(0, BN)
     if GATED:
         r = tl.where(r < N, r // 2 + (r % 2) * (N // 2), N)
     return r
@@ -46,16 +48,18 @@ def rows_of(N: tl.constexpr, BN: tl.constexpr, GATED: tl.constexpr):
 
 @kernel
 def weight_tile(
-    weight, rows, step, N: tl.constexpr, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+    words, part, step, N: tl.constexpr, K: tl.constexpr, GATED: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
-    """Entries [BN, BK] of a weight [N, K], which nothing reads again."""
-    k = step * BK + tl.arange(0, BK)
-    at = weight + rows.to(tl.int64)[:, None] * K + k[None, :]
-    if K % BK == 0 and N % BN == 0:
-        w = tl.load(at, eviction_policy="evict_first")
+    """Words [BN, BK] of a weight [N, K], which nothing reads again; nothing is read beyond its end."""
+    k, rows = step * BK + tl.arange(0, BK), rows_of(part, N, BN, GATED)
+    at = words + rows.to(tl.int64)[:, None] * K + k[None, :]
+    there = (k < K)[None, :]
+    if N % BN == 0:
+        there = there & (part * BN < N)
     else:
-        w = tl.load(at, (rows < N)[:, None] & (k < K)[None, :], 0.0, eviction_policy="evict_first")
-    return w
+        there = there & (rows < N)[:, None]
+    return tl.load(at, there, 0, eviction_policy="evict_first")
 
 
 @kernel
@@ -84,17 +88,32 @@ def scale_tile(
 
 
 @kernel
+def ends_of(
+    scales, bias, part, N: tl.constexpr, GATED: tl.constexpr, SHARE: tl.constexpr, GROUP: tl.constexpr,
+    BN: tl.constexpr,
+):  # fmt: skip
+    """What a part's sums are multiplied by, and what is added to them then."""
+    rows, by, plus = rows_of(part, N, BN, GATED), 1.0, 0.0
+    if scales is not None and GROUP == 0:
+        block = rows // SHARE if SHARE > 0 else rows * 0
+        by = tl.load(scales + block, rows < N, 0.0).to(tl.float32)
+    if bias is not None:
+        plus = tl.load(bias + rows, rows < N, 0.0).to(tl.float32)
+    return by, plus
+
+
+@kernel
 def rounding(
     x, t, T, x_row, norm, eps, K: tl.constexpr, BK: tl.constexpr, NORM: tl.constexpr, ROUND: tl.constexpr
 ):
-    """What row ``t`` is multiplied by to be normed, and the scale that its largest entry gives it: it is
-    needed before the first product where entries are rounded in between.
+    """What row ``t`` is multiplied by to be normed, and its largest entry then: needed before the first
+    product where entries are rounded in between.
     """
     factor, largest = 1.0, 0.0
     if ROUND:
         squares, most = tl.zeros((BK,), tl.float32), tl.zeros((BK,), tl.float32)
-        for s in range((K + BK - 1) // BK):
-            h = row_tile(x, t, T, x_row, s, K, BK)
+        for s in tl.static_range((K + BK - 1) // BK):
+            h = row_tile(x, t, T, x_row, s, K, BK).to(tl.float32)
             squares += h * h
             most = tl.maximum(most, tl.abs(h * norm_tile(norm, s, K, BK)))
         if NORM:
@@ -121,31 +140,42 @@ def on_grid(h, largest, x, K: tl.constexpr, BK: tl.constexpr, ROUND: tl.constexp
 
 @kernel
 def row_tile(x, t, T, x_row, step, K: tl.constexpr, BK: tl.constexpr):
-    """Entries of row ``t`` of ``x`` in f32: 0 beyond its end, and in rows beyond the last."""
+    """Entries of row ``t`` of ``x``: 0 beyond its end, and in rows beyond the last."""
     k = step * BK + tl.arange(0, BK)
-    return tl.load(x + t * x_row + k, (k < K) & (t < T), 0.0).to(tl.float32)
+    return tl.load(x + t * x_row + k, (k < K) & (t < T), 0.0)
 
 
 @kernel
-def per_thread(x, BN: tl.constexpr, CHUNKS: tl.constexpr, WIDE: tl.constexpr):
-    """Sums [BN, CHUNKS] of each ``WIDE`` entries along the last dim: those that one thread has."""
-    return tl.sum(tl.reshape(x, (BN, CHUNKS, WIDE)), 2)
+def columns_of(part, N: tl.constexpr, BN: tl.constexpr, GATED: tl.constexpr):
+    """The results of a part, and which there are."""
+    if GATED:
+        c = part * (BN // 2) + tl.arange(0, BN // 2)
+        live = c < N // 2
+    else:
+        c = part * BN + tl.arange(0, BN)
+        live = c < N
+    return c, live
+
+
+@kernel
+def residual_of(
+    residual, part, t, T, residual_row, N: tl.constexpr, BN: tl.constexpr, GATED: tl.constexpr
+):  # fmt: skip
+    """What is added to a part's results of row ``t``; 0 where there is nothing."""
+    y = 0.0
+    if residual is not None:
+        c, live = columns_of(part, N, BN, GATED)
+        y = tl.load(residual + t * residual_row + c, live & (t < T), 0.0).to(tl.float32)
+    return y
 
 
 @kernel
 def finish(
-    out, y, t, T, bias, residual, out_row, residual_row, scale, cap,
-    N: tl.constexpr, BN: tl.constexpr, GATED: tl.constexpr, ACT: tl.constexpr, CAPPED: tl.constexpr,
+    out, y, residual, part, t, T, out_row, scale, cap, N: tl.constexpr, BN: tl.constexpr,
+    GATED: tl.constexpr, ACT: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
-    """Store what becomes of the sums ``y`` of row ``t``. ``bias`` is the program's part of it, or None."""
-    if GATED:
-        c = tl.program_id(0) * (BN // 2) + tl.arange(0, BN // 2)
-        live = (c < N // 2) & (t < T)
-    else:
-        c = tl.program_id(0) * BN + tl.arange(0, BN)
-        live = (c < N) & (t < T)
-    if bias is not None:
-        y += bias
+    """Store what becomes of the sums ``y`` of a part and row ``t``."""
+    c, live = columns_of(part, N, BN, GATED)
     if GATED:
         gate, up = tl.split(tl.reshape(y, (BN // 2, 2)))
         y = activated(gate, ACT) * up
@@ -154,6 +184,4 @@ def finish(
     y *= scale
     if CAPPED:
         y = cap * tanh(y / cap)
-    if residual is not None:
-        y += tl.load(residual + t * residual_row + c, live, 0.0).to(tl.float32)
-    tl.store(out + t * out_row + c, rounded(y, out.dtype.element_ty), live)
+    tl.store(out + t * out_row + c, rounded(y + residual, out.dtype.element_ty), live & (t < T))

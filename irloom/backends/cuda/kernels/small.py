@@ -7,30 +7,32 @@ from dataclasses import dataclass
 import torch
 
 from irloom.backends.cuda.quantized import Operand, Quantized
+from irloom.ir.elem import ELEMS, elem_of
 
 from .few_rows import Strip
 from .form import Form
 from .mode import options, triton
-from .small_bytes import small_kernel
-from .small_int4 import small_int4_kernel
+from .small_kernel import small_kernel
 
-ROWS = 4
-"""With more rows than this, multiplying takes longer than reading the weight does."""
+ROWS = {16: 4, 8: 4, 4: 2}
+"""With more rows than this multiplying takes longer than reading the weight does, by the bits of an entry."""
 
 STRIPS = {
-    (True, False): (
-        Strip(8, 4, 1, 2), Strip(4, 4, 4, 1), Strip(8, 4, 2, 1), Strip(4, 8, 1, 2), Strip(8, 8, 1, 2),
-        Strip(16, 4, 1, 1),
+    (True, 16): (
+        Strip(8, 1, 4, 2), Strip(8, 2, 4, 2), Strip(4, 1, 4, 4), Strip(8, 1, 8, 2), Strip(4, 2, 4, 4),
     ),
-    (True, True): (
-        Strip(16, 4, 1, 1), Strip(8, 4, 1, 1), Strip(8, 2, 1, 2), Strip(8, 2, 1, 4), Strip(16, 2, 1, 2),
+    (True, 8): (
+        Strip(8, 2, 4, 2), Strip(4, 4, 8, 4), Strip(4, 4, 4, 4), Strip(8, 4, 8, 2), Strip(4, 2, 8, 2),
     ),
-    (False, False): (Strip(4, 4, 1, 2), Strip(4, 4, 2, 1), Strip(4, 8, 1, 2), Strip(8, 4, 1, 1)),
-    (False, True): (Strip(4, 4, 1, 1), Strip(8, 2, 1, 1), Strip(4, 2, 1, 2)),
+    (True, 4): (Strip(8, 2, 4, 2), Strip(8, 4, 4, 2), Strip(4, 4, 4, 4), Strip(8, 2, 2, 2)),
+    (False, 16): (Strip(4, 2, 4, 2), Strip(4, 1, 4, 2), Strip(4, 1, 8, 2)),
+    (False, 8): (Strip(4, 2, 8, 2), Strip(4, 2, 4, 2)),
+    (False, 4): (Strip(4, 2, 4, 2), Strip(4, 4, 4, 2)),
 }  # fmt: skip
-"""What is worth trying for one row or more, and for weights of four bits or others; best guess first."""
+"""What is worth trying for one row or more, and for entries of so many bits or more; best guess first."""
 
 BASES = "i4", "u4", "i8", "u8", "f8e4m3"
+SCALES = "f16", "bf16", "f32"
 
 
 def small_product(
@@ -56,49 +58,53 @@ def small_product(
     width, residual_row = strip.width(k, wide), residual.stride(0) if residual is not None else 0
     rows = bias, residual, norm, t, out.stride(0), x.stride(0), residual_row
     numbers = form.eps or 0.0, float(form.scale), form.softcap or 1.0
-    constants = dict(
-        N=n, K=k, NORM=form.eps is not None, GATED=form.gated, ACT=form.act, CAPPED=form.softcap is not None,
-        GROUP=scaling.group, ROWS=triton.next_power_of_2(t), BN=strip.rows, BK=width, WIDE=wide,
-        DEPTH=strip.ahead(k, width), **options(num_warps=strip.warps),
+    kind = weight.quant.base.name if isinstance(weight, Quantized) else elem_of(values.dtype).name
+    per = 32 // ELEMS[kind].bits
+    grid = (triton.cdiv(n, strip.rows * strip.parts),)
+    words = values.view(torch.int32)
+    small_kernel[grid](
+        out, x, words, scales, zeros, *rows, *numbers,
+        N=n, K=k, KIND=kind, PER=per, NORM=form.eps is not None, GATED=form.gated, ACT=form.act,
+        CAPPED=form.softcap is not None, SHARE=scaling.share, GROUP=scaling.group,
+        ROUND=0 if form.quant is None else form.quant.group or k, ROWS=triton.next_power_of_2(t),
+        PARTS=strip.parts, BN=strip.rows, BK=width, WIDE=wide, DEPTH=strip.ahead(k, width),
+        **options(num_warps=strip.warps, num_stages=1),
     )  # fmt: skip
-    grid = (triton.cdiv(n, strip.rows),)
-    if isinstance(weight, Quantized) and weight.quant.base.bits == 4:
-        constants |= {"GROUP": scaling.group or k, "SIGNED": weight.quant.base.kind == "int"}
-        small_int4_kernel[grid](out, x, values.view(torch.int32), scales, zeros, *rows, *numbers, **constants)
-    else:
-        constants |= {"SHARE": scaling.share, "ROUND": 0 if form.quant is None else form.quant.group or k}
-        small_kernel[grid](out, x, values, scales, zeros, *rows, *numbers, **constants)
 
 
 def strips(out: Operand, x: Operand, weight: Operand, form: Form) -> tuple[Strip, ...]:
     """The ways to run ``small_product`` on these, best guess first; none where it cannot be."""
-    if isinstance(out, Quantized) or isinstance(x, Quantized) or not 0 < x.shape[0] <= ROWS:
+    if isinstance(out, Quantized) or isinstance(x, Quantized):
         return ()
-    if isinstance(weight, Quantized) and not _readable(weight, x.shape[1]):
+    (t, k), to, bits = x.shape, form.quant, 16
+    if isinstance(weight, Quantized):
+        if not _readable(weight, k):
+            return ()
+        bits = weight.quant.base.bits
+    elif k * weight.element_size() % 4:
         return ()
-    four, to = isinstance(weight, Quantized) and weight.quant.base.bits == 4, form.quant
-    if to is not None and (four or to.base.name != "f8e4m3" or x.shape[1] % (to.group or 1)):
+    if not 0 < t <= ROWS[bits]:
         return ()
-    return STRIPS[x.shape[0] == 1, four]
+    if to is not None and (to.base.name != "f8e4m3" or to.group & (to.group - 1) or k % (to.group or 1)):
+        return ()
+    return STRIPS[t == 1, bits]
 
 
 def _readable(weight: Quantized, k: int) -> bool:
-    """Whether kernels read its entries, and those in 16 bytes have one scale."""
+    """Whether the kernel reads its entries, and those of a thread have one scale."""
     quant, wide, group = weight.quant, _wide(weight), Scaling.of(weight, k).group
-    if (
-        weight.form != "rows"
-        or quant.base.name not in BASES
-        or quant.scale.name not in ("f16", "bf16", "f32")
-    ):
+    if weight.form != "rows" or quant.base.name not in BASES or quant.scale.name not in SCALES:
         return False
-    return (group in (0, k) or group % wide == 0) and (quant.base.bits == 8 or k % wide == 0)
+    fills = wide * quant.base.bits >= 32 and k * quant.base.bits % 32 == 0
+    return fills and (group in (0, k) or group % wide == 0)
 
 
 def _wide(weight: Operand) -> int:
-    """Entries of a weight that a thread reads in 16 bytes, or fewer, where fewer have one scale."""
+    """Entries of a weight in 16 bytes, or as many as have one scale: what a thread has at once."""
     if not isinstance(weight, Quantized):
         return 16 // weight.element_size()
-    return 16 if weight.quant.base.bits == 8 else min(32, weight.quant.group or 32)
+    group = weight.quant.group or 32
+    return min(128 // weight.quant.base.bits, group & -group)
 
 
 @dataclass(frozen=True)
