@@ -28,7 +28,7 @@ class Output:
     cached_tokens: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Delta:
     """What one step added to a request; ``output`` comes with the last."""
 
@@ -65,7 +65,7 @@ class Answer:
         request, params = self.request, self.request.params
         if reported is not None:
             self.sampled.append(reported)
-        if params.penalized:
+        if request.seen is not None:
             request.counts[token] = request.counts.get(token, 0) + 1
         stop = token in request.stop_ids
         if self.detokenizer:
@@ -79,13 +79,12 @@ class Answer:
             return FinishReason.STOP
         return FinishReason.LENGTH if request.known == request.end else None
 
-    def tell(self) -> None:
-        """Report what the last token added."""
-        request, told = self.request, self._told
+    def tell(self, token: int) -> None:
+        """Report the last token, and the text it added."""
         if not self.quiet:
-            self._told = known = request.known
-            text = self._rest() if self.pieces else ""
-            self.inbox.append(Delta(request.id, text, tuple(request.tokens[told:known].tolist())))
+            self._told = self.request.known
+            text = self._rest() if self.detokenizer else ""
+            self.inbox.append(Delta(self.request.id, text, (token,)))
 
     def _say(self, known: int) -> None:
         """Make the text of the first ``known`` tokens."""

@@ -283,7 +283,7 @@ class Loop:
             request.known = known
         reason = answer.take(token, reported)
         if reason is None:
-            answer.tell()
+            answer.tell(token)
         else:
             self._finish(answer, reason)
 
