@@ -27,7 +27,7 @@ from .kernels.small import small_product, strips
 from .kernels.tiled import Tile, tiled_product
 from .product_tiles import MEDIUM, tiles
 from .quantized import Operand, Quantized
-from .tuning import choose
+from .tuning import choose, settled
 from .work import Workspace
 
 SMALL = 16
@@ -62,7 +62,7 @@ def product(
     for first in range(0, whole.rows, CHUNK):
         p = whole.part(first, CHUNK) if whole.rows > CHUNK else whole
         with work.lent():
-            p.run(choose("product", p.key, p.ways, Trial(p)), work)
+            p.run(p.way, work)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,13 @@ class Product:
         """All that decides how long each way takes."""
         rows = self.rows if self.rows <= SMALL else _rung(self.rows)
         given = self.out, self.x, self.weight, self.bias, self.residual, self.norm
-        return rows, *map(_kind, given), *map(str, (self.form.quant, self.form.emits)), self.form
+        return rows, *map(_kind, given), self.form
+
+    @property
+    def way(self) -> Way:
+        """The fastest way, as far as that is known."""
+        key = self.key
+        return settled("product", key) or choose("product", key, self.ways, Trial(self))
 
     @property
     def ways(self) -> list[Way]:
@@ -257,11 +263,11 @@ def _values(x: Operand) -> torch.Tensor:
     return x.values if isinstance(x, Quantized) else x
 
 
-def _kind(x: Operand | None) -> str:
+def _kind(x: Operand | None) -> object:
     """The dims but for the rows' number, and the element."""
     if isinstance(x, Quantized):
-        return f"{x.quant.declaration()} {list(x.values.shape)[1:]}"
-    return "" if x is None else f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)[1:]}"
+        return x.quant, x.form, *x.values.shape[1:]
+    return x if x is None else (x.dtype, *x.shape[1:])
 
 
 def _rung(rows: int) -> int:

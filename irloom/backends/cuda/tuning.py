@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -44,6 +44,11 @@ def choose(name: str, key: tuple[object, ...], candidates: Sequence[T], run: Cal
     return tuner().choose(name, key, candidates, run)
 
 
+def settled(name: str, key: tuple[object, ...]) -> Any:
+    """What this process has chosen before, None where it has not: who asks first lists no candidates."""
+    return tuner().settled.get((name, key))
+
+
 @cache
 def tuner() -> Tuner:
     """What is known on this machine's GPU."""
@@ -55,6 +60,7 @@ class Tuner:
 
     def __init__(self, file: Path, clock: Callable[[Callable[[], object]], float] | None) -> None:
         self.file, self.clock = file, clock
+        self.settled: dict[tuple[str, tuple[object, ...]], object] = {}
 
     @cached_property
     def known(self) -> dict[str, str]:
@@ -65,18 +71,21 @@ class Tuner:
         self, name: str, key: tuple[object, ...], candidates: Sequence[T], run: Callable[[T], object]
     ) -> T:
         """See ``tuning.choose``."""
-        if len(candidates) == 1:
+        chosen = candidates[0] if len(candidates) == 1 else self._known(f"{name} {key}", candidates)
+        if chosen is None and self._may_time():
+            chosen = self.fastest(candidates, run)
+            self.keep({f"{name} {key}": repr(chosen)})
+        if chosen is None:
             return candidates[0]
-        text = f"{name} {key}"
+        self.settled[name, key] = chosen
+        return chosen
+
+    def _known(self, text: str, candidates: Sequence[T]) -> T | None:
         chosen = self.known.get(text)
-        for candidate in candidates if chosen else ():
-            if repr(candidate) == chosen:
-                return candidate
-        if self.clock is None or _capturing() or getattr(_TRIALS, "active", False):
-            return candidates[0]
-        fastest = self.fastest(candidates, run)
-        self.keep({text: repr(fastest)})
-        return fastest
+        return next((c for c in candidates if chosen and repr(c) == chosen), None)
+
+    def _may_time(self) -> bool:
+        return self.clock is not None and not _capturing() and not getattr(_TRIALS, "active", False)
 
     def fastest(self, candidates: Sequence[T], run: Callable[[T], object]) -> T:
         """The first candidate that no other beats by more than noise."""

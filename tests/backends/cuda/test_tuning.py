@@ -84,3 +84,10 @@ def test_a_choice_on_the_way_of_another_is_made_first_and_once(tmp_path: Path) -
 
     assert tuner.choose("outer", (), [0.05, 0.01, 0.02], outer) == 0.01
     assert set(ran) == {0.001}
+
+
+def test_what_is_known_is_settled_and_a_stand_in_is_not(tmp_path: Path) -> None:
+    timed, untimed = Tuner(tmp_path / "a.json", seconds), Tuner(tmp_path / "b.json", None)
+    timed.choose("pause", (8,), CANDIDATES, pause)
+    untimed.choose("pause", (8,), CANDIDATES, pause)
+    assert timed.settled == {("pause", (8,)): 0.001} and not untimed.settled
