@@ -236,6 +236,45 @@ def test_an_activation_follows_a_convolution():
     torch.testing.assert_close(run("causal_conv", given, states, chunks, act="silu"), want)
 
 
+STEPS = [[Chunk(1, 5, 0, 0), Chunk(1, 16, 15, 3)], [Chunk(67, 16, 15, 3), Chunk(1, 5, 0, 0)]]
+
+
+@pytest.mark.parametrize("chunks", STEPS)
+def test_rates_and_what_skips_the_state(chunks):
+    """Mamba-2 takes the rate's bias and softplus along, and adds to its results ``skip * x``."""
+    tokens = sum(c.tokens for c in chunks)
+    draw = Draw(tokens, 5, torch.float32)
+    x, rate, *more = operands("ssd_scan", SMALL, draw)
+    assert x is not None and rate is not None
+    bias, skip = draw.weight(SMALL.heads), draw.weight(SMALL.heads, 1)
+    dt = torch.nn.functional.softplus(rate + bias)
+    states = draw.weight(SLOTS, *state_of("ssd_scan", [x, dt, *more]))
+    want, after = body("ssd_scan", [x, dt, *more], states, chunks)
+    got, cache = torch.full_like(x, float("nan")), StateCache(states, EVERY, in_place=True)
+    work, step = Workspace(DEVICE), step_of(chunks)
+    KERNELS["carried_ssd_scan"](got, x, rate, *more, cache, step, bias, skip, work=work, soft=True)
+    torch.testing.assert_close(got[:tokens], want + skip * x[:tokens], rtol=3e-5, atol=3e-5)
+    torch.testing.assert_close(states, after, rtol=3e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("chunks", STEPS)
+def test_heads_that_share_queries_and_keys_of_any_length(chunks):
+    """The delta rule norms queries and keys itself."""
+    tokens = sum(c.tokens for c in chunks)
+    draw = Draw(tokens, 6, torch.float32)
+    q, k = draw.rows(SMALL.heads, SMALL.keys), draw.rows(SMALL.heads, SMALL.keys)
+    v, decay, beta = operands("gated_delta", Sizes(8, 2 * SMALL.heads, SMALL.keys, SMALL.values), draw)[2:]
+    wide = [OPS["l2_norm"].reference(x, eps=1e-3).repeat_interleave(2, 1) for x in (q, k)]
+    given = [wide[0] * 0.3, wide[1], v, decay, beta]
+    states = draw.weight(SLOTS, *state_of("gated_delta", given))
+    want, after = body("gated_delta", given, states, chunks)
+    got, cache = result_of("gated_delta", given), StateCache(states, EVERY, in_place=True)
+    work, step = Workspace(DEVICE), step_of(chunks)
+    KERNELS["carried_gated_delta"](got, q, k, v, decay, beta, cache, step, work=work, unit=1e-3, scale=0.3)
+    torch.testing.assert_close(got[:tokens], want, rtol=3e-5, atol=3e-5)
+    torch.testing.assert_close(states, after, rtol=3e-5, atol=3e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_go_on_where_the_last_ended(name):
     """A prompt in two chunks and then token by token, which is the whole at once."""
@@ -260,15 +299,13 @@ def test_what_the_kernels_compile_to():
     names = [*("out", "q", "k", "v", "log", "weight"), "divisor"]
     strides = [f"{x}_{by}" for x in names for by in ("row", "head")][:-1]
     operands = {"out": "*fp32", "q": "*bf16", "k": "*bf16", "v": "*bf16", "log": "*bf16", "weight": "*bf16"}
-    signature = {
-        **place,
-        **dict.fromkeys([*strides, "most", "least", "heads"], "i32"),
-        **operands,
-        "rate": "*fp32",
-    }
+    numbers = dict.fromkeys([*strides, "most", "least", "heads"], "i32:16")
+    by_head = dict.fromkeys(["rate", "bias", "skip"], "*fp32")
+    signature = place | numbers | operands | by_head
     constants = {
         "divisor": None, "K": 128, "V": 64, "SHARED": 80, "HEAD": 64 * 128, "SK": 1, "SV": 128,
-        "DELTA": False, "SLOT": 80 * 64 * 128, "EVERY": 256, "KP": 128, "BV": 32, "CHAIN": True,
+        "DELTA": False, "SOFT": True, "UNIT": None, "SCALE": 1.0, "SLOT": 80 * 64 * 128, "EVERY": 256,
+        "KP": 128, "BV": 32, "CHAIN": True,
     }  # fmt: skip
     home = "irloom.backends.cuda.kernels.recurrent_"
     tokens = {**constants, "BY_KEY": False}

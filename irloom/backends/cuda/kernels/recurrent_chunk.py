@@ -16,7 +16,7 @@ from irloom.ir.seqs import StateCache
 
 from .mode import dot, go_on, kernel, options, rounded, tl, triton, wait
 from .recurrent_delta import corrections
-from .recurrent_memory import Memory
+from .recurrent_memory import Memory, by_head, soft, unit
 from .recurrent_slots import places, slots, span
 
 CHUNK, EXACT_CHUNK = 64, 32
@@ -41,19 +41,18 @@ def chunks(m: Memory, cache: StateCache, step: Step, work: Workspace, least: int
 
 @kernel
 def _chunks(
-    out, q, k, v, log, rate, weight, divisor, solved, states, starts, context, table, width, least, heads,
-    out_row, out_head, q_row, q_head, k_row, k_head, v_row, v_head, log_row, log_head, weight_row,
-    weight_head, divisor_row, K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, HEAD: tl.constexpr,
-    SK: tl.constexpr, SV: tl.constexpr, DELTA: tl.constexpr, SLOT: tl.constexpr, EVERY: tl.constexpr,
-    ELEM: tl.constexpr, BT: tl.constexpr, KP: tl.constexpr, BV: tl.constexpr, CHAIN: tl.constexpr,
+    out, q, k, v, log, rate, bias, skip, weight, divisor, solved, states, starts, context, table, width,
+    least, heads, out_row, out_head, q_row, q_head, k_row, k_head, v_row, v_head, log_row, log_head,
+    weight_row, weight_head, divisor_row, K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr,
+    HEAD: tl.constexpr, SK: tl.constexpr, SV: tl.constexpr, DELTA: tl.constexpr, SOFT: tl.constexpr,
+    UNIT: tl.constexpr, SCALE: tl.constexpr, SLOT: tl.constexpr, EVERY: tl.constexpr, ELEM: tl.constexpr,
+    BT: tl.constexpr, KP: tl.constexpr, BV: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """``BV`` values of one head of a sequence, ``BT`` tokens at once; ``KP`` >= ``K``."""
     go_on(CHAIN)
     h = tl.program_id(1)
     n, j, t = tl.arange(0, KP), tl.program_id(0) * BV + tl.arange(0, BV), tl.arange(0, BT)
-    fall = 1.0
-    if rate is not None:
-        fall = tl.load(rate + h).to(tl.float32)
+    fall, more, through = by_head(rate, h, 1.0), by_head(bias, h, 0.0), by_head(skip, h, 0.0)
     wait(CHAIN)
     a, b, before, after = span(starts, context, table, width, tl.program_id(2), EVERY)
     if b - a <= least:
@@ -67,24 +66,28 @@ def _chunks(
         wide, tall = live[:, None] & (n < K)[None], live[:, None] & (j < V)[None]
         group = h // SHARED
         key = tl.load(k + rows[:, None] * k_row + group * k_head + n[None], mask=wide, other=0.0)
-        key = rounded(key.to(tl.float32), ELEM)
+        key = rounded(unit(key.to(tl.float32), UNIT, 1), ELEM)
         u = tl.load(v + rows[:, None] * v_row + h * v_head + j[None], mask=tall, other=0.0).to(tl.float32)
-        falls = tl.load(log + rows * log_row + h * log_head, mask=live, other=0.0).to(tl.float32) * fall
-        since, total = tl.cumsum(falls, 0), tl.sum(falls, 0)
         nothing = tl.zeros([BT, BV], tl.float32)
+        y = nothing
+        if skip is not None:
+            y += through * u
+        falls = soft(tl.load(log + rows * log_row + h * log_head, mask=live, other=0.0), more, SOFT) * fall
+        falls = tl.where(live, falls, 0.0)
+        since, total = tl.cumsum(falls, 0), tl.sum(falls, 0)
         if DELTA:
             u -= tl.exp(since)[:, None] * dot(key, rounded(s, ELEM), nothing)
         if weight is not None:
-            rates = tl.load(weight + rows * weight_row + h * weight_head, mask=live, other=0.0).to(tl.float32)
-            u *= rates[:, None]
+            rates = tl.load(weight + rows * weight_row + h * weight_head, mask=live, other=0.0)
+            u *= soft(rates, more, SOFT)[:, None]
         if DELTA:
             system = solved + (rows[:, None] * heads + h) * BT + t[None]
             u = dot(tl.load(system, mask=live[:, None], other=0.0), rounded(u, ELEM), nothing)
         query = tl.load(q + rows[:, None] * q_row + group * q_head + n[None], mask=wide, other=0.0)
-        query = rounded(query.to(tl.float32), ELEM)
+        query = rounded(unit(query.to(tl.float32), UNIT, 1) * SCALE, ELEM)
         seen = tl.where(t[:, None] >= t[None], since[:, None] - since[None], float("-inf"))
         scores = dot(query, tl.trans(key), tl.zeros([BT, BT], tl.float32)) * tl.exp(seen)
-        y = dot(query, rounded(s, ELEM), nothing) * tl.exp(since)[:, None]
+        y += dot(query, rounded(s, ELEM), nothing) * tl.exp(since)[:, None]
         y = dot(rounded(scores, ELEM), rounded(u, ELEM), y)
         if divisor is not None:
             y /= tl.load(divisor + rows * divisor_row + h, mask=live, other=1.0)[:, None]

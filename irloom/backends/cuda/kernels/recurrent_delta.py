@@ -14,7 +14,7 @@ from irloom.backends.cuda.step import Step
 from irloom.backends.cuda.work import Workspace
 
 from .mode import dot, go_on, kernel, options, rounded, tl, triton, wait
-from .recurrent_memory import Memory
+from .recurrent_memory import Memory, unit
 from .recurrent_slots import block_of
 
 BLOCK = 16
@@ -34,7 +34,7 @@ def corrections(m: Memory, step: Step, work: Workspace, tokens: int, least: int)
     exact = m.elem == torch.float32
     _inverse[step.tokens // tokens + step.seqs, m.heads](
         solved, m.k, m.log, weight, step.starts, step.seqs, least, m.heads, *strides, K=m.keys, BT=tokens,
-        SHARED=m.heads // m.k.shape[1], KP=max(16, triton.next_power_of_2(m.keys)), NEAR=BLOCK,
+        SHARED=m.heads // m.k.shape[1], KP=max(16, triton.next_power_of_2(m.keys)), NEAR=BLOCK, UNIT=m.unit,
         PRECISION="ieee" if exact else "tf32x3", **options(num_warps=4),
     )  # fmt: skip
     return solved
@@ -44,7 +44,7 @@ def corrections(m: Memory, step: Step, work: Workspace, tokens: int, least: int)
 def _inverse(
     solved, k, log, weight, starts, seqs, least, heads, k_row, k_head, log_row, log_head, weight_row,
     weight_head, K: tl.constexpr, BT: tl.constexpr, SHARED: tl.constexpr, KP: tl.constexpr,
-    NEAR: tl.constexpr, PRECISION: tl.constexpr, CHAIN: tl.constexpr,
+    NEAR: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one head."""
     go_on(CHAIN)
@@ -58,7 +58,7 @@ def _inverse(
     live = rows < b
     keys = k + rows[:, None] * k_row + h // SHARED * k_head + n[None]
     key = tl.load(keys, mask=live[:, None] & (n < K)[None], other=0.0).to(tl.float32)
-    key = rounded(key, solved.dtype.element_ty)
+    key = rounded(unit(key, UNIT, 1), solved.dtype.element_ty)
     falls = tl.load(log + rows * log_row + h * log_head, mask=live, other=0.0).to(tl.float32)
     rates = tl.load(weight + rows * weight_row + h * weight_head, mask=live, other=0.0).to(tl.float32)
     since = tl.cumsum(falls, 0)

@@ -17,7 +17,7 @@ from irloom.ir.seqs import StateCache
 from .mode import go_on, kernel, options, rounded, tl, triton, wait
 from .recurrent_chunk import chunks
 from .recurrent_gates import gates
-from .recurrent_memory import Memory
+from .recurrent_memory import Memory, by_head, soft, unit
 from .recurrent_slots import places, slots, span
 
 FEW = 8
@@ -34,11 +34,19 @@ def carried_ssd_scan(
     c: torch.Tensor,
     cache: StateCache,
     step: Step,
+    bias: torch.Tensor | None = None,
+    skip: torch.Tensor | None = None,
     *,
     work: Workspace,
+    soft: bool = False,
 ) -> None:
-    """See ``ir.ops.recurrent``: keys are ``b``, queries ``c``, and a state has its values first."""
-    _run(Memory(out, c, b, x, log=dt, rate=a, weight=dt, values_first=True), cache, step, work)
+    """See ``ir.ops.recurrent``: keys are ``b``, queries ``c``, and a state has its values first.
+
+    With ``soft`` it takes ``softplus(dt + bias)`` for ``dt``; to the result it adds ``skip * x``. ``bias``
+    and ``skip`` are [heads].
+    """
+    m = Memory(out, c, b, x, log=dt, rate=a, weight=dt, bias=bias, skip=skip, soft=soft, values_first=True)
+    _run(m, cache, step, work)
 
 
 def carried_gated_delta(
@@ -52,9 +60,16 @@ def carried_gated_delta(
     step: Step,
     *,
     work: Workspace,
+    unit: float | None = None,
+    scale: float = 1.0,
 ) -> None:
-    """See ``ir.ops.recurrent``."""
-    _run(Memory(out, q, k, v, log=decay, weight=beta, delta=True), cache, step, work)
+    """See ``ir.ops.recurrent``. ``q`` and ``k`` may have fewer heads, each for some in a row.
+
+    With ``unit`` they are brought to length 1, its ``l2_norm`` having that for ``eps``; ``q`` is then taken
+    times ``scale``.
+    """
+    m = Memory(out, q, k, v, log=decay, weight=beta, delta=True, unit=unit, scale=scale)
+    _run(m, cache, step, work)
 
 
 def carried_gated_linear_attention(
@@ -110,19 +125,18 @@ def _token_by_token(m: Memory, cache: StateCache, step: Step, most: int) -> None
 
 @kernel
 def _tokens(
-    out, q, k, v, log, rate, weight, divisor, states, starts, context, table, width, most,
+    out, q, k, v, log, rate, bias, skip, weight, divisor, states, starts, context, table, width, most,
     out_row, out_head, q_row, q_head, k_row, k_head, v_row, v_head, log_row, log_head, weight_row,
     weight_head, divisor_row, K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, HEAD: tl.constexpr,
-    SK: tl.constexpr, SV: tl.constexpr, DELTA: tl.constexpr, BY_KEY: tl.constexpr, SLOT: tl.constexpr,
-    EVERY: tl.constexpr, KP: tl.constexpr, BV: tl.constexpr, CHAIN: tl.constexpr,
+    SK: tl.constexpr, SV: tl.constexpr, DELTA: tl.constexpr, SOFT: tl.constexpr, UNIT: tl.constexpr,
+    SCALE: tl.constexpr, BY_KEY: tl.constexpr, SLOT: tl.constexpr, EVERY: tl.constexpr, KP: tl.constexpr,
+    BV: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """``BV`` values of one head of a sequence of up to ``most`` tokens; ``KP`` >= ``K``."""
     go_on(CHAIN)
     h = tl.program_id(1)
     n, j = tl.arange(0, KP), tl.program_id(0) * BV + tl.arange(0, BV)
-    fall = 1.0
-    if rate is not None:
-        fall = tl.load(rate + h).to(tl.float32)
+    fall, more, through = by_head(rate, h, 1.0), by_head(bias, h, 0.0), by_head(skip, h, 0.0)
     wait(CHAIN)
     a, b, before, after = span(starts, context, table, width, tl.program_id(2), EVERY)
     if (a == b) | (b - a > most):
@@ -135,17 +149,21 @@ def _tokens(
         query = tl.load(q + row * q_row + h // SHARED * q_head + n, mask=n < K, other=0.0).to(tl.float32)
         key = tl.load(k + row * k_row + h // SHARED * k_head + n, mask=n < K, other=0.0).to(tl.float32)
         u = tl.load(v + row * v_row + h * v_head + j, mask=j < V, other=0.0).to(tl.float32)
+        query, key = unit(query, UNIT, 0) * SCALE, unit(key, UNIT, 0)
+        y = tl.zeros([BV], tl.float32)
+        if skip is not None:
+            y += through * u
         if BY_KEY:
             keep = tl.load(log + row * log_row + h * log_head + n, mask=n < K, other=0.0).to(tl.float32)
             s *= tl.exp(keep)[:, None]
         else:
-            s *= tl.exp(tl.load(log + row * log_row + h * log_head).to(tl.float32) * fall)
+            s *= tl.exp(soft(tl.load(log + row * log_row + h * log_head), more, SOFT) * fall)
         if DELTA:
             u -= tl.sum(s * key[:, None], 0)
         if weight is not None:
-            u *= tl.load(weight + row * weight_row + h * weight_head).to(tl.float32)
+            u *= soft(tl.load(weight + row * weight_row + h * weight_head), more, SOFT)
         s += key[:, None] * u[None]
-        y = tl.sum(s * query[:, None], 0)
+        y += tl.sum(s * query[:, None], 0)
         if divisor is not None:
             y /= tl.load(divisor + row * divisor_row + h)
         tl.store(out + row * out_row + h * out_head + j, rounded(y, out.dtype.element_ty), mask=j < V)
