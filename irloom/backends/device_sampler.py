@@ -57,7 +57,7 @@ def launch(
         top = logprobs.topk(told.reported)
         columns += [logprobs.gather(1, tokens.unsqueeze(1)), top.indices, top.values]
     table = torch.cat([c.double() for c in (tokens.unsqueeze(1), *columns)], 1)
-    return Choice(logits, rows, size, told.draws is not None, told.reported or 0, *_to_host(table))
+    return Choice(logits, rows, size, told.draws is not None, told.reported or 0, *to_host(table))
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def _least(
     return least, enough
 
 
-def _to_host(x: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+def to_host(x: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
     """A copy on the host, and what says that it is there."""
     if not x.is_cuda:
         return x, None
