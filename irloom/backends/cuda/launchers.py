@@ -15,6 +15,7 @@ HOMES = {
     "embedding": ("embedding", "last_rows"),
     "rope": ("rope", "rope_append", "kv_append"),
     "attention": ("paged_attention",),
+    "rope_attention": ("rope_attention",),
     "recurrent_conv": ("carried_causal_conv", "carried_token_shift"),
     "recurrent_scan": ("carried_linear_scan", "carried_selective_scan", "carried_wkv"),
     "recurrent_matrix": (

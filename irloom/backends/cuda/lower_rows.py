@@ -77,9 +77,18 @@ def rope(f: Lowering, n: Node) -> bool:
 
 @lowers("rope_append")
 def rope_append(f: Lowering, n: Node) -> bool:
+    """Along with the attention that alone reads the queries and sees the keys, or a kernel."""
     q, k, v, cache, _, seqs, *weights = _all(n, 9)
     if not _keeps_all(cache):
         return f.decline(n, f"cache {cache}")
+    read = f.only_reader(n.results[0])
+    if read is not None and v is not None and _follows(f, n, read):
+        f.folded.add(id(read))
+        turn = {"turn" if k == "scale" else k: x for k, x in n.attrs.items()}
+        attrs = turn | {k: x for k, x in read.attrs.items() if k not in ("block", "values")}
+        args = (q, k, v, cache, seqs, *weights, *_all(read, 5)[3:])
+        made = (read.result, n.results[1])
+        return f.launch("rope_attention", n, *args, results=made, given=("work",), attrs=attrs)
     return f.launch("rope_append", n, q, k, v, cache, seqs, *weights, attrs=n.attrs)
 
 
@@ -98,6 +107,16 @@ def paged_attention(f: Lowering, n: Node) -> bool:
         return f.decline(n, f"sinks {sinks.type}")
     attrs = {k: v for k, v in n.attrs.items() if k != "block"}
     return f.launch("paged_attention", n, q, cache, seqs, sinks, slopes, given=("work",), attrs=attrs)
+
+
+def _follows(f: Lowering, n: Node, read: Node) -> bool:
+    """Whether ``read`` attends with the queries of ``n`` to the cache it renews, by what is there before."""
+    if read.op.name != "paged_attention" or list(read.args[:2]) != list(n.results):
+        return False
+    _, _, _, sinks, slopes, index, bias = _all(read, 7)
+    whole = index is None and bias is None and read.attrs.get("values") is None
+    vector = not isinstance(sinks, Value) or sinks.type.rank == 1
+    return whole and vector and f.there(sinks, n) and f.there(slopes, n)
 
 
 def _keeps_all(cache: object) -> bool:

@@ -201,17 +201,29 @@ def test_prefill_compiles_to_warp_group_products_of_prefetched_keys() -> None:
     assert "ld.local" not in made["ptx"]
 
 
-@pytest.mark.parametrize("pairs", [0, 4], ids=["bf16", "e4m3"])
-def test_decode_compiles_with_three_blocks_of_keys_in_flight(pairs: int) -> None:
-    """Keys and values go from shared memory to tensor cores as matrices: in fp8 too, in pairs of entries."""
-    scratch = {**dict.fromkeys(("sums", "tops", "totals"), "*fp32"), "counts": "*i32"}
-    kept = dict.fromkeys(("k", "v"), "*u16") if pairs else {}
+FRESH = ("new_k", "new_v", "keys", "values", "q_norm", "k_norm", "freq")
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["bf16", "e4m3"])
+def test_decode_compiles_with_three_blocks_of_keys_in_flight(fresh: bool) -> None:
+    """Keys and values go from shared memory to tensor cores as matrices: in fp8 too, in pairs of entries.
+
+    The latter with queries and keys that are yet to be normed and rotated.
+    """
+    signature = (
+        SIGNATURE | dict.fromkeys(("sums", "tops", "totals"), "*fp32") | {"counts": "*i32", "eps": "fp32"}
+    )
+    signature |= dict.fromkeys(("k_row", "k_head", "v_row", "v_head"), "i32")
+    given = constants(16, 64) | {"MIXED": False, "SCAN": 32, "PARTS": 8, "LINES": 4, "INTERLEAVED": False}
+    given |= {"PAIRS": 4, "UNIT": 2, "HALF": 64} if fresh else {"UNIT": 1, "HALF": 0, **dict.fromkeys(FRESH)}
+    if fresh:
+        signature |= dict.fromkeys(("k", "v"), "*u16") | dict.fromkeys(("keys", "values"), "*fp8e4nv")
+        signature |= dict.fromkeys(("new_k", "new_v", "q_norm", "k_norm"), "*bf16") | {"freq": "*fp32"}
     made = compiled(
-        "irloom.backends.cuda.kernels.decode_attention", "decode", SIGNATURE | scratch | kept,
-        constants(16, 64) | {"PAIRS": pairs, "MIXED": False, "SCAN": 32, "PARTS": 8, "LINES": 4},
-        num_warps=4, num_stages=4,
+        "irloom.backends.cuda.kernels.decode_attention", "decode", signature,
+        given | {"TURN": 1.0, "NORM": fresh}, num_warps=4, num_stages=4,
     )  # fmt: skip
-    assert made["shared"] >= 3 * 2 * 64 * 128 * (1 if pairs else 2)
+    assert made["shared"] >= 3 * 2 * 64 * 128 * (1 if fresh else 2)
     assert "atom.global.gpu.acq_rel" in made["ptx"]
     assert "ldmatrix.sync.aligned.m8n8.x4.trans" in made["ptx"]
     assert "ld.shared.b8" not in made["ptx"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from irloom.ir.seqs import PagedCache
 
 from ..step import Step
+from .tiles import power_of_two
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Call:
     @property
     def value(self) -> int:
         """Features of a value, up to a power of two: as many entries has a row of sums."""
-        return max(16, power_above(self.out.shape[2]))
+        return max(16, power_of_two(self.out.shape[2]))
 
     def heads(self, rows: int) -> Heads:
         """Query heads in blocks of at most ``rows``."""
@@ -85,7 +86,7 @@ class Call:
         """Keys and values as kernels read them; exponent bits of fp8 that is read in pairs, else 0."""
         k, v = self.cache.k, self.cache.k if self.values is not None else self.cache.v
         bits = {torch.float8_e4m3fn: 4, torch.float8_e5m2: 5}.get(k.dtype, 0)
-        powers = all(t.shape[3] >= 32 and t.shape[3] == power_above(t.shape[3]) for t in (k, v))
+        powers = all(t.shape[3] >= 32 and t.shape[3] == power_of_two(t.shape[3]) for t in (k, v))
         even = not any(n % 2 for t in (k, v) for n in (*t.stride()[:3], t.storage_offset()))
         if not bits or not powers or not even or self.values is not None or self.q.element_size() != 2:
             return k, v, 0
@@ -117,7 +118,7 @@ class Call:
             "GROUP": heads.group, "HEADS": heads.size, "BLOCKS": heads.parts, "ROWS": tile.rows,
             "K_PAGE": k.stride(0), "K_TOKEN": k.stride(1), "K_HEAD": k.stride(2),
             "V_PAGE": v.stride(0), "V_TOKEN": v.stride(1), "V_HEAD": v.stride(2),
-            "DIM": dim, "MAIN": main, "REST": max(16, power_above(dim - main)) if dim > main else 0,
+            "DIM": dim, "MAIN": main, "REST": max(16, power_of_two(dim - main)) if dim > main else 0,
             "VALUE": self.out.shape[2], "VALUES": self.value, "SHARED": self.values == main,
             "PAGE": k.shape[1], "SCALE": self.scale, "SOFTCAP": self.softcap or 0.0,
             "SLOPED": self.slopes is not None, "SUNK": self.sinks is not None,
@@ -125,6 +126,34 @@ class Call:
         }  # fmt: skip
 
 
-def power_above(n: int) -> int:
-    """The least power of two that is not below ``n``."""
-    return 1 << max(0, n - 1).bit_length()
+@dataclass(frozen=True)
+class Fresh:
+    """Keys and values of a step that the cache has yet to hold, and queries that are to be rotated.
+
+    As the operands and attributes of ``rope_append`` say, ``half`` pairs of features by ``freq``.
+    """
+
+    k: Tensor | None = None
+    v: Tensor | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    freq: Tensor | None = None
+    eps: float | None = None
+    half: int = 0
+    interleaved: bool = False
+    scale: float = 1.0
+
+    def operands(self, cache: PagedCache) -> tuple[Any, ...]:
+        """The last operands of ``decode``."""
+        if self.k is None or self.v is None:
+            return (None,) * 7 + (0,) * 4 + (0.0,)
+        strides = self.k.stride(0), self.k.stride(1), self.v.stride(0), self.v.stride(1)
+        norms = self.q_norm, self.k_norm
+        return (self.k, self.v, cache.k, cache.v, *norms, self.freq, *strides, self.eps or 0.0)
+
+    def constants(self) -> dict[str, Any]:
+        """What it is compiled for."""
+        return {
+            "HALF": self.half, "INTERLEAVED": self.interleaved, "TURN": self.scale,
+            "NORM": self.eps is not None,
+        }  # fmt: skip

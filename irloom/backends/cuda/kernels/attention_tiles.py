@@ -10,7 +10,8 @@ import torch
 from ..step import Step
 from ..tuning import choose
 from ..work import Workspace
-from .attention_call import Call, Tile, power_above
+from .attention_call import Call, Tile
+from .tiles import power_of_two
 
 SHARED = 227 << 10
 """Bytes of shared memory that a multiprocessor has for its programs."""
@@ -24,7 +25,7 @@ def decode_tiles(call: Call) -> tuple[Tile, ...]:
 
     What counts is bytes in flight: programs on one multiprocessor times the blocks that each has asked for.
     """
-    rows = min(64, max(16, power_above(call.group)))
+    rows = min(64, max(16, power_of_two(call.group)))
     warps = 8 if rows * call.value >= 1 << 14 else 4
     cuts = [
         (64, warps, 4),

@@ -8,6 +8,7 @@ All query heads that share a KV head are rows of one product, so keys are read o
 
 from __future__ import annotations
 
+from .fresh_heads import own_key, turned
 from .mode import go_on, kernel, rounded, tl, wait
 from .over_keys import over_keys
 from .paged_keys import ALL_ALIKE, NOTHING, columns, finish, since, widened
@@ -96,6 +97,7 @@ def joined(
 def decode(
     out, sums, tops, totals, counts, q, k, v, table, starts, context, sinks, slopes,
     seqs, q_row, q_head, out_row, out_head, table_row, sink_row,
+    new_k, new_v, keys, values, q_norm, k_norm, freq, k_row, k_head, v_row, v_head, eps,
     GROUP: tl.constexpr, HEADS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr,
     K_PAGE: tl.constexpr, K_TOKEN: tl.constexpr, K_HEAD: tl.constexpr,
     V_PAGE: tl.constexpr, V_TOKEN: tl.constexpr, V_HEAD: tl.constexpr,
@@ -103,12 +105,15 @@ def decode(
     SHARED: tl.constexpr, PAGE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
     SLOPED: tl.constexpr, SUNK: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
     PAIRS: tl.constexpr, BLOCK: tl.constexpr, MIXED: tl.constexpr, SCAN: tl.constexpr,
-    PARTS: tl.constexpr, LINES: tl.constexpr, CHAIN: tl.constexpr,
+    PARTS: tl.constexpr, LINES: tl.constexpr, UNIT: tl.constexpr, HALF: tl.constexpr,
+    INTERLEAVED: tl.constexpr, TURN: tl.constexpr, NORM: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """Program (h, p): part ``p`` of all keys for block ``h`` of query heads, ``BLOCKS`` of them a KV head.
 
     ``sums`` f32[h, 2 p, ROWS, VALUES], ``tops`` and ``totals`` f32[h, 2 p, ROWS] are for sequences that are
-    cut; ``counts`` i32[h, p] of zeros is left as zeros.
+    cut; ``counts`` i32[h, p] of zeros is left as zeros. With ``new_k`` queries are yet to be rotated, and
+    this step's keys and values to be kept in ``keys`` and ``values``: ``k`` and ``v``, ``UNIT`` times as many
+    entries.
     """
     WHOLE: tl.constexpr = MAIN if MAIN < DIM else DIM
     wait(CHAIN)
@@ -142,14 +147,33 @@ def decode(
             zero = first // BLOCK - passed
             at = tl.zeros((ROWS,), tl.int32) + n - 1
             here = q + token.to(tl.int64) * q_row + head * q_head
-            main = widened(columns(here, row * q_head, inside, 0, WHOLE, MAIN), k, PAIRS)
+            top, total = tl.full((ROWS,), NOTHING, tl.float32), tl.zeros((ROWS,), tl.float32)
+            acc = tl.zeros((ROWS, VALUES), tl.float32)
+            pages = table + s.to(tl.int64) * table_row
+            kept = n
+            if new_k is None:
+                main = widened(columns(here, row * q_head, inside, 0, WHOLE, MAIN), k, PAIRS)
+            else:
+                kept = n - 1
+                main = turned(
+                    here, row * q_head, inside, kept, q_norm, freq, eps, DIM, MAIN, HALF, INTERLEAVED, TURN,
+                    NORM,
+                )  # fmt: skip
+                main = widened(main, k, PAIRS)
+                if until == passed + count:
+                    acc, top, total = own_key(
+                        acc, top, total, main, new_k + token.to(tl.int64) * k_row + kv * k_head,
+                        new_v + token.to(tl.int64) * v_row + kv * v_head, keys + kv * K_HEAD * UNIT,
+                        values + kv * V_HEAD * UNIT, tl.load(pages + kept // PAGE), kept, at, slope, k_norm,
+                        freq, eps, K_PAGE * UNIT, K_TOKEN * UNIT, V_PAGE * UNIT, V_TOKEN * UNIT, DIM, MAIN,
+                        VALUE, VALUES, PAGE, SCALE, SOFTCAP, SLOPED, HALF, INTERLEAVED, TURN, NORM,
+                    )  # fmt: skip
             rest = main
             if REST:
                 rest = widened(columns(here, row * q_head, inside, MAIN, DIM - MAIN, REST), k, PAIRS)
             acc, top, total = over_keys(
-                tl.zeros((ROWS, VALUES), tl.float32), tl.full((ROWS,), NOTHING, tl.float32),
-                tl.zeros((ROWS,), tl.float32), main, rest, k, v, table + s.to(tl.int64) * table_row, at,
-                slope, (zero + begin) * BLOCK, (zero + until) * BLOCK, first, n,
+                acc, top, total, main, rest, k, v, pages, at, slope,
+                (zero + begin) * BLOCK, (zero + until) * BLOCK, first, kept,
                 K_PAGE, K_TOKEN, V_PAGE, V_TOKEN, DIM, MAIN, REST, VALUE, VALUES, SHARED, PAGE, SCALE,
                 SOFTCAP, SLOPED, WINDOW, CHUNK, BLOCK, ALL_ALIKE, PAIRS,
             )  # fmt: skip
