@@ -205,22 +205,22 @@ class Product:
 
 
 class Trial:
-    """Runs a product in each way, into memory of its own, since a residual may be its result."""
+    """Runs a product in each way. What it writes is its result, which is made after: but where that is the
+    residual, memory of its own.
+    """
 
     def __init__(self, p: Product) -> None:
+        if p.residual is not None and same_memory(p.residual, _values(p.out)):
+            out = torch.empty_like(p.residual)
+            p = replace(p, out=out, residual=out)
         self.product = p
-        self.made: dict[Way, tuple[Product, Workspace]] = {}
+        self.works: dict[Way, Workspace] = {}
 
     def __call__(self, way: Way) -> None:
-        if way not in self.made:
-            p, out = self.product, _like(self.product.out)
-            own = p.residual is not None and same_memory(p.residual, _values(p.out))
-            residual = _values(out) if own else p.residual
-            work = Workspace(_values(out).device)
-            self.made[way] = replace(p, out=out, residual=residual), work
-        p, work = self.made[way]
-        work.reset()
-        p.run(way, work)
+        if way not in self.works:
+            self.works[way] = Workspace(_values(self.product.out).device)
+        self.works[way].reset()
+        self.product.run(way, self.works[way])
 
 
 def _expanded_product(out: torch.Tensor, x: Operand, weight: Quantized, work: Workspace) -> None:
@@ -244,13 +244,6 @@ def _rounding(dims: Sequence[int], quant: Quant, work: Workspace) -> Quantized:
     rows, k = dims
     scales = work.take((k // (quant.group or k), rows), quant.scale.torch).t()
     return Quantized(work.take((rows, k), quant.base.torch), scales, None, quant)
-
-
-def _like(out: Operand) -> Operand:
-    if isinstance(out, torch.Tensor):
-        return torch.empty_like(out)
-    scales = torch.empty_strided(out.scales.shape, out.scales.stride(), dtype=out.scales.dtype)
-    return Quantized(torch.empty_like(out.values), scales.to(out.scales.device), None, out.quant, out.form)
 
 
 def _part(x: Operand, first: int, end: int) -> Operand:

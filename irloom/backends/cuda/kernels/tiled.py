@@ -94,9 +94,9 @@ def tiled_kernel(
     x_at = x + t[:, None].to(tl.int64) * x_row
     go_on(CHAIN)
     if CHAIN:
-        _prefetch(gate, first, FOUR)
+        _prefetch(gate, first, K, FOUR)
         if GATED:
-            _prefetch(up, first, FOUR)
+            _prefetch(up, first, K, FOUR)
     wait(CHAIN)
     acc, acc_up = tl.zeros((BN, BT), tl.float32), tl.zeros((BN, BT), tl.float32)
     for k in tl.range(first, last, BK):
@@ -219,13 +219,13 @@ def _whole(
 
 
 @kernel
-def _prefetch(rows, k, FOUR: tl.constexpr):
+def _prefetch(rows, k, K, FOUR: tl.constexpr):
     """Brings the next KiB of these rows, from entry ``k`` on, to the L2 cache, and waits for nothing."""
     if not INTERPRETED:
-        if FOUR:
-            k = k // 2
         size: tl.constexpr = rows.dtype.element_ty.primitive_bitwidth // 8
-        at = rows + k + (tl.arange(0, 8) * (128 // size))[None, :]
+        if FOUR:
+            k, K = k // 2, K // 2
+        at = rows + tl.minimum(k + tl.arange(0, 8) * (128 // size), K - 1)[None, :]
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at.to(tl.int64)], tl.int32, False, 1
         )
