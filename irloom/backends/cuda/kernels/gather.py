@@ -99,7 +99,7 @@ def _entries(stack: Stack, how: Gather) -> int:
         width & -width,
         1 << (width - 1).bit_length(),
     )
-    return every if asked >= every or whole < 128 else min(asked, whole)
+    return min(asked, every if asked >= every or whole < 128 else whole)
 
 
 def _wide(stack: Stack, how: Gather) -> int:
