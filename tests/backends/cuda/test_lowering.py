@@ -19,11 +19,9 @@ def products(program: Program, function: str) -> list[Launch]:
     return [s for s in program.functions[function].launches if s.kernel == "product"]
 
 
-def test_a_layer_of_a_llama_is_six_launches() -> None:
+def test_a_layer_of_a_llama_is_five_launches() -> None:
     program = Model.of("llama").program()
-    assert kernels(program, "layer") == [
-        "product", "rope_append", "paged_attention", "product", "product", "product",
-    ]  # fmt: skip
+    assert kernels(program, "layer") == ["product", "rope_attention", "product", "product", "product"]
     qkv, o, gate_up, down = products(program, "layer")
     assert [p.attrs["form"].eps is not None for p in (qkv, o, gate_up, down)] == [True, False, True, False]
     assert gate_up.attrs["form"].gated and gate_up.attrs["form"].act == "silu"
@@ -84,7 +82,7 @@ def test_an_op_without_a_kernel_runs_its_body_and_says_so() -> None:
 def test_the_program_prints_what_is_launched() -> None:
     text = str(Model.of("llama").program())
     assert "x, kv[i] = layer[i](x, positions, seqs, kv[i])" in text
-    assert "rope_append(q_turned, reshape, reshape_1, reshape_2, kv, seqs" in text
+    assert "rope_attention(paged_attention, reshape, reshape_1, reshape_2, kv, seqs" in text
 
 
 def test_every_pass_of_the_pipeline_is_one_that_others_have() -> None:
