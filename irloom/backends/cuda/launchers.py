@@ -11,6 +11,7 @@ HOMES = {
     "rows": ("rms_norm", "add_rms_norm", "rms_norm_add", "layer_norm", "add_layer_norm", "l2_norm"),
     "activation": ("act_mul",),
     "elementwise": ("elementwise",),
+    "moves": ("reshape", "permute", "expand", "sliced", "concat"),
     "quantize": ("quantize",),
     "embedding": ("embedding", "last_rows"),
     "rope": ("rope", "rope_append", "kv_append"),

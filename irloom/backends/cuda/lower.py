@@ -51,12 +51,13 @@ def own_handlers() -> None:
     from irloom.backends.cuda import (
         lower_elementwise,
         lower_experts,
+        lower_moves,
         lower_products,
         lower_recurrent,
         lower_rows,
     )
 
-    own = lower_elementwise, lower_experts, lower_products, lower_recurrent, lower_rows
+    own = lower_elementwise, lower_experts, lower_moves, lower_products, lower_recurrent, lower_rows
     assert all(own), "imported for their handlers"
 
 

@@ -127,3 +127,20 @@ def main(x: f32[T, 12], above: f32[1], below: f32[1], beta: f32[1], eps: f32[1])
 """
     numbers = [torch.tensor(v, device=normal(1, 1).device) for v in ([0.8], [0.4], [0.5], [-1e-6])]
     assert_same(text, normal(1, T, 12), *numbers)
+
+
+def test_moves_are_copies_of_any_strides() -> None:
+    text = """
+def main(x: f32[T, 2, 6], y: f32[T, 2, 3]):
+    turned = permute(x, dims=(1, 0, 2))
+    odd = slice(x, dim=2, start=1, step=2)
+    both = concat(odd, y, dim=2)
+    z = mul(both, 2.0)
+    back = permute(z, dims=(0, 2, 1))
+    return turned, back
+"""
+    x = columns(1, T, 2, 6)
+    assert_same(text, x, columns(2, T, 2, 3), count=5)
+    flat = poisoned(2, 30)
+    LAUNCHERS["reshape"](flat, x.transpose(0, 1), dims=(2, 30))
+    assert torch.equal(flat, x.transpose(0, 1).reshape(2, 30))

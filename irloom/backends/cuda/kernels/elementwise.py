@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import linecache
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -26,16 +25,14 @@ BLOCKS = ((1024, 4), (512, 2), (2048, 4), (2048, 8))
 
 
 def elementwise(out: Tensor, *operands: Tensor, formula: str) -> None:
-    """``formula`` of ``operands``, each of which broadcasts to ``out``, which is contiguous."""
-    assert out.is_contiguous(), "a chain writes entry after entry"
-    sizes, strides = merged(out, operands)
+    """``formula`` of ``operands``, each of which broadcasts to ``out``."""
+    sizes, strides = merged(out, *operands)
     kinds = tuple("".join(_kind(s) for s in of) for of in strides)
     made = generated(formula, kinds)
-    most = max(sum((n - 1) * s for n, s in zip(sizes, of, strict=True)) for of in strides) if strides else 0
+    most = max(sum((n - 1) * s for n, s in zip(sizes, of, strict=True)) for of in strides)
     steps = [s for of in strides for s in of if s > 1]
-    attrs = {f"N{i}": n for i, n in enumerate(sizes[1:], 1)} | {
-        "WIDE": max(most, out.numel()) >= 2**31 - 4096
-    }
+    attrs = {f"N{i}": n for i, n in enumerate(sizes[1:], 1)}
+    attrs["WIDE"] = max(most, out.numel()) >= 2**31 - 4096
 
     def run(block: tuple[int, int], to: Tensor | None) -> None:
         b, warps = block
@@ -46,17 +43,17 @@ def elementwise(out: Tensor, *operands: Tensor, formula: str) -> None:
     run(choose("elementwise", key, BLOCKS, lambda block: run(block, fresh(out))), out)
 
 
-def merged(out: Tensor, operands: Sequence[Tensor]) -> tuple[list[int], list[list[int]]]:
-    """The dims of ``out`` with as many as possible merged, and how each operand moves along them.
+def merged(out: Tensor, *operands: Tensor) -> tuple[list[int], list[list[int]]]:
+    """The dims of ``out`` with as many as possible merged, and how it and each operand move along them.
 
     The first is never left out for being 1, so that steps of one row need no kernel of their own.
 
     >>> import torch
     >>> wide = torch.empty(5, 16)
-    >>> merged(torch.empty(5, 2, 4), [wide[:, :8].view(5, 2, 4), torch.empty(1, 2, 4)])
-    ([5, 8], [[16, 1], [0, 1]])
+    >>> merged(torch.empty(5, 2, 4), wide[:, :8].view(5, 2, 4), torch.empty(1, 2, 4))
+    ([5, 8], [[8, 1], [16, 1], [0, 1]])
     """
-    seen = [x.expand(out.shape) for x in operands]
+    seen = [x.expand(out.shape) for x in (out, *operands)]
     dims = [i for i, n in enumerate(out.shape) if i == 0 or n > 1]
     sizes, strides = [], [[] for _ in seen]
     for i in dims:
@@ -78,7 +75,9 @@ def _kind(stride: int) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """A kernel's text. ``kinds`` says how each operand moves along each dim: not (``-``), by 1, by ``s``."""
+    """A kernel's text. ``kinds``: how its result and each operand move along each dim, not (``-``), by 1, by
+    ``s``.
+    """
 
     formula: str
     kinds: tuple[str, ...]
@@ -89,12 +88,12 @@ class Source:
         return f"chain_{hashlib.sha256(repr(self).encode()).hexdigest()[:8]}"
 
     def __str__(self) -> str:
-        operands = [f"p{i}" for i in range(len(self.kinds))]
+        tensors = [f"p{i}" for i in range(len(self.kinds))]
         steps = [f"s{i}_{d}" for i, kind in enumerate(self.kinds) for d, k in enumerate(kind) if k == "s"]
         dims = range(1, max(map(len, self.kinds), default=1))
         fixed = [f"{n}: tl.constexpr" for n in (*(f"N{d}" for d in dims), "WIDE", "B", "CHAIN")]
         places = self.places(len(dims))
-        loads = [self.load(i, kind) for i, kind in enumerate(self.kinds)]
+        loads = [f"x{i} = seen(tl.load({self.at(i + 1)}))" for i in range(len(self.kinds) - 1)]
         lines = [
             "go_on(CHAIN)",
             "at = first(WIDE) * B + tl.arange(0, B)",
@@ -103,9 +102,9 @@ class Source:
             "wait(CHAIN)",
             *loads,
             f"y = {self.formula}",
-            "tl.store(out + at, stored(y, out.dtype.element_ty), live)",
+            self.store(),
         ]
-        head = f"def {self.name}({', '.join(['out', *operands, 'count', *steps, *fixed])}):\n"
+        head = f"def {self.name}({', '.join([*tensors, 'count', *steps, *fixed])}):\n"
         return head + "".join(f"    {line}\n" for line in lines)
 
     def places(self, inner: int) -> list[str]:
@@ -118,11 +117,17 @@ class Source:
             rest = f"r{d}"
         return [*lines, f"i0 = {rest}"]
 
-    def load(self, i: int, kind: str) -> str:
-        """An operand, read where its entries are."""
-        terms = [f"i{d}" if k == "1" else f"i{d} * s{i}_{d}" for d, k in enumerate(kind) if k != "-"]
+    def at(self, i: int) -> str:
+        """Where entries of the ``i``-th tensor lie, and which of them there are."""
+        steps = enumerate(self.kinds[i])
+        terms = [f"i{d}" if k == "1" else f"i{d} * s{i}_{d}" for d, k in steps if k != "-"]
         place = " + ".join([f"p{i}", *terms])
-        return f"x{i} = seen(tl.load({place}, live))" if terms else f"x{i} = seen(tl.load({place}))"
+        return f"{place}, mask=live" if terms else place
+
+    def store(self) -> str:
+        """What writes the result ``y``."""
+        place, *mask = self.at(0).split(", ")
+        return f"tl.store({', '.join([place, 'stored(y, p0.dtype.element_ty)', *mask])})"
 
 
 @cache
