@@ -63,6 +63,8 @@ def sum_behind(f: Lowering, n: Node) -> tuple[Value, Arg] | None:
     add = f.only_reader(n.result)
     if add is None or add.op.name != "add_rms_norm" or add.attrs["inner_eps"] is not None:
         return None
+    if not all(a is None or f.is_weight(a) for a in add.args[2:]):
+        return None
     x, y = add.args[:2]
     other = x if y is n.result else y
     if other is n.result or not f.there(other, n) or not isinstance(other, Value):

@@ -11,6 +11,8 @@ from .lower import Lowering, Prologue, lowers
 @lowers("rms_norm")
 def rms_norm(f: Lowering, n: Node) -> bool:
     """In the product that alone reads it, or a kernel."""
+    if not _fixed(f, n):
+        return False
     x, weight = [*n.args, None][:2]
     eps, groups = n.attrs["eps"], n.attrs.get("groups", 1)
     assert isinstance(eps, float)
@@ -19,6 +21,13 @@ def rms_norm(f: Lowering, n: Node) -> bool:
     if f.rows(x) and _folds(f, n.result):
         return f.prologue(n.result, Prologue(x, weight, eps))
     return f.launch("rms_norm", n, x, weight, attrs={"eps": eps})
+
+
+def _fixed(f: Lowering, n: Node) -> bool:
+    """Whether no kernel makes a norm's weights: they are read while the kernel in front is still running."""
+    rows = 1 if n.op.name in ("rms_norm", "layer_norm", "l2_norm") else 2
+    fixed = all(a is None or f.is_weight(a) for a in n.args[rows:])
+    return fixed or f.decline(n, "a weight that is computed")
 
 
 def _folds(f: Lowering, normed: Value) -> bool:
@@ -32,6 +41,8 @@ def _folds(f: Lowering, normed: Value) -> bool:
 @lowers("add_rms_norm")
 def add_rms_norm(f: Lowering, n: Node) -> bool:
     """The sum is the product's in front, where that could take it; the norm then is as any other."""
+    if not _fixed(f, n):
+        return False
     x, y, weight, inner = [*n.args, None, None][:4]
     total, normed = n.results
     eps = n.attrs["eps"]
@@ -46,7 +57,7 @@ def add_rms_norm(f: Lowering, n: Node) -> bool:
 @lowers("rms_norm_add", "layer_norm", "add_layer_norm", "l2_norm")
 def norm(f: Lowering, n: Node) -> bool:
     """A kernel of the op's own name."""
-    return f.launch(n.op.name, n, *n.args, attrs=n.attrs)
+    return _fixed(f, n) and f.launch(n.op.name, n, *n.args, attrs=n.attrs)
 
 
 @lowers("silu_mul", "gelu_mul", "act_mul")
