@@ -30,8 +30,8 @@ from .quantized import Operand, Quantized
 from .tuning import choose, settled
 from .work import Workspace
 
-SMALL = 16
-"""Rows up to which each number of them is timed by itself."""
+FEW, SMALL = 2, 16
+"""Rows that want no tensor cores, where one kernel can do all; rows whose every number is timed by itself."""
 CHUNK = 4096
 """Rows at a time: more make no product faster, and what lies between kernels takes memory for so many."""
 EXPANDED = 32 << 20
@@ -124,7 +124,8 @@ class Product:
             some = ["library", *own, "expand"]
         else:
             some = [*own, "expand"] if self.rows <= MEDIUM else ["expand", *own]
-        return [*strips(self.out, self.x, self.weight, form), *some]
+        whole = strips(self.out, self.x, self.weight, form)
+        return [*whole, *(some[:1] if whole and self.rows <= FEW else some)]
 
     def run(self, way: Way, work: Workspace) -> None:
         """Launch it one way."""

@@ -73,8 +73,10 @@ class Tuner:
         """See ``tuning.choose``."""
         chosen = candidates[0] if len(candidates) == 1 else self._known(f"{name} {key}", candidates)
         if chosen is None and self._may_time():
-            chosen = self.fastest(candidates, run)
-            self.keep({f"{name} {key}": repr(chosen)})
+            errors = _errors(candidates, run)
+            chosen = self.fastest(candidates, errors, run)
+            if not any(isinstance(e, torch.OutOfMemoryError) for e in errors):  # there is more another time
+                self.keep({f"{name} {key}": repr(chosen)})
         if chosen is None:
             return candidates[0]
         self.settled[name, key] = chosen
@@ -87,10 +89,11 @@ class Tuner:
     def _may_time(self) -> bool:
         return self.clock is not None and not _capturing() and not getattr(_TRIALS, "active", False)
 
-    def fastest(self, candidates: Sequence[T], run: Callable[[T], object]) -> T:
-        """The first candidate that no other beats by more than noise."""
+    def fastest(
+        self, candidates: Sequence[T], errors: Sequence[Exception | None], run: Callable[[T], object]
+    ) -> T:
+        """The first candidate without an error that no other beats by more than noise."""
         assert self.clock is not None
-        errors = _errors(candidates, run)
         best, least = None, float("inf")
         for candidate, error in zip(candidates, errors, strict=True):
             if error is None and (took := self.clock(lambda c=candidate: run(c))) < least * MARGIN:

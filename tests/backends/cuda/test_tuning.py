@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from irloom.backends.cuda.tuning import Tuner
 
@@ -67,6 +68,17 @@ def test_a_broken_file_is_as_none(tmp_path: Path) -> None:
 def test_when_all_fail_the_first_error_is_raised(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"-1\.0 is too much"):
         Tuner(tmp_path / "a.json", seconds).choose("pause", (8,), [-1.0, -2.0], pause)
+
+
+def test_a_choice_made_while_memory_was_short_is_not_kept(tmp_path: Path) -> None:
+    def short(candidate: float) -> None:
+        if candidate == 0.001:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        pause(candidate)
+
+    tuner = Tuner(tmp_path / "a.json", seconds)
+    assert tuner.choose("pause", (8,), CANDIDATES, short) == 0.02
+    assert not tuner.known and tuner.settled == {("pause", (8,)): 0.02}
 
 
 def test_where_nothing_can_be_timed_the_first_stands_in_and_nothing_is_kept(tmp_path: Path) -> None:
