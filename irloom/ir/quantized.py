@@ -154,12 +154,15 @@ def _round(
 ) -> None:
     """Round ``rows`` [r, n] into ``values`` [r, n], with ``scales`` and ``zeros`` [r / rows, n / group]."""
     low, high = _limits(quant)
-    groups = scales.shape[-1]
+    groups, tall = scales.shape[-1], -(-len(rows) // len(scales))
     chunks = _row_chunks([rows, values], rows.shape[-1])
-    found = [_extremes(_grouped(part, groups)) for part, _ in chunks]
-    tall = -(-len(rows) // len(scales))
-    least, most = (torch.cat(x).reshape(-1, tall, groups) for x in zip(*found, strict=True))
-    least, most = least.amin(1), most.amax(1)
+    held = [_grouped(rows, groups)] if len(chunks) == 1 else []  # else each chunk is widened twice
+    found = [_extremes(x) for x in held or (_grouped(part, groups) for part, _ in chunks)]
+    least, most = found[0]
+    if len(found) > 1:
+        least, most = torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
+    if tall > 1:
+        least, most = least.reshape(-1, tall, groups).amin(1), most.reshape(-1, tall, groups).amax(1)
     if quant.zero:
         scales.copy_((most - least) / (high - low))
     else:
@@ -170,7 +173,7 @@ def _round(
     beside = [inverse, *([] if zeros is None else [zeros.float()])]
     every = [t.repeat_interleave(tall, 0) if tall > 1 else t for t in beside]
     for part, to, by, *shift in _row_chunks([rows, values, *every], rows.shape[-1]):
-        scaled = _grouped(part, groups) * by.unsqueeze(-1)
+        scaled = (held[0] if held else _grouped(part, groups)) * by.unsqueeze(-1)
         if shift:
             scaled += shift[0].unsqueeze(-1)
         if quant.base.kind != "float":

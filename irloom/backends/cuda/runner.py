@@ -23,6 +23,7 @@ from .memory import Block, Gaps, room, shape
 from .program import BODY, Function, Launch, Program, Same, View, stored
 from .quantized import Operand, Quantized
 from .step import Step
+from .weight_store import stands_for
 from .work import Workspace
 
 Weights = Callable[[Param, "int | None"], Operand]
@@ -236,8 +237,8 @@ def symbols(program: Program) -> tuple[str, ...]:
 def planned(program: Program, tokens: int, seqs: int) -> int:
     """Bytes of the block that the values of a step of so many tokens and sequences need."""
 
-    def weight(p: Param, layer: int | None) -> torch.Tensor:
-        return torch.empty(shape(p.type.dims, {}), dtype=p.type.plain.torch, device="meta")
+    def weight(p: Param, layer: int | None) -> Operand:
+        return stands_for(p.type)
 
     def ints(*dims: int) -> torch.Tensor:
         return torch.empty(dims, dtype=torch.int32, device="meta")

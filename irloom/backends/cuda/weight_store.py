@@ -24,7 +24,7 @@ from irloom.ir.errors import IRError
 from irloom.ir.quantized import QuantizedTensor
 from irloom.ir.safetensors import file_header, read_header
 from irloom.ir.types import Type
-from irloom.ir.weight_expr import WeightExpr, show_weight, tensor_name, tensor_names
+from irloom.ir.weight_expr import Const, WeightExpr, show_weight, tensor_name, tensor_names
 from irloom.ir.weights import NO_CONSTS, Consts, materialize
 
 from .extents import Extent, extents
@@ -153,6 +153,13 @@ def read(engine: EngineReader, wanted: Iterable[Wanted], device: Device) -> dict
 
     made = {key: w.made({name: view(name, *t) for name, t in w.tensors.items()}) for key, w in once.items()}
     return {w.name: made[w.same] for w in wanted}
+
+
+def stands_for(t: Type) -> Operand:
+    """A weight of a type with no entries, on the device ``meta``."""
+    w = Wanted("", Const(""), None, t)
+    parts = w.tensors.items()
+    return w.made({name: torch.empty(dims, dtype=e.torch, device="meta") for name, (e, dims) in parts})
 
 
 def stored_bytes(engine: EngineReader) -> int:

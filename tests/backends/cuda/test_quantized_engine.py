@@ -1,0 +1,59 @@
+"""Tiny models in few bits on a ``CudaEngine``: logits beside those of the same program interpreted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from irloom.backends.cuda.lower import lower
+from irloom.backends.cuda.program import Program
+from irloom.backends.cuda.runner import planned
+from irloom.frontends.hf.live import LiveCheckpoint
+from irloom.ir.interp import Interpreter
+from irloom.ir.seqs import Seqs
+from irloom.passes import run_pipeline
+from tests.backends.cuda.device import DEVICE
+from tests.backends.cuda.serving import LIMITS, Model
+
+
+@dataclass(frozen=True)
+class FewBits(Model):
+    """A model that a pass rounds."""
+
+    quantize: str = "quantize"
+
+    @staticmethod
+    def rounded(name: str, quantize: str) -> FewBits:
+        """The tiny model of a name, rounded so."""
+        plain = Model.of(name)
+        return FewBits(plain.specimen, plain.traced, quantize)
+
+    def program(self) -> Program:
+        return lower(run_pipeline(self.traced, f"{self.pipeline()}, {self.quantize}")[0])
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        m, _ = run_pipeline(self.traced, f"canonicalize, raise, {self.quantize}")
+        run = Interpreter(m, LiveCheckpoint(self.specimen.model))
+        with torch.inference_mode():
+            return run(tokens.int(), Seqs.of([len(tokens)]))[0]
+
+
+SCHEMES = ["quantize(fp8)", "quantize(fp8, activations=plain)", "quantize(int4, group=32, scale=bf16)"]
+
+
+@pytest.mark.parametrize("quantize", SCHEMES)
+def test_a_step_of_a_rounded_program_is_planned(quantize: str) -> None:
+    program = FewBits.rounded("llama", quantize).program()
+    assert not program.fallbacks
+    assert planned(program, 4, 2) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", SCHEMES)
+def test_rounded_models_give_the_interpreters_logits(quantize: str) -> None:
+    model = FewBits.rounded("llama", quantize)
+    engine = model.engine(model.program(), LIMITS, DEVICE)
+    served = model.served(engine, model.traffic(3, requests=2, most=2))
+    assert served.error < 2e-4, served.where
