@@ -1,7 +1,5 @@
 """What a mixture of experts comes to: the router with its norm in one launch, the experts with their sum."""
 
-import pytest
-
 from .serving import Model
 
 
@@ -26,10 +24,3 @@ def test_experts_with_a_gate_of_their_own_are_two_products_and_a_sum():
     at = made.index("expert_linear")
     assert made[at - 1] == "norm_route"
     assert {"expert_linear", "weighted_sum"} <= set(made[at + 1 :])
-
-
-@pytest.mark.slow
-def test_an_engine_gives_what_the_interpreter_gives():
-    model = Model.of("qwen3_moe")
-    made = model.served(model.engine(model.program()), model.traffic(1, requests=3, most=4))
-    assert made.error < 1e-4, made.where

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -128,9 +130,12 @@ def _way(
     few = PRODUCTS if dims[0] <= FEW else ()
     many = _tiles(x, dims, stack) if dims[0] > 2 or not few else ()
 
+    rooms = defaultdict[Gather | Tile, Workspace](lambda: Workspace(x.device))
+
     def run(how: Gather | Tile) -> None:
+        rooms[how].reset()
         out = torch.empty(*dims, stack.dims[1] // (2 if act else 1), dtype=x.dtype, device=x.device)
-        _product(out, x, _spread(x, dims, stack), stack, bias, None, act, how, Workspace(x.device))
+        _product(out, x, _spread(*dims, stack.dims[0], x.device), stack, bias, None, act, how, rooms[how])
 
     return choose("experts", _key(x, dims, stack, act), (*few, *many), run)
 
@@ -146,7 +151,7 @@ def _sum_way(
     dims = hidden.shape[:2]
 
     def run(how: Gather) -> None:
-        index = _spread(hidden, dims, stack)
+        index = _spread(*dims, stack.dims[0], hidden.device)
         gather_sum(torch.empty_like(out), hidden, index, weights, stack, bias, None, None, how)
 
     return choose("experts sum", _key(hidden, dims, stack, None), SUMS, run)
@@ -157,10 +162,13 @@ def _tile_after(first: Tile, hidden: torch.Tensor, stack: Stack, bias: torch.Ten
     dims = hidden.shape[:2]
     same = [t for t in _tiles(hidden, dims, stack) if t.height == first.height]
 
+    rooms = defaultdict[Tile, Workspace](lambda: Workspace(hidden.device))
+
     def run(how: Tile) -> None:
+        rooms[how].reset()
         made = torch.empty(*dims, stack.dims[1], dtype=hidden.dtype, device=hidden.device)
-        index = _spread(hidden, dims, stack)
-        _product(made, hidden, index, stack, bias, None, None, how, Workspace(made.device))
+        index = _spread(*dims, stack.dims[0], hidden.device)
+        _product(made, hidden, index, stack, bias, None, None, how, rooms[how])
 
     return choose("experts then", (*_key(hidden, dims, stack, None), first.height), same, run)
 
@@ -169,10 +177,11 @@ def _tiles(x: torch.Tensor, dims: Sequence[int], stack: Stack) -> tuple[Tile, ..
     return tiles(_bucket(dims[0]) * dims[1] / stack.dims[0], x.dtype)
 
 
-def _spread(x: torch.Tensor, dims: Sequence[int], stack: Stack) -> torch.Tensor:
+@cache
+def _spread(tokens: int, k: int, experts: int, device: torch.device) -> torch.Tensor:
     """Choices that go to all experts alike: those of a step that warms up may all go to one."""
-    choices = torch.arange(dims[0] * dims[1], dtype=torch.int32, device=x.device)
-    return (choices % stack.dims[0]).view(*dims)
+    choices = torch.arange(tokens * k, dtype=torch.int32, device=device)
+    return (choices % experts).view(tokens, k)
 
 
 def _key(x: torch.Tensor, dims: Sequence[int], stack: Stack, act: str | None) -> tuple[object, ...]:
