@@ -8,6 +8,8 @@ triangular system, which is solved for all chunks at once (``recurrent_delta``; 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from irloom.backends.cuda.step import Step
@@ -22,6 +24,10 @@ from .recurrent_slots import places, slots, span
 CHUNK, EXACT_CHUNK = 64, 32
 """Tokens of a chunk: as wide as tensor cores like it; for f32 as shared memory does."""
 ELEMS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+WIDEST = 256
+"""Features of keys that fit into shared memory."""
+ROOM = 160 * 1024
+"""Bytes of shared memory that two chunks take at most: the next one is loaded while this one is worked on."""
 VALUES = 32
 """Features of values in a program: more spill registers."""
 
@@ -35,8 +41,16 @@ def chunks(m: Memory, cache: StateCache, step: Step, work: Workspace, least: int
     solved = corrections(m, step, work, tokens, least) if m.delta else None
     _chunks[triton.cdiv(m.values, some), m.heads, step.seqs](
         *m.operands, solved, *places(cache, step), least, m.heads, *m.strides, **m.sizes, **slots(cache),
-        ELEM=ELEMS[m.elem], BT=tokens, KP=keys, BV=some, **options(num_warps=4, num_stages=2),
+        ELEM=ELEMS[m.elem], BT=tokens, KP=keys, BV=some, **options(num_warps=4, num_stages=_stages()),
     )  # fmt: skip
+
+
+@cache
+def _stages() -> int:
+    """Chunks under way at once."""
+    if not torch.cuda.is_available():
+        return 1
+    return 2 if torch.cuda.get_device_properties().shared_memory_per_block_optin >= ROOM else 1
 
 
 @kernel

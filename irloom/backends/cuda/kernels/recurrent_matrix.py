@@ -15,7 +15,7 @@ from irloom.backends.cuda.work import Workspace
 from irloom.ir.seqs import StateCache
 
 from .mode import go_on, kernel, options, rounded, tl, triton, wait
-from .recurrent_chunk import chunks
+from .recurrent_chunk import WIDEST, chunks
 from .recurrent_gates import gates
 from .recurrent_memory import Memory, by_head, soft, unit
 from .recurrent_slots import places, slots, span
@@ -107,8 +107,8 @@ def carried_mlstm(
 
 
 def _run(m: Memory, cache: StateCache, step: Step, work: Workspace) -> None:
-    """Few tokens and many, each by its kernel; keys that decay one by one only go token by token."""
-    long = not step.decode and not m.by_key
+    """Few tokens and many, each by its kernel; wide keys, and such as decay one by one, token by token."""
+    long = not step.decode and not m.by_key and m.keys <= WIDEST
     _token_by_token(m, cache, step, FEW if long else ANY)
     if long:
         chunks(m, cache, step, work, FEW)
