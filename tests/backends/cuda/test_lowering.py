@@ -70,6 +70,29 @@ def test_a_norm_that_is_returned_is_made() -> None:
     assert kernels(lower(parse(text)), "main")[0] == "rms_norm"
 
 
+ATTENTION = """
+# irloom 1
+T: dim[1, 64]; S: dim[1, 8]; P: dim[1, 64]
+
+def main(
+    q: f32[T, 4, 16],
+    k: f32[T, 2, 16],
+    at: i32[T],
+    kv: paged[f32, 8][P, 2, 16],
+    seqs: seqs[T, S],
+) -> (f32[T, 4, 16], paged[f32, 8][P, 2, 16]):
+    turned, kv1 = rope_append(q, k, k, kv, at, seqs)
+    y: f32[T, 4, 16] = paged_attention(turned, kv1, seqs, scale=0.25)
+    return y, kv1
+"""
+
+
+def test_attention_rotates_queries_that_nobody_else_reads() -> None:
+    assert kernels(lower(parse(ATTENTION)), "main") == ["rope_attention"]
+    also = ATTENTION.replace("return y, kv1", "z: f32[T, 4, 16] = add(y, turned)\n    return z, kv1")
+    assert kernels(lower(parse(also)), "main")[:2] == ["rope_append", "paged_attention"]
+
+
 def test_an_op_without_a_kernel_runs_its_body_and_says_so() -> None:
     text = PROGRAM.replace("linear(h, b)", "linear(h, b)\n    w: f32[T, 16] = cumsum(z, dim=-1)").replace(
         "return y, z", "return y, w"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 
@@ -71,12 +72,12 @@ def chosen(
         return tiles[0]
     constants = tuple(v for k, v in call.constants(tiles[0]).items() if k != "BLOCK")
     key = (call.q.dtype, call.cache.k.dtype, *constants, call.step.tokens, call.step.seqs)
-    usual = typical(call)
-    spaces = {tile: Workspace(call.q.device) for tile in tiles}
+    usual = cache(lambda: typical(call))  # made for the clock alone, which runs outside of captures
+    space = cache(lambda tile: Workspace(call.q.device))
 
     def timed(tile: Tile) -> None:
-        spaces[tile].reset()
-        run(usual, tile, spaces[tile])
+        space(tile).reset()
+        run(usual(), tile, space(tile))
 
     return choose(f"attention.{name}", key, tiles, timed)
 
