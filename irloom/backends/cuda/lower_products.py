@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from irloom.ir.elem import Quant
+from irloom.ir.errors import IRError
 from irloom.ir.graph import Arg, Node, Value
+from irloom.ir.show import show_typed
 
 from .kernels.form import Form
 from .lower import Lowering, floats, lowers
@@ -80,6 +82,11 @@ def quantize(f: Lowering, n: Node) -> bool:
     """In the product that alone reads it; else once for all that do, behind its norm where it has one."""
     x, quant = n.args[0], n.result.type.elem
     assert isinstance(x, Value) and isinstance(quant, Quant)
+    if quant.rows != 1 or quant.base.name != "f8e4m3":
+        raise IRError(
+            f"cuda: {show_typed(n.result)}, {quant.declaration()}: kernels round tokens one by one, to f8e4m3",
+            hint="quantize(fp8, activations=token), or activations=block",
+        )
     read = f.read(x)
     if f.product_reading(n.result):
         return f.prologue(n.result, f.rounded(read, quant))

@@ -11,6 +11,7 @@ from irloom.backends.cuda.lower import lower
 from irloom.backends.cuda.program import Program
 from irloom.backends.cuda.runner import planned
 from irloom.frontends.hf.live import LiveCheckpoint
+from irloom.ir.errors import IRError
 from irloom.ir.interp import Interpreter
 from irloom.ir.seqs import Seqs
 from irloom.passes import run_pipeline
@@ -48,6 +49,12 @@ def test_a_step_of_a_rounded_program_is_planned(quantize: str) -> None:
     program = FewBits.rounded("llama", quantize).program()
     assert not program.fallbacks
     assert planned(program, 4, 2) > 0
+
+
+def test_one_scale_for_all_tokens_of_a_step_is_refused() -> None:
+    model = FewBits.rounded("llama", "quantize(fp8, activations=tensor)")
+    with pytest.raises(IRError, match=r"cuda: .*rows=0.*: kernels round tokens one by one"):
+        model.program()
 
 
 @pytest.mark.slow
