@@ -50,7 +50,9 @@ def _stages() -> int:
     """Chunks under way at once."""
     if not torch.cuda.is_available():
         return 1
-    return 2 if torch.cuda.get_device_properties().shared_memory_per_block_optin >= ROOM else 1
+    from triton.compiler.compiler import max_shared_mem
+
+    return 2 if max_shared_mem(torch.cuda.current_device()) >= ROOM else 1
 
 
 @kernel

@@ -93,15 +93,15 @@ def _conv(
     if block == 0:
         tl.debug_barrier()  # all of the old state has been read
         new = states + after * SLOT + c * (TAPS - 1)
-        _renew(new, old, x + c, x_row, a, b, c < C, before >= 0, TAPS)
+        _renew(new, old, x + c, x_row, a, b, c < C, before >= 0, TAPS - 1)
 
 
 @kernel
-def _renew(new, old, x, x_row, a, b, inside, there, TAPS: tl.constexpr):
+def _renew(new, old, x, x_row, a, b, inside, there, KEPT: tl.constexpr):
     """The last tokens up to row ``b``. Entry i takes entry i + tokens, which is not yet overwritten."""
-    for i in tl.static_range(TAPS - 1):
-        at = b - (TAPS - 1) + i
+    for i in tl.static_range(KEPT):  # pyright: ignore[reportGeneralTypeIssues]
+        at = b - KEPT + i
         seen = tl.load(x + at.to(tl.int64) * x_row, mask=inside & (at >= a), other=0.0).to(tl.float32)
         kept = inside & there & (at < a)
-        seen += tl.load(old + (at - a + TAPS - 1), mask=kept, other=0.0).to(tl.float32)
+        seen += tl.load(old + (at - a + KEPT), mask=kept, other=0.0).to(tl.float32)
         tl.store(new + i, rounded(seen, new.dtype.element_ty), mask=inside)
