@@ -35,7 +35,7 @@ NEEDS = {"onnx.md": ("onnxruntime", "onnx_graphsurgeon")}
 """Packages that a page shows, which not every machine has."""
 PAGES = [
     ROOT / "docs" / name
-    for name in ("bring_up.md", "cookbook.md", "from_scratch.md", "onnx.md", "tensorrt.md")
+    for name in ("bring_up.md", "cookbook.md", "cuda.md", "from_scratch.md", "onnx.md", "tensorrt.md")
 ]
 
 

@@ -8,6 +8,7 @@ from irloom.backends.cuda.lower import lower
 from irloom.backends.cuda.program import BODY, Launch
 from irloom.ir.interp import Interpreter
 from irloom.ir.parse import parse
+from tests.backends.cuda.device import DEVICE
 from tests.backends.cuda.near import assert_near, columns, normal, poisoned
 
 T = 5
@@ -22,7 +23,7 @@ def assert_same(text: str, *inputs: torch.Tensor, count: int = 1) -> None:
     """The launches of a program make what its bodies make in f64."""
     m = parse(text)
     wide = [x.double() if x.is_floating_point() else x for x in inputs]
-    want = Interpreter(m)(*wide)
+    want = Interpreter(m, device=DEVICE)(*wide)
     values = dict(zip(m.funcs["main"].params, inputs, strict=True))
     made = lower(m).functions["main"].launches
     assert len(made) == count
