@@ -79,7 +79,7 @@ def check(form: Form, kind: str, dtype: torch.dtype, t: int, n: int, k: int, *pa
     x, w, bias, residual, norm = (_moved(a) for a in given)
     ways = strips(x, x, w, form)
     assert ways
-    for strip in (ways[0], ways[-1]):
+    for strip in (*ways[:2], ways[-1]):
         room = torch.full((t, width + 3), float("nan"), dtype=dtype, device=DEVICE)
         small_product(room[:, :width], x, w, bias, residual, norm, form, strip)
         out = room[:, :width].cpu().double()

@@ -11,7 +11,7 @@ from irloom.ir.elem import ELEMS, elem_of
 
 from .few_rows import Strip
 from .form import Form
-from .mode import options, triton
+from .mode import INTERPRETED, options, triton
 from .small_kernel import small_kernel
 
 ROWS = {16: 4, 8: 4, 4: 2}
@@ -31,6 +31,8 @@ STRIPS = {
 }  # fmt: skip
 """What is worth trying for one row or more, and for entries of so many bits or more; best guess first."""
 
+TALL = Strip(256, 1, 1, 1)
+"""For the interpreter, which takes as long for a program of few rows."""
 BASES = "i4", "u4", "i8", "u8", "f8e4m3"
 SCALES = "f16", "bf16", "f32"
 
@@ -87,7 +89,7 @@ def strips(out: Operand, x: Operand, weight: Operand, form: Form) -> tuple[Strip
         return ()
     if to is not None and (to.base.name != "f8e4m3" or to.group & (to.group - 1) or k % (to.group or 1)):
         return ()
-    return STRIPS[t == 1, bits]
+    return (TALL, *STRIPS[t == 1, bits]) if INTERPRETED else STRIPS[t == 1, bits]
 
 
 def _readable(weight: Quantized, k: int) -> bool:
