@@ -8,8 +8,8 @@ engine is built; where the file stores exactly this scheme, its values are taken
 int8 and int4 are for weights alone. With fp8 (e4m3, scales in f32) an op ``quantize`` in front of the linears
 whose weights are fp8 rounds their rows, with scales that each step finds; all linears that read one value
 share it. Experts, and products with a matrix for each head, have their weights rounded alone: a step gives
-each few rows, so that reading weights is what they cost. What makes logits stays, as the first product from
-the end does in any fp8 recipe, unless an override names it: ``override="lm_head=fp8"``.
+each few rows, so that reading weights is what they cost. What makes logits stays, as other
+fp8 recipes have it, unless an override names it: ``override="lm_head=fp8"``.
 
 An embedding table that is also the head (tied) is quantized with it; one of its own only with
 ``embeddings``. An option says which weights it is for by a pattern that may stand anywhere in a parameter's

@@ -84,7 +84,7 @@ def quantize(f: Lowering, n: Node) -> bool:
     assert isinstance(x, Value) and isinstance(quant, Quant)
     if quant.rows != 1 or quant.base.name != "f8e4m3":
         raise IRError(
-            f"cuda: {show_typed(n.result)}, {quant.declaration()}: kernels round tokens one by one, to f8e4m3",
+            f"cuda: {show_typed(n.result)}, {quant.declaration()}: kernels round tokens one by one to f8e4m3",
             hint="quantize(fp8, activations=token), or activations=block",
         )
     read = f.read(x)
