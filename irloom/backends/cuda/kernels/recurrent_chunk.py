@@ -68,8 +68,8 @@ def _chunks(
     go_on(CHAIN)
     h = tl.program_id(1)
     n, j, t = tl.arange(0, KP), tl.program_id(0) * BV + tl.arange(0, BV), tl.arange(0, BT)
-    fall, more, through = by_head(rate, h, 1.0), by_head(bias, h, 0.0), by_head(skip, h, 0.0)
     wait(CHAIN)
+    fall, more, through = by_head(rate, h, 1.0), by_head(bias, h, 0.0), by_head(skip, h, 0.0)
     a, b, before, after = span(starts, context, table, width, tl.program_id(2), EVERY)
     if b - a <= least:
         return

@@ -119,8 +119,8 @@ def _selective(
     n = tl.arange(0, NP)
     entry = i[:, None] * N + n[None]
     inside = (i < C)[:, None] & (n < N)[None]
-    rate = tl.load(a + entry, mask=inside, other=0.0).to(tl.float32)
     wait(CHAIN)
+    rate = tl.load(a + entry, mask=inside, other=0.0).to(tl.float32)
     start, end, before, after = span(starts, context, table, width, tl.program_id(1), EVERY)
     if start == end:
         return
@@ -155,9 +155,9 @@ def _wkv(
     go_on(CHAIN)
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     inside = c < C
+    wait(CHAIN)
     fall = tl.load(decay + c, mask=inside, other=0.0).to(tl.float32)
     own = tl.load(first + c, mask=inside, other=0.0).to(tl.float32)
-    wait(CHAIN)
     a, b, before, after = span(starts, context, table, width, tl.program_id(1), EVERY)
     if a == b:
         return
