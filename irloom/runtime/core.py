@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -49,6 +50,20 @@ class SamplingRow:
     banned: tuple[int, ...] = ()
     prompt: Ints | None = None
     counts: Mapping[int, int] = field(default_factory=dict[int, int])
+
+
+def draw_of(row: SamplingRow | None) -> tuple[float, ...]:
+    """The entry of ``DRAW`` for one choice.
+
+    >>> draw_of(SamplingRow(SamplingParams(temperature=0.5, top_k=8), seed=-1, position=3))
+    (18446744073709551615, 3, 1, 0.5, -inf, 1.0, 8)
+    """
+    if row is None:
+        return (0,) * len(DRAW.names or ())
+    params = row.params
+    floor = math.log(params.min_p) if params.min_p else -math.inf
+    temperature = 0 if params.greedy else params.temperature
+    return row.seed % 2**64, row.position, 1, temperature, floor, params.top_p, params.top_k
 
 
 @dataclass(frozen=True, slots=True)

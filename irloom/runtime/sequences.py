@@ -6,12 +6,10 @@ text as it grows.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
-from irloom.runtime.core import DRAW, Ints
+from irloom.runtime.core import DRAW, Ints, SamplingRow, draw_of
 from irloom.runtime.request import Request
 
 Slots = NDArray[np.intp]
@@ -44,9 +42,7 @@ class Sequences:
         self.known[slot] = self.promised[slot] = count
         self.end[slot], self.prompt[slot] = request.end, request.prompt_length
         self.free[slot] = request.prompt_length + params.min_tokens if request.stop_ids else 0
-        floor = math.log(params.min_p) if params.min_p else -math.inf
-        temperature = 0 if params.greedy else params.temperature
-        self.draw[slot] = (request.seed % 2**64, 0, 0, temperature, floor, params.top_p, params.top_k)
+        self.draw[slot] = draw_of(SamplingRow(params, request.seed, 0))
         self.penalized[slot] = params.penalized
         self.special[slot] = params.penalized or bool(params.logit_bias) or params.logprobs is not None
         self.followed[slot] = request.followed

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from irloom.runtime.core import Chosen, Sampled
+from irloom.runtime.core import Chosen
+
+from .rare import Reports
 
 KEPT = 3
 """Steps whose tokens may be on their way, or not yet taken."""
@@ -43,13 +44,13 @@ class Answers:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A step that is queued: see ``runtime.core.Pending``. ``reported`` is known already."""
+    """A step that is queued: see ``runtime.core.Pending``."""
 
     sent: Sent
-    reported: Mapping[int, Sampled]
+    reports: Reports | None
 
     def take(self) -> Chosen:
         """Wait for the step's tokens."""
         if self.sent.done is not None:
             self.sent.done.synchronize()
-        return Chosen(self.sent.tokens.numpy().copy(), self.reported)
+        return Chosen(self.sent.tokens.numpy().copy(), self.reports.take() if self.reports else {})

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from irloom.backends.core import Limits
-from irloom.backends.device_sampler import sample as choose
 from irloom.ir.plan import Pool
-from irloom.runtime.core import Batch, Sampled
+from irloom.runtime.core import DRAW, Batch, Sampled, draw_of
 
 from .answers import Answers, Submitted
 from .arrays import StepArrays
@@ -21,7 +21,9 @@ from .kernels.late import late_tokens
 from .kernels.sample import sample
 from .memory import Block
 from .program import Program
+from .rare import Reports, choose_again
 from .runner import Runner, Weights, planned
+from .work import Workspace
 
 
 class CudaEngine:
@@ -50,14 +52,15 @@ class CudaEngine:
         self.runner = Runner(program, weights, caches, block)
         self.graphs = Graphs(enabled=self.device.type == "cuda" and not program.exact)
         self.chosen = torch.zeros(self.max_seqs, dtype=torch.int32, device=self.device)
-        self.answers = Answers(self.max_seqs, self.device)
+        self.answers, self.work = Answers(self.max_seqs, self.device), Workspace(self.device)
         self._logits: dict[Bucket, torch.Tensor] = {}
 
     def step(self, batch: Batch) -> Sequence[Sampled | None]:
         """One step: see ``runtime.core.Engine``."""
         asked = [s for s, row in enumerate(batch.sampling) if row is not None]
         if not len(batch.draws):
-            batch = replace(batch, rare=tuple(asked))
+            draws = np.array([draw_of(row) for row in batch.sampling], DRAW)
+            batch = replace(batch, draws=draws, rare=tuple(asked))
         chosen = self.submit(batch).take()
         out: list[Sampled | None] = [None] * len(batch.sampling)
         for s in asked:
@@ -68,16 +71,14 @@ class CudaEngine:
         """Queue a step: see ``runtime.core.Overlapped``."""
         logits = self.logits(batch)
         with torch.inference_mode():
-            reported = self._rare(batch, logits) if batch.rare else {}
-            return Submitted(self.answers.send(self.chosen[: len(batch.context)]), reported)
+            reports = self._rare(batch, logits) if batch.rare else None
+            return Submitted(self.answers.send(self.chosen[: len(batch.context)]), reports)
 
-    def _rare(self, batch: Batch, logits: torch.Tensor) -> dict[int, Sampled]:
-        """Choose again where scores are changed or reported: the host waits for it."""
-        rare = list(batch.rare)
-        rows = [row for s in rare if (row := batch.sampling[s]) is not None]
-        made = choose(logits, rows, None if len(rare) == len(logits) else rare)
-        self.chosen[rare] = torch.tensor([one.token for one in made], dtype=torch.int32, device=self.device)
-        return dict(zip(rare, made, strict=True))
+    def _rare(self, batch: Batch, logits: torch.Tensor) -> Reports | None:
+        """Choose again where scores are changed or reported."""
+        draws = self.arrays.there(self.buckets.of(len(batch.tokens), len(batch.context))).draws
+        self.work.reset()
+        return choose_again(self.chosen, logits, draws, batch, self.work)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Store the batch's keys and values, and sample; the logits [S, vocab] of the last tokens."""

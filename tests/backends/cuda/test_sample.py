@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from irloom.backends.cuda.kernels import sample as kernels
 from irloom.backends.cuda.work import Workspace
-from irloom.runtime.core import BROKEN, DRAW, SamplingRow
+from irloom.runtime.core import BROKEN, DRAW, SamplingRow, draw_of
 from irloom.runtime.request import SamplingParams
 from irloom.runtime.sampler import sample, uniforms
 
@@ -29,13 +29,7 @@ rows = st.builds(SamplingRow, params, seed=st.integers(-(2**63), 2**64 - 1), pos
 
 def told(asked: list[SamplingRow | None]) -> torch.Tensor:
     """What ``runtime.batch`` says of rows, in words."""
-    draws = np.zeros(len(asked), DRAW)
-    for i, row in enumerate(asked):
-        if row is not None:
-            p = row.params
-            floor = np.log(p.min_p) if p.min_p else -np.inf
-            temperature = 0 if p.greedy else p.temperature
-            draws[i] = (row.seed % 2**64, row.position, 1, temperature, floor, p.top_p, p.top_k)
+    draws = np.array([draw_of(row) for row in asked], DRAW)
     return torch.from_numpy(draws.view(np.int32).reshape(len(asked), -1)).to(DEVICE)
 
 
