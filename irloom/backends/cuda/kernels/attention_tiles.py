@@ -37,10 +37,15 @@ def decode_tiles(call: Call) -> tuple[Tile, ...]:
         (64, 2, 4),
         (32, 2, 4),
     ]
+    fixed, free = 2048, 1
+    if (
+        rows == 64
+    ):  # products of warp groups: queries lie in shared memory, and what is multiplied stays there
+        fixed, free = 2048 + rows * call.q.shape[2] * call.q.element_size(), 0
     tiles = [
         Tile(keys, rows, warps, stages, min(4 if warps > 2 else 8, SHARED // used))
         for keys, warps, stages in cuts
-        if (used := 2048 + keys * _bytes(call) * (stages - 1)) <= SHARED
+        if (used := fixed + keys * _bytes(call) * (stages - free)) <= SHARED
     ]
     return tuple(tiles) or (Tile(16, rows, warps, 2),)
 
