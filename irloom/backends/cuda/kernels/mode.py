@@ -7,6 +7,7 @@ compiler. So everything above the kernels is the same on a machine without a GPU
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import numpy
@@ -29,12 +30,23 @@ CHAINED: bool = torch.cuda.is_available() and torch.cuda.get_device_capability()
 def kernel(fn: Any) -> Any:
     """Makes a kernel, or a function that kernels call; for the interpreter where there is no GPU.
 
-    As on a GPU, nothing is said of an overflow: what a kernel makes of padding may be anything.
+    As on a GPU, nothing is said of overflows and NaN: what a kernel makes of padding may be anything.
     """
     made = triton.jit(fn)
     if INTERPRETED:
-        made.run = numpy.errstate(all="ignore")(made.run)
+        made.run = _quietly(made.run)
     return made
+
+
+def _quietly(run: Any) -> Any:
+    """``run`` with no word of numpy's."""
+
+    def quiet(*args: Any, **options: Any) -> None:
+        with numpy.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+            run(*args, **options)
+
+    return quiet
 
 
 def _index_scalars() -> None:
