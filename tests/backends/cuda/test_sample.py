@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -27,19 +29,19 @@ params = st.builds(
 rows = st.builds(SamplingRow, params, seed=st.integers(-(2**63), 2**64 - 1), position=st.integers(0, 100_000))
 
 
-def told(asked: list[SamplingRow | None]) -> torch.Tensor:
+def told(asked: Sequence[SamplingRow | None]) -> torch.Tensor:
     """What ``runtime.batch`` says of rows, in words."""
     draws = np.array([draw_of(row) for row in asked], DRAW)
     return torch.from_numpy(draws.view(np.int32).reshape(len(asked), -1)).to(DEVICE)
 
 
-def chosen(logits: torch.Tensor, asked: list[SamplingRow | None]) -> list[int]:
+def chosen(logits: torch.Tensor, asked: Sequence[SamplingRow | None]) -> list[int]:
     out = torch.full([len(asked)], -7, dtype=torch.int32, device=DEVICE)
     kernels.sample(out, logits.to(DEVICE), told(asked), work=Workspace(DEVICE))
     return out.tolist()
 
 
-def expected(logits: torch.Tensor, asked: list[SamplingRow | None]) -> list[int]:
+def expected(logits: torch.Tensor, asked: Sequence[SamplingRow | None]) -> list[int]:
     return [
         0 if row is None else sample(x[None], [row])[0].token for x, row in zip(logits, asked, strict=True)
     ]
