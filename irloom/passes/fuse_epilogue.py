@@ -117,7 +117,8 @@ class FuseEpilogue(Pass):
 def _fuse(d: Draft, n: Node, changes: Changes) -> None:
     """Take along what follows a linear, as far as its epilogue can do it."""
     x, weight, bias = [*n.args, None][:3]
-    e, taken, y = Epilogue(x, weight, bias), list[Node](), n.result
+    given = {"elem": n.attrs["elem"]} if n.attrs["elem"] is not None else {}  # of quantized rows
+    e, taken, y = Epilogue(x, weight, bias, attrs=given), list[Node](), n.result
     try:
         while (after := _next(d, y)) and (grown := TAKES[after.op](e, after, y)):
             e, y = grown, after.result
@@ -129,7 +130,7 @@ def _fuse(d: Draft, n: Node, changes: Changes) -> None:
     made: list[Stmt] = []
     with d.builder(made, n.loc):
         if e.stage == 1:
-            new = linear(e.x, e.weight, e.bias)
+            new = linear(e.x, e.weight, e.bias, **given)
         else:
             new = linear_act(e.x, e.weight, e.bias, e.residual, **e.attrs)
     d.insert(made, taken[-1])

@@ -93,3 +93,4 @@ class CudaEngine:
         late_tokens(at.step.ids, at.late, self.chosen)
         logits = self._logits[bucket] = self.runner.run(at.step)
         sample(self.chosen[: bucket.seqs], logits, at.draws, work=self.runner.work)
+        self.runner.work.reset()
