@@ -59,8 +59,13 @@ def write_checkpoint(folder: Path, nbytes: int) -> tuple[int, int]:
     shape = LARGE if nbytes >= 4 << 30 else SMALL
     layers = max(1, round((nbytes - size(shape.ends())) / size(shape.layer(0))))
     tensors = shape.ends() | {k: v for i in range(layers) for k, v in shape.layer(i).items()}
+    return write_model(folder, config(shape, layers), tensors)
+
+
+def write_model(folder: Path, config: dict[str, object], tensors: Tensors) -> tuple[int, int]:
+    """Write a checkpoint of ``tensors``; bytes of all, and of the largest. Its index comes last."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config(shape, layers), indent=2))
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     block, places = random_block(), {}
     for n, shard in enumerate(shards(tensors)):
         name = f"model-{n + 1:05}.safetensors"
@@ -115,15 +120,21 @@ def random_block() -> bytes:
 
 
 def write_shard(path: Path, tensors: Tensors, block: bytes) -> None:
-    """A safetensors file: length of the header, header, bytes. https://github.com/huggingface/safetensors"""
+    """A safetensors file: length of the header, header, bytes. https://github.com/huggingface/safetensors
+
+    Weights of norms are ones, so that activations keep their size.
+    """
     header, at = {}, 0
     for name, dims in tensors.items():
         header[name] = {"dtype": "BF16", "shape": list(dims), "data_offsets": [at, at + 2 * math.prod(dims)]}
         at += 2 * math.prod(dims)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    ones = bytes((0x80, 0x3F)) * (1 << 16)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        while at > 0:
-            file.write(block[:at])
-            at -= len(block)
+        for name, dims in tensors.items():
+            left, part = 2 * math.prod(dims), ones if name.endswith("norm.weight") else block
+            while left > 0:
+                file.write(part[:left])
+                left -= len(part)

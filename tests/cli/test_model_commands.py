@@ -1,4 +1,4 @@
-"""`irloom dump`, `compile`, `run`, `bench` on a tiny checkpoint."""
+"""`irloom dump`, `compile`, `run` on a tiny checkpoint."""
 
 import io
 
@@ -187,12 +187,3 @@ class TestRun:
         told = irloom("run", tmp_path / "engine", "hi")
         assert told.code == core.Exit.USER
         assert "module.irloom" in told.err
-
-
-class TestBench:
-    def test_figures_for_people_and_for_programs(self, irloom, engine):
-        small = ("--requests", 2, "--prompt-tokens", 4, "--new-tokens", 3, "--repeats", 1)
-        assert irloom("bench", engine, *small, "--json").json["decode_per_s"] > 0
-        page = irloom("bench", engine, *small).out
-        assert "after 4 prompt tokens" in page
-        assert "2 together" in page

@@ -1,0 +1,102 @@
+"""benchmarks/: checkpoints of published shapes, and the page and plot of a small file of results."""
+
+import importlib
+import xml.etree.ElementTree as ET
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+ROW = {"unit": "decoded tokens/s", "more_is_better": True, "roofline_share": 0.875, "joules_per_token": None}
+RESULTS = {
+    "date": "2026-01-02",
+    "versions": {"torch": "2.11.0"},
+    "driver": "580.1",
+    "card": {"name": "A Card", "bandwidth": 4.26e12, "flops": {"bf16": 779e12}},
+    "rows": {
+        "a": ROW
+        | {
+            "title": "8B <bf16>, alone",
+            "goal": 260,
+            "value": 250.25,
+            "peers": {"vLLM 0.26": 200.2},
+            "left_out": {"compile": "took more than 60 s"},
+        },
+        "b": ROW
+        | {
+            "title": "first",
+            "unit": "ms to the first token",
+            "more_is_better": False,
+            "goal": 43,
+            "value": 40.0,
+            "roofline_share": None,
+            "peers": {"vLLM 0.26": 48.0},
+            "left_out": {},
+        },
+        "c": {"title": "broken", "failed": "out of memory"},
+    },
+}
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A module of benchmarks/, which are scripts beside each other."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def test_the_page_says_what_was_reached_and_by_how_much(benchmark):
+    page = benchmark("render").page(RESULTS)
+    assert "A Card, driver 580.1, 2026-01-02; torch 2.11.0." in page
+    assert "a copy at 4.26 TB/s, products at TFLOP/s: 779 in bf16." in page
+    assert (
+        "| 8B <bf16>, alone | decoded tokens/s | **250** | 260 missed | 88% |  | vLLM 0.26: 200, 1.25x |"
+        in page
+    )
+    assert "| first | ms to the first token | **40** | 43 reached |  |  | vLLM 0.26: 48, 1.20x |" in page
+    assert "| broken |  | failed |  |  |  | out of memory |" in page
+    assert "- 8B <bf16>, alone: without compile: took more than 60 s" in page
+
+
+def test_longer_bars_are_faster(benchmark):
+    tree = ET.fromstring(benchmark("render").plot(RESULTS))
+    bars = [float(r.get("width", 0)) for r in tree.findall("{*}rect") if r.get("x")]
+    assert len(bars) == 4
+    assert bars[0] / bars[1] == pytest.approx(250.25 / 200.2, rel=1e-2)
+    assert bars[2] / bars[3] == pytest.approx(48 / 40, rel=1e-2), "of milliseconds fewer are faster"
+    said = [t.text for t in tree.findall("{*}text")]
+    assert "8B <bf16>, alone" in said and "200 vLLM 0.26" in said
+
+
+@pytest.mark.parametrize("shape", ["Llama-3.1-8B", "Qwen3-0.6B", "Qwen3-30B-A3B"])
+def test_a_shape_has_the_tensors_that_transformers_reads(benchmark, shape, tmp_path):
+    """In one layer, narrow and with few experts; a missing or unexpected tensor would be reported."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shapes, synthetic = benchmark("shapes"), benchmark("synthetic")
+    narrow = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "head_dim": 8}
+    few = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4}
+    changed = {
+        k: v for k, v in (narrow | few | {"num_experts_per_tok": 2}).items() if k in shapes.SHAPES[shape]
+    }
+    config = shapes.SHAPES[shape] | changed | {"vocab_size": 64}
+    synthetic.write_model(tmp_path, config, shapes.tensors(config))
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    model, report = loaded
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert model.model.norm.weight.tolist() == [1.0] * 32
+    logits = model(torch.arange(8)[None]).logits
+    assert logits.isfinite().all() and logits.std() > 0
+
+
+def test_every_row_names_passes_and_peers_that_exist(benchmark):
+    from irloom.driver import Choice, passes_of
+    from irloom.driver.peers import peer
+
+    cuda = benchmark("cuda")
+    for work in cuda.WORKS.values():
+        assert passes_of(Choice("cuda", None, work.passes)), work.title
+        assert [peer(p) for p in work.peers if p != "vllm-int4"] or work.peers == ("vllm-int4",)
+        assert work.figure in cuda.FIGURES and work.shape in cuda.SHAPES
