@@ -26,7 +26,13 @@ from shapes import SHAPES, checkpoint
 
 RESULTS = Path(__file__).resolve().parent / "results"
 VERSIONS = ("irloom", "torch", "triton", "transformers", "vllm")
-FIGURES = {"decode": "decoded tokens/s", "output": "answered tokens/s", "first": "ms to the first token"}
+FIGURES = {
+    "decode": "decoded tokens/s",
+    "output": "answered tokens/s",
+    "first": "ms to the first token",
+    "open": "s from a new process to the first token",
+}
+LESS = ("first", "open")
 FP8_CACHE = ("quantize(fp8)", "kv-cache(elem=f8e4m3)")
 VLLM_FP8 = "vllm(quantization=fp8, kv_cache_dtype=fp8)"
 GENERATE = ("transformers", "compile", "batch")
@@ -36,7 +42,7 @@ GENERATE = ("transformers", "compile", "batch")
 class Work:
     """A row: a shape, what its elements are made, requests as (how many, prompt, answer), and the goal.
 
-    ``figure`` is a key of ``FIGURES``; of ``first`` less is better. ``passes`` join irloom's pipeline.
+    ``figure`` is a key of ``FIGURES``; of ``LESS`` less is better. ``passes`` join irloom's pipeline.
     """
 
     title: str
@@ -76,7 +82,9 @@ WORKS = {
     "ttft-fp8": Work(
         "8B fp8, first token after 2048", L8, "first", 27, (1, 2048, 16), FP8_CACHE, (VLLM_FP8,)
     ),
+    "open-bf16": Work("8B bf16, open", L8, "open", 5, (1, 128, 1), (), ()),
 }
+OPEN = Path(__file__).resolve().parent / "workers" / "open_worker.py"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in args.row or WORKS:
         say(f"{name}: {WORKS[name].title}")
         try:
-            found = measured(WORKS[name], args)
+            found = opened(WORKS[name], args) if WORKS[name].figure == "open" else measured(WORKS[name], args)
         except subprocess.CalledProcessError as error:
             reason = last_words(error.stderr)
             say(f"  FAILED: {reason}")
@@ -123,9 +131,18 @@ def measured(work: Work, args: argparse.Namespace) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+def opened(work: Work, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of ``workers/open_worker.py``: of the second run, which finds an engine."""
+    model = checkpoint(work.shape, args.models)
+    command = [sys.executable, str(OPEN), str(model), args.target, *work.passes]
+    runs = [subprocess.run(command, check=True, text=True, capture_output=True).stdout for _ in range(2)]
+    nothing = {"roofline": None, "joules_per_token": None, "peers": {}, "left_out": {}}
+    return json.loads(runs[-1]) | nothing
+
+
 def last_words(said: str) -> str:
-    """The error that a command ended with: irloom's line of it, or else the last line."""
-    lines = said.strip().splitlines()
+    """The error that a command ended with: irloom's line of it, or else the last line but hints."""
+    lines = [line for line in said.strip().splitlines() if not line.startswith("hint: ")]
     errors = [
         line.removeprefix("error: ") for line in lines if line.startswith(("error: ", "internal error: "))
     ]
@@ -153,7 +170,7 @@ def result(work: Work, found: dict[str, Any]) -> dict[str, Any]:
     return {
         "title": work.title,
         "unit": FIGURES[work.figure],
-        "more_is_better": work.figure != "first",
+        "more_is_better": work.figure not in LESS,
         "goal": work.goal,
         "value": value,
         "roofline_share": share,
@@ -164,6 +181,8 @@ def result(work: Work, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def figure(work: Work, f: dict[str, Any]) -> float:
+    if work.figure == "open":
+        return f["seconds"]
     if work.figure == "first":
         return 1e3 * f["alone"]["first_s"]["p50"]
     return f["decode_per_s"] if work.figure == "decode" else f["output_per_s"]
@@ -171,10 +190,15 @@ def figure(work: Work, f: dict[str, Any]) -> float:
 
 def keep(path: Path, name: str, row: dict[str, Any], found: dict[str, Any] | None = None) -> None:
     """Put a row into the file of results, beside those that are there, with all that was measured."""
-    kept = json.loads(path.read_text()) if path.is_file() else {"rows": {}, "measured": {}}
+    kept = (
+        json.loads(path.read_text())
+        if path.is_file()
+        else {"rows": {}, "measured": {}, "card": None, "driver": None}
+    )
     kept |= {"date": path.stem.removeprefix("cuda-"), "versions": versions(), "machine": machine()}
     if found is not None:
-        kept |= {"card": (found["roofline"] or {}).get("device"), "driver": found["driver"]}
+        if found["roofline"] is not None:
+            kept |= {"card": found["roofline"]["device"], "driver": found["driver"]}
         kept["measured"][name] = found
     kept["rows"][name] = row
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BAR, GAP, LEFT, WIDE, RIGHT = 16, 14, 240, 420, 250
+BAR, GAP, LEFT, WIDE, RIGHT = 16, 14, 240, 420, 300
 """Pixels: the height of a bar, between rows, for titles, of the longest bar, for what stands behind it."""
 COLORS = ("#2f6f4f", "#7a8ba8", "#b0a18c", "#c9b27c", "#a88a9c")
 """irloom's, and those of peers in the order they first appear."""
@@ -112,15 +112,16 @@ def plot(results: dict[str, Any]) -> str:
         speed = {name: v if row["more_is_better"] else 1 / v for name, v in bars.items()}
         goal = row["goal"] if row["more_is_better"] else 1 / row["goal"]
         scale, top = WIDE / max(*speed.values(), goal), y
+        at = LEFT + scale * goal
         parts.append(_text(LEFT - 10, y + BAR - 4, row["title"], "end"))
         for name, value in bars.items():
             length, unit = scale * speed[name], row["unit"] if name == "irloom" else name
+            behind = max(LEFT + length, at) + 6
             parts.append(
                 f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 2}" fill="{color[name]}"/>'
             )
-            parts.append(_text(LEFT + length + 6, y + BAR - 4, f"{number(value)} {unit}"))
+            parts.append(_text(behind, y + BAR - 4, f"{number(value)} {unit}"))
             y += BAR
-        at = LEFT + scale * goal
         parts.append(f'<path d="M{at:.1f} {top - 2}V{y}" stroke="#b03a2e" stroke-dasharray="3 2"/>')
         y += GAP
     legend = "irloom's bar is the first of each row, the red line its goal; longer is faster"

@@ -58,10 +58,11 @@ def test_a_row_of_benchmarks_is_kept_beside_others(model, tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     cuda, render = importlib.import_module("cuda"), importlib.import_module("render")
     tiny = cuda.Work("tiny", "tiny", "decode", 1, (2, 4, 3), (), ("vllm",))
-    wrong = cuda.Work("wrong", "tiny", "decode", 1, (1, 4, 3), ("no-such-pass",), ())
-    monkeypatch.setattr(cuda, "WORKS", {"wrong": wrong, "tiny": tiny})
+    wrong = cuda.Work("wrong", "tiny", "open", 1, (1, 4, 3), ("no-such-pass",), ())
+    opens = cuda.Work("opens", "tiny", "open", 60, (1, 4, 3), ("quantize(int8)",), ())
+    monkeypatch.setattr(cuda, "WORKS", {"wrong": wrong, "tiny": tiny, "opens": opens})
     monkeypatch.setattr(cuda, "checkpoint", lambda shape, folder: model)
-    for row in ("wrong", "tiny"):
+    for row in ("wrong", "tiny", "opens"):
         asked = ("--models", tmp_path, "--results", tmp_path, "--row", row, "--repeats", 1, "--target", "cpu")
         cuda.main([str(word) for word in asked])
     (path,) = tmp_path.glob("cuda-*.json")
@@ -70,5 +71,6 @@ def test_a_row_of_benchmarks_is_kept_beside_others(model, tmp_path, monkeypatch)
     row = kept["rows"]["tiny"]
     assert row["value"] > 0 and row["roofline_share"] > 0 and list(row["left_out"]) == ["vllm"]
     assert kept["measured"]["tiny"]["decode_samples"] and kept["versions"]["torch"]
+    assert kept["rows"]["opens"]["value"] > kept["measured"]["opens"]["opened"] > 0
     page = render.page(kept)
     assert "| tiny | decoded tokens/s |" in page and "| wrong |  | failed |" in page

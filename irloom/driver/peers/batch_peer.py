@@ -49,12 +49,17 @@ class GenerateBatch:
         if self.manager is not None and self.size == requests:
             return self.manager
         import torch
+        from transformers import ContinuousBatchingConfig
         from transformers.generation.continuous_batching.utils import WorkloadHints
 
         self.close()
+        share = None if self.model.device.type == "cuda" else 0.1  # of the machine's memory, which others use
+        settings = ContinuousBatchingConfig(max_memory_percent=share)
         new = self.longest - prompt
         hints = WorkloadHints(max_prompt_length=prompt, max_generated_length=new, num_requests=requests)
-        self.manager = self.model.init_continuous_batching(workload_hints=hints)
+        self.manager = self.model.init_continuous_batching(
+            continuous_batching_config=settings, workload_hints=hints
+        )
         self.size = requests
         with torch.no_grad():
             self.manager.warmup()
