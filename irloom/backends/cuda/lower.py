@@ -168,10 +168,11 @@ class Lowering:
         return isinstance(a, Value) and a.type.rank == 2 and floats(a)
 
     def product_reading(self, v: Value) -> Node | None:
-        """The product that alone reads ``v``, as what it multiplies by its weight."""
+        """The product that alone reads ``v``, rows that it multiplies by its weight."""
         n = self.only_reader(v)
-        fits = n is not None and n.op.name in PRODUCTS and n.args[0] is v and self.is_weight(n.args[1])
-        return n if fits else None
+        if n is None or n.op.name not in PRODUCTS or n.args[0] is not v or v.type.rank != 2:
+            return None
+        return n if self.is_weight(n.args[1]) and floats(n.result) else None
 
     def prologue(self, v: Value, made: Prologue) -> bool:
         """Let what reads ``v`` make it itself; True, as a handler gives."""

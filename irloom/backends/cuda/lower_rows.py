@@ -63,7 +63,10 @@ def norm(f: Lowering, n: Node) -> bool:
 @lowers("silu_mul", "gelu_mul", "act_mul")
 def act_mul(f: Lowering, n: Node) -> bool:
     """A gate that no product takes along."""
-    return f.launch("act_mul", n, *n.args[:2], attrs={"act": gate_of(n)})
+    gate, up = n.args[:2]
+    if not (isinstance(gate, Value) and isinstance(up, Value) and gate.type.dims == up.type.dims):
+        return f.decline(n, f"{n.operands[0]} by {n.operands[1]}")
+    return f.launch("act_mul", n, gate, up, attrs={"act": gate_of(n)})
 
 
 @lowers("embedding")
