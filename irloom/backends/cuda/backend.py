@@ -8,6 +8,7 @@ import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Limits, Report
+from irloom.backends.gpu import gpu
 from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.graph import Module
@@ -64,10 +65,10 @@ class CudaBackend:
         """The GPU that kernels are compiled for, and what compiles them."""
         from importlib.metadata import version
 
-        if not torch.cuda.is_available():
+        there = gpu()
+        if there is None:
             return {}
-        major, minor = torch.cuda.get_device_capability()
-        return {"gpu": torch.cuda.get_device_name(), "sm": f"{major}.{minor}", "triton": version("triton")}
+        return {"gpu": there.name, "sm": there.compute, "triton": version("triton")}
 
     def prepare(self) -> None:
         """Kernels are compiled for the shapes of a model: nothing can be done before it is traced."""

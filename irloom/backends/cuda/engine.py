@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from irloom.backends.caches import empty_caches
 from irloom.backends.core import Limits
 from irloom.ir.plan import Pool
 from irloom.runtime.core import DRAW, Batch, Sampled, draw_of
@@ -15,7 +16,6 @@ from irloom.runtime.core import DRAW, Batch, Sampled, draw_of
 from .answers import Answers, Submitted
 from .arrays import StepArrays
 from .buckets import Bucket, Buckets
-from .caches import empty_caches
 from .graphs import Graphs
 from .kernels.late import late_tokens
 from .kernels.sample import sample

@@ -6,6 +6,7 @@ given; an op without a kernel is a launch of its reference body.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
@@ -147,10 +148,7 @@ class Program:
     @property
     def fallbacks(self) -> dict[str, int]:
         """Ops that run their reference body, and how many nodes do."""
-        out: dict[str, int] = {}
-        for s in self.bodies:
-            out[s.node.op.name] = out.get(s.node.op.name, 0) + 1
-        return out
+        return dict(Counter(s.node.op.name for s in self.bodies))
 
     @property
     def bodies(self) -> Iterator[Launch]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from irloom.backends.caches import AnyCache, empty_caches
 from irloom.ir.elem import CACHES, SEQS, Cached
 from irloom.ir.graph import Arg, Call, Loop, Param, Value
 from irloom.ir.interp import apply_node, resolve
 from irloom.ir.seqs import PagedCache, Seqs, StateCache
 
-from .caches import AnyCache, empty_caches
 from .launchers import LAUNCHERS
 from .memory import Block, Gaps, room, shape
 from .program import BODY, Function, Launch, Program, Same, View, stored

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
+from irloom.backends.caches import empty_caches
 from irloom.backends.core import Limits, Report
 from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.elem import CACHES, Cached
 from irloom.ir.graph import Func, Module, Param
-from irloom.ir.interp import Interpreter, cache_types, empty_cache
-from irloom.ir.plan import Pool
+from irloom.ir.interp import Interpreter
 from irloom.ir.quantized import QuantizedTensor
-from irloom.ir.seqs import PagedCache, Seqs, StateCache
+from irloom.ir.seqs import Seqs
 from irloom.ir.show import show
 from irloom.ir.weights import materialize
 from irloom.runtime.core import Batch, Engine, Sampled
@@ -119,7 +117,7 @@ class ReferenceEngine:
         names = {(id(p), layer): name for name, p, layer in bound(m)}
         self.interpreter = Interpreter(m, weights=lambda p, layer: file.get_tensor(names[id(p), layer]))
         self.inputs = [p for p in m.main.data if isinstance(p.type.elem, Cached) or p.type.elem == CACHES]
-        self.caches = _empty(m, self.pools)
+        self.caches = empty_caches(m, {p.name: p.pages for p in self.pools})
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Store the batch's keys and values; the logits [S, vocab] of each sequence's last token."""
@@ -135,20 +133,6 @@ class ReferenceEngine:
     def step(self, batch: Batch) -> Sequence[Sampled | None]:
         """One step: see ``runtime.core.Engine``."""
         return sample_batch(self.logits(batch), batch)
-
-
-def _empty(m: Module, made: tuple[Pool, ...]) -> dict[str, Any]:
-    pages = {p.name: p.pages for p in made}
-    types = cache_types(m)
-    empty: dict[str | int, PagedCache | StateCache] = {}
-    for key, t in types.items():
-        assert isinstance(t.elem, Cached)
-        empty[key] = replace(empty_cache(t, pages[t.elem.pool]), in_place=True)
-    out: dict[str, Any] = {k: v for k, v in empty.items() if isinstance(k, str)}
-    for p in m.main.data:
-        if p.type.elem == CACHES:
-            out[p.name] = [empty[i] for i in sorted(k for k in empty if isinstance(k, int))]
-    return out
 
 
 BACKEND = ReferenceBackend()

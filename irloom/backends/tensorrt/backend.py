@@ -10,6 +10,7 @@ import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Limits, Networks, Report
+from irloom.backends.gpu import gpu
 from irloom.backends.machine import cores
 from irloom.backends.pools import cache_plan
 from irloom.ir.checkpoint import Checkpoint
@@ -18,7 +19,6 @@ from irloom.runtime.core import Engine
 
 from .engine import TensorRTEngine
 from .executor import PlanExecutor, Scratch
-from .gpu import PORTABLE, RTX, gpu
 from .graphs import graphed
 from .library import PLAIN, Kernels, Library, LibraryMissing, load
 from .lower import Cut, lower
@@ -38,6 +38,13 @@ KEPT = (
 """Ops that could be written in simpler ones, and have a lowering of their own."""
 
 SEGMENTS, LOG = "segments.json", "build.log"
+
+
+PORTABLE = ("8.0", "8.6", "8.9", "12.0")
+"""Compute capabilities that a plan of TensorRT for RTX is for, where none is named:
+https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html."""
+RTX = ("7.5", *PORTABLE, "12.1")
+"""Compute capabilities that TensorRT for RTX runs on."""
 
 
 class TensorRTBackend:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from irloom.backends.artifact import EngineReader
 from irloom.backends.core import Limits
+from irloom.backends.gpu import Gpu, gpu
 from irloom.ir.errors import EngineMismatch
 
 from .executor import Plan
-from .gpu import Gpu, gpu
 from .library import Kernels, Library, LibraryMissing, load
 from .lower import lower
 from .network import Tensor

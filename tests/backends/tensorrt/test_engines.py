@@ -16,12 +16,12 @@ import torch
 import irloom
 from irloom.backends.artifact import MANIFEST, SEAL, EngineReader
 from irloom.backends.core import Limits, backend
+from irloom.backends.gpu import Gpu
 from irloom.backends.tensorrt import library, opening
 from irloom.backends.tensorrt.backend import TensorRTBackend, cut_well
 from irloom.backends.tensorrt.engine import TensorRTEngine
 from irloom.backends.tensorrt.executor import TorchExecutor
 from irloom.backends.tensorrt.forms import value_of
-from irloom.backends.tensorrt.gpu import Gpu
 from irloom.backends.tensorrt.library import LibraryMissing
 from irloom.backends.tensorrt.network import Tensor
 from irloom.backends.tensorrt.opening import program_of

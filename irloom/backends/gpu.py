@@ -1,14 +1,8 @@
-"""The GPU that plans are built for and run on, as torch sees it."""
+"""The GPU that engines are built for and run on, as torch sees it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-PORTABLE = ("8.0", "8.6", "8.9", "12.0")
-"""Compute capabilities that a plan of TensorRT for RTX is for, where none is named:
-https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html."""
-RTX = ("7.5", *PORTABLE, "12.1")
-"""Compute capabilities that TensorRT for RTX runs on."""
 
 
 @dataclass(frozen=True)
