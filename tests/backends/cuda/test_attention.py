@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irloom.backends.cuda.kernels.attention import paged_attention
+from irloom.backends.cuda.kernels.attention import paged_attention, run_decode, run_prefill
+from irloom.backends.cuda.kernels.attention_call import Call, Tile
+from irloom.backends.cuda.kernels.attention_tiles import typical
 from irloom.backends.cuda.step import Step
 from irloom.backends.cuda.work import Workspace
 from irloom.ir import ops
@@ -113,6 +115,20 @@ def test_decode_shares_keys_of_ragged_sequences() -> None:
 
 def test_a_mixed_step_runs_both_kernels() -> None:
     check(Case((5, 1, 40, 1), (3, 100, 0, 70), group=3, page=16))
+
+
+def test_trials_of_tiles_leave_a_steps_results_alone() -> None:
+    """Tiles of one kernel are timed when the other has run: what that wrote stays."""
+    kept = torch.randn(4, 16, 1, 16, device=DEVICE)
+    table = torch.arange(4, dtype=torch.int32, device=DEVICE).view(2, 2)
+    seqs = Seqs.of([4, 1], [5, 19], {"full": table}).to(DEVICE)
+    q, out = torch.randn(5, 2, 16, device=DEVICE), torch.full((5, 2, 16), torch.nan, device=DEVICE)
+    at = seqs.positions
+    step = Step(at, at, at, seqs.starts, seqs.context, {"full": table})
+    call = typical(Call(out, q, PagedCache(kept, kept), step, None, None, 0.3, None, None, None, None))
+    for run in (run_prefill, run_decode):
+        run(call, Tile(16, 16, 4, 1), Workspace(DEVICE))
+    assert out.isnan().all()
 
 
 @pytest.mark.parametrize("kept", F8)

@@ -90,7 +90,8 @@ def chosen(
 def typical(call: Call) -> Call:
     """The same call for a full bucket: sequences of ``CONTEXT`` keys, pages one after another.
 
-    Tokens that are more than sequences belong to the first one.
+    Tokens that are more than sequences belong to the first one. Its results are its own: the step in front of
+    which a kernel is timed may have some already.
     """
     step, table, page = call.step, call.table, call.cache.page
     seqs, more = step.seqs, step.tokens - step.seqs
@@ -105,7 +106,7 @@ def typical(call: Call) -> Call:
         step.ids, step.positions, step.owner, starts.to(at), context.to(at), {call.cache.pool: pages.to(at)},
         step.decode,
     )  # fmt: skip
-    return replace(call, step=made)
+    return replace(call, step=made, out=torch.empty_like(call.out))
 
 
 def _bytes(call: Call) -> int:
