@@ -9,6 +9,7 @@ import json
 import math
 import random
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,11 +67,15 @@ def write_model(folder: Path, config: dict[str, object], tensors: Tensors) -> tu
     """Write a checkpoint of ``tensors``; bytes of all, and of the largest. Its index comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    block, places = random_block(), {}
-    for n, shard in enumerate(shards(tensors)):
-        name = f"model-{n + 1:05}.safetensors"
-        write_shard(folder / name, shard, block)
-        places |= dict.fromkeys(shard, name)
+    block, places = random_block(), dict[str, str]()
+    with ThreadPoolExecutor() as pool:
+        writing = list[Future[None]]()
+        for n, shard in enumerate(shards(tensors)):
+            name = f"model-{n + 1:05}.safetensors"
+            writing.append(pool.submit(write_shard, folder / name, shard, block))
+            places |= dict.fromkeys(shard, name)
+        for each in writing:
+            each.result()
     index = {"metadata": {"total_size": size(tensors)}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return size(tensors), max(2 * math.prod(dims) for dims in tensors.values())
@@ -136,5 +141,5 @@ def write_shard(path: Path, tensors: Tensors, block: bytes) -> None:
         for name, dims in tensors.items():
             left, part = 2 * math.prod(dims), ones if name.endswith("norm.weight") else block
             while left > 0:
-                file.write(part[:left])
+                file.write(memoryview(part)[:left])
                 left -= len(part)

@@ -2,7 +2,8 @@
 
 The parts are ``module.irloom`` (the final IR), ``plan.json``, weights, compiled code and the tokenizer. A
 part may be a *link*: an unchanged tensor of the source checkpoint that is not stored again. Every byte is
-checked before any is used, because compiled parts are native code. The manifest's own hash stands beside it.
+checked before any is used, because compiled parts are native code: pieces of a large part by several cores at
+a time. The manifest's own hash stands beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,10 +28,12 @@ from irloom.ir.parse import parse
 from irloom.ir.plan import KVPlan
 from irloom.ir.show import show
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
 Extent = tuple[Path, int, int]
 """Bytes of a file: where they start, and where they end."""
+PIECE = 1 << 24
+"""Bytes that are hashed as one: the hash of more is that of the hashes of its pieces."""
 _BLOCK = 1 << 18
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where there is no room for more."""
@@ -38,7 +41,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Part:
-    """A file of the engine: its SHA-256 and size in bytes."""
+    """A file of the engine: its SHA-256 (see ``PIECE``) and size in bytes."""
 
     sha256: str
     bytes: int
@@ -274,14 +277,25 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _digests(extents: Sequence[Extent]) -> list[str]:
-    """The SHA-256 of each, several at a time: the longest first, so that none is left over at the end."""
-    order = sorted(range(len(extents)), key=lambda i: extents[i][1] - extents[i][2])
+    """The SHA-256 of each, pieces of all several at a time."""
+    pieces = [piece for extent in extents for piece in _pieces(extent)]
     with ThreadPoolExecutor() as pool:
-        found = dict(zip(order, pool.map(_digest, [extents[i] for i in order]), strict=True))
-    return [found[i] for i in range(len(extents))]
+        found = pool.map(_digest, pieces)
+        return [_joined([next(found) for _ in _pieces(extent)]) for extent in extents]
 
 
-def _digest(extent: Extent) -> str:
+def _pieces(extent: Extent) -> Iterator[Extent]:
+    """Parts of ``PIECE`` bytes, and what is left over; of no bytes, those."""
+    path, start, stop = extent
+    yield from ((path, at, min(at + PIECE, stop)) for at in range(start, max(stop, start + 1), PIECE))
+
+
+def _joined(digests: Sequence[bytes]) -> str:
+    """The hash of what has one piece is that of the piece."""
+    return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()).hex()
+
+
+def _digest(extent: Extent) -> bytes:
     path, start, stop = extent
     digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as f:
@@ -289,4 +303,4 @@ def _digest(extent: Extent) -> str:
         while start < stop and (n := f.readinto(block[: stop - start])):
             digest.update(block[:n])
             start += n
-    return digest.hexdigest()
+    return digest.digest()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from irloom.backends import artifact
 from irloom.backends.artifact import MANIFEST, EngineReader, EngineWriter, Manifest
 from irloom.ir.errors import BuildError, EngineMismatch
 
@@ -55,6 +56,23 @@ def test_every_changed_byte_is_refused(engine):
         refused += 1
     assert refused == 300
     EngineReader(engine)
+
+
+def test_every_byte_of_every_piece_is_checked(tmp_path, monkeypatch):
+    """And which piece stands where."""
+    monkeypatch.setattr(artifact, "PIECE", 16)
+    pieces = [bytes([i]) * 16 for i in range(5)]
+    with EngineWriter(tmp_path / "engine", manifest()) as out:
+        part = out.file("weights/0")
+        part.write_bytes(b"".join(pieces) + b"end")
+    part = tmp_path / "engine/weights/0"
+    whole = part.read_bytes()
+    EngineReader(tmp_path / "engine")
+    changed = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in range(len(whole))]
+    for other in [*changed, b"".join(pieces[::-1]) + b"end"]:
+        part.write_bytes(other)
+        with pytest.raises(EngineMismatch, match="weights/0 was changed"):
+            EngineReader(tmp_path / "engine")
 
 
 def test_a_changed_part_is_named_and_so_is_the_way_back(engine):
@@ -108,7 +126,7 @@ def test_an_older_format_is_refused(engine):
     text = json.dumps({**facts, "format": 0}).encode()
     (engine / MANIFEST).write_bytes(text)
     (engine / "manifest.sha256").write_text(hashlib.sha256(text).hexdigest() + "\n")
-    with pytest.raises(EngineMismatch, match="of format 0, this irloom reads format 1"):
+    with pytest.raises(EngineMismatch, match="of format 0, this irloom reads format 2"):
         EngineReader(engine)
 
 

@@ -12,9 +12,10 @@ from irloom.backends.gpu import gpu
 from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.graph import Module
+from irloom.ir.show import show
 from irloom.runtime.core import Engine
 
-from .kernel_store import choices_of, kernels_used, seed, store, triton_cache
+from .kernel_store import choices_of, keep_list, kernels_used, list_of, listed, seed, store, triton_cache
 from .lower import lower
 from .program import Program
 from .room import Room
@@ -106,12 +107,16 @@ class CudaBackend:
 
 
 def _compile(program: Program, out: EngineWriter, report: Report) -> None:
-    """Compile the kernels and choose between them, and put both into the engine."""
+    """Compile the kernels and choose between them, unless that was done before; put both into the engine."""
     from .warm import warm_up
 
-    used = kernels_used()
-    warm_up(program, CudaBackend.limits, lambda done, total: report("kernels", done, total))
-    store(out, triton_cache(), used, tuner().known)
+    used, facts = kernels_used(), f"{show(program.module)}{program}{CudaBackend.limits}"
+    file = list_of(tuner().file, facts)
+    before = listed(file, triton_cache())
+    if before is None:
+        warm_up(program, CudaBackend.limits, report)
+        keep_list(file, used)
+    store(out, triton_cache(), before or used, tuner().known)
 
 
 BACKEND = CudaBackend()

@@ -1,15 +1,19 @@
 """Compiled kernels travel with an engine: Triton's cache as the build left it, and the choices by the clock.
 
 Opening an engine puts them where Triton and the tuner look, so nothing is compiled or timed at the start.
-They are native code: the manifest's hashes are checked before.
+They are native code: the manifest's hashes are checked before. A second build of a program finds the list of
+its kernels, and runs none.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Collection
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +23,8 @@ FOLDER = "kernels/"
 CHOICES = "tuning.json"
 GROUP = "__grp__"
 """Begins the name of a file that lists the others of a kernel, by their full paths."""
+STAGES = (".source", ".ttir", ".ttgir", ".llir", ".ptx")
+"""Files of what a kernel was on its way: it runs without them."""
 
 
 @cache
@@ -48,6 +54,29 @@ def triton_cache() -> Path:
     return Path(knobs.cache.dir)
 
 
+def list_of(settled: Path, facts: str) -> Path:
+    """Where a program's kernels are listed: beside ``settled``, the choices for this GPU and these sources."""
+    return settled.with_suffix("") / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.json"
+
+
+def listed(file: Path, compiled: Path) -> set[str] | None:
+    """The names in a list; None where there is none, or one of them is no longer in Triton's cache."""
+    try:
+        names = set(map(str, json.loads(file.read_text())))
+    except (OSError, ValueError):
+        return None
+    return names if all((compiled / name).is_dir() for name in names) else None
+
+
+def keep_list(file: Path, names: Collection[str]) -> None:
+    """Keep a list, where the folder can be written."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(sorted(names)))
+        part.replace(file)
+
+
 def store(out: EngineWriter, compiled: Path, used: Collection[str], choices: dict[str, str]) -> None:
     """Put the kernels ``used`` of Triton's cache ``compiled``, and what was chosen, into an engine."""
     folders = [compiled / name for name in sorted(used)]
@@ -55,7 +84,7 @@ def store(out: EngineWriter, compiled: Path, used: Collection[str], choices: dic
         name = FOLDER + file.relative_to(compiled).as_posix()
         if file.name.startswith(GROUP):
             out.write_json(name, sorted(json.loads(file.read_text())["child_paths"]))
-        elif file.name != "lock":
+        elif file.name != "lock" and file.suffix not in STAGES:
             shutil.copyfile(file, out.file(name))
     out.write_json(CHOICES, choices)
 

@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +61,7 @@ class Tuner:
     def __init__(self, file: Path, clock: Callable[[Callable[[], object]], float] | None) -> None:
         self.file, self.clock = file, clock
         self.settled: dict[tuple[str, tuple[object, ...]], object] = {}
+        self.rehearsing = False
 
     @cached_property
     def known(self) -> dict[str, str]:
@@ -72,7 +73,10 @@ class Tuner:
     ) -> T:
         """See ``tuning.choose``."""
         chosen = candidates[0] if len(candidates) == 1 else self._known(f"{name} {key}", candidates)
-        if chosen is None and self._may_time():
+        if chosen is None and self.rehearsing:
+            _each(candidates, run)
+            chosen = candidates[0]
+        elif chosen is None and self._may_time():
             errors = _errors(candidates, run)
             chosen = self.fastest(candidates, errors, run)
             if not any(isinstance(e, torch.OutOfMemoryError) for e in errors):  # there is more another time
@@ -81,6 +85,15 @@ class Tuner:
             return candidates[0]
         self.settled[name, key] = chosen
         return chosen
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Inside, candidates that would be timed are run once, and the first stands in for the fastest."""
+        settled, self.settled, self.rehearsing = self.settled, {}, self.clock is not None
+        try:
+            yield
+        finally:
+            self.settled, self.rehearsing = settled, False
 
     def _known(self, text: str, candidates: Sequence[T]) -> T | None:
         chosen = self.known.get(text)
@@ -112,6 +125,13 @@ class Tuner:
             part = self.file.with_suffix(f".{os.getpid()}")
             part.write_text(json.dumps(_read(self.file) | new, indent=0, sort_keys=True))
             part.replace(self.file)
+
+
+def _each(candidates: Sequence[T], run: Callable[[T], object]) -> None:
+    """Run every candidate; those that cannot be run say so when they are timed."""
+    for candidate in candidates:
+        with suppress(Exception):
+            run(candidate)
 
 
 def _errors(candidates: Sequence[T], run: Callable[[T], object]) -> list[Exception | None]:

@@ -5,46 +5,69 @@ What is in weights and caches does not matter for that, so a layer's weights sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from irloom.backends.core import Limits
+from irloom.backends.core import Limits, Report
 from irloom.backends.pools import cache_plan
 from irloom.ir.elem import Elem, Quant
-from irloom.ir.graph import Param
+from irloom.ir.graph import Loop, Param
 from irloom.ir.plan import Pool
 from irloom.runtime.core import DRAW, Batch
 
+from .ahead import compile_all, rehearsed
 from .engine import CudaEngine
+from .graphs import Graphs
 from .memory import shape
-from .program import Program
+from .program import Program, Step
 from .quantized import Operand, Quantized
 from .runner import Weights
 
-SEQS = (1, 2, 3, 5, 8, 16, 24, 48, 96, 192, 256)
-"""Sequences that decode together: a number for each range that kernels choose differently for."""
-TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-"""Tokens of a prompt."""
 
-
-def warm_up(program: Program, limits: Limits, report: Callable[[int, int], None]) -> None:
+def warm_up(program: Program, limits: Limits, report: Report) -> None:
     """Compile and choose all kernels for steps within ``limits``, on the GPU that is here."""
     limits = replace(limits, max_context=limits.max_tokens)
+    program = once_round(program)
     engine = CudaEngine(program, any_weights(program), _pools(program, limits), limits, limits.max_tokens)
     todo = list(batches(engine))
+    if not program.fallbacks:  # bodies would look at what no kernel has made
+        compile_all(rehearsed(lambda: _rehearse(engine, todo)), lambda n, of: report("compile", n, of))
     for done, batch in enumerate(todo):
-        report(done, len(todo))
+        report("choose", done, len(todo))
         engine.submit(batch).take()
-    report(len(todo), len(todo))
+    report("choose", len(todo), len(todo))
+
+
+def _rehearse(engine: CudaEngine, todo: Sequence[Batch]) -> None:
+    """Queue every step as its first time is, not in a graph."""
+    graphs, engine.graphs = engine.graphs, Graphs(enabled=False)
+    try:
+        for batch in todo:
+            engine.submit(batch)
+    finally:
+        engine.graphs = graphs
+        engine.runner.work.reset()
+
+
+def once_round(program: Program) -> Program:
+    """The program with the first lap of each loop alone: the others launch the same kernels."""
+    functions = {
+        name: replace(f, steps=[_first_lap(s) for s in f.steps]) for name, f in program.functions.items()
+    }
+    return replace(program, functions=functions)
+
+
+def _first_lap(s: Step) -> Step:
+    return replace(s, stop=min(s.stop, s.start + 1)) if isinstance(s, Loop) else s
 
 
 def batches(engine: CudaEngine) -> Iterator[Batch]:
-    """Steps that decode, and steps that read one prompt, of every kind of size."""
-    yield from (_batch(engine, [1] * n) for n in SEQS if n <= engine.max_seqs)
-    yield from (_batch(engine, [n]) for n in TOKENS if n <= engine.max_tokens)
+    """Steps that decode, and steps that read one prompt, of every size that steps are filled up to."""
+    yield from (_batch(engine, [1] * n) for n in engine.buckets.decodes)
+    yield from (_batch(engine, [n]) for n in engine.buckets.tokens)
 
 
 def _batch(engine: CudaEngine, counts: list[int]) -> Batch:

@@ -27,7 +27,7 @@ constants = asked["constants"]
 constants |= {n: getattr(triton.language, x[3:]) for n, x in constants.items() if str(x).startswith("tl.")}
 source = ASTSource(fn, signature, constants, attrs)
 made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=asked["options"])
-print(json.dumps({"ptx": made.asm["ptx"], "shared": made.metadata.shared}))
+print(json.dumps({"ptx": made.asm.get("ptx"), "shared": made.metadata.shared}))
 """
 
 

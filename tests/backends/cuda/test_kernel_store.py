@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from irloom.backends.artifact import EngineReader, EngineWriter, Manifest
-from irloom.backends.cuda.kernel_store import choices_of, seed, store
+from irloom.backends.cuda.kernel_store import choices_of, keep_list, list_of, listed, seed, store
 from tests.backends.cuda.cross import compiled
 
 CHOICES = {"product (1, 2)": "Tile(4)"}
@@ -35,10 +35,24 @@ def test_an_engine_brings_its_kernels(tmp_path: Path, monkeypatch: pytest.Monkey
         store(out, there, [folder.name for folder in there.iterdir()], CHOICES)
     reader = EngineReader(tmp_path / "engine")
     assert choices_of(reader) == CHOICES
-    assert seed(reader, here) == len([name for name in files(there) if not name.endswith("lock")])
+    runs = (".cubin", ".json", ".so")
+    assert seed(reader, here) == len([name for name in files(there) if name.endswith(runs)])
     assert seed(reader, here) == 0
     before = files(here)
     assert any(name.endswith(".cubin") for name in before)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(here))
     compile_late()
     assert files(here) == before, "the kernel was compiled again"
+
+
+def test_a_list_of_kernels_holds_while_all_are_there(tmp_path: Path) -> None:
+    compiled_here = tmp_path / "triton"
+    file = list_of(tmp_path / "gpu.json", "a program")
+    assert listed(file, compiled_here) is None
+    for name in ("A", "B"):
+        (compiled_here / name).mkdir(parents=True)
+    keep_list(file, {"A", "B"})
+    assert listed(file, compiled_here) == {"A", "B"}
+    assert listed(list_of(tmp_path / "gpu.json", "another"), compiled_here) is None
+    (compiled_here / "B").rmdir()
+    assert listed(file, compiled_here) is None
