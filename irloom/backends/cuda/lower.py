@@ -131,10 +131,11 @@ class Lowering:
         attrs: Mapping[str, Any] | None = None,
         given: tuple[str, ...] = (),
         why: str = "",
+        over: Arg = None,
     ) -> bool:
         """Add a launch; True, as a handler gives."""
         made = tuple(n.results if results is None else results)
-        self.steps.append(Launch(kernel, made, args, n, attrs or {}, given, why))
+        self.steps.append(Launch(kernel, made, args, n, attrs or {}, given, why, over))
         return True
 
     def same(self, result: Value, x: Value) -> None:
@@ -162,6 +163,11 @@ class Lowering:
     def is_weight(self, a: Arg) -> bool:
         """Whether an operand is bound to a weight."""
         return isinstance(a, Param) and a.weight is not None
+
+    def alone(self, a: Arg, operands: Sequence[Arg]) -> bool:
+        """Whether no other operand lies where ``a`` does."""
+        root = [self.storage.get(x, x) for x in operands if isinstance(x, Value)]
+        return isinstance(a, Value) and root.count(self.storage.get(a, a)) == 1
 
     def rows(self, a: Arg) -> bool:
         """Whether an operand is rows of floats: [rows, features]."""

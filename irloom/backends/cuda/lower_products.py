@@ -33,15 +33,16 @@ def product(f: Lowering, n: Node) -> bool:
     return _launch(f, n, result, (x, weight, bias, residual), shared)
 
 
-def _launch(f: Lowering, n: Node, out: Value, args: tuple[Arg, ...], attrs: dict[str, Any]) -> bool:
+def _launch(f: Lowering, n: Node, out: Value, args: tuple[Arg, ...], shape: dict[str, Any]) -> bool:
     x, weight, bias, residual = args
     read = f.read(x)
     assert isinstance(x, Value)
     quant = read.quant or (x.type.elem if isinstance(x.type.elem, Quant) else None)
-    given = {k: v for k, v in attrs.items() if v is not None}
-    form = Form(eps=read.eps, quant=quant, **given)
+    form = Form(eps=read.eps, quant=quant, **{k: v for k, v in shape.items() if v is not None})
     operands = read.x, weight, bias, residual, read.norm
-    return f.launch("product", n, *operands, results=[out], attrs={"form": form}, given=("work",))
+    attrs, given = {"form": form}, ("work",)
+    over = residual if f.alone(residual, operands) else None
+    return f.launch("product", n, *operands, results=[out], attrs=attrs, given=given, over=over)
 
 
 def _gate(f: Lowering, n: Node, bias: Arg) -> tuple[Value, str] | None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from irloom.ir.elem import SEQS, Cached, Elem, Quant
-from irloom.ir.graph import Arg, Call, Loop, Module, Node, Param, Value
+from irloom.ir.graph import Arg, Call, Loop, Module, Node, Param, Stmt, Value
 from irloom.ir.show import show_attr
 
 INDENT = "    "
@@ -27,7 +27,8 @@ class Launch:
 
     ``attrs`` are its keyword arguments; what it is ``given`` beside them belongs to the engine: ``work``,
     scratch memory, or ``step``, the arrays of the step. ``node`` is what it is for (the first of several
-    that were folded), ``why`` why that has no kernel.
+    that were folded), ``why`` why that has no kernel. Its result may lie where the operand ``over`` does, if
+    nothing reads that later.
     """
 
     kernel: str
@@ -37,6 +38,7 @@ class Launch:
     attrs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     given: tuple[str, ...] = ()
     why: str = ""
+    over: Arg = None
 
     @property
     def values(self) -> list[Value]:
@@ -47,6 +49,7 @@ class Launch:
         results = [r.name for r in self.results if not isinstance(r.type.elem, Cached)]
         given = [a.name if isinstance(a, Value) else show_attr(a) for a in self.args]
         attrs = [f"{k}={_shown(v)}" for k, v in self.attrs.items() if v is not None]
+        attrs += [f"over={self.over.name}"] if isinstance(self.over, Value) else []
         name = f"{BODY}.{self.node.op.name}" if self.kernel == BODY else self.kernel
         said = "; ".join(filter(None, [self.node.loc, self.why]))
         return f"{name}({', '.join([*results, *given, *attrs])})" + (f"  # {said}" if said else "")
@@ -107,15 +110,7 @@ class Function:
     @cached_property
     def ends(self) -> list[list[Value]]:
         """For each step the values with memory of their own that nothing reads after it."""
-        root = self.roots
-        later = {root.get(r, r) for r in self.returns}
-        out: list[list[Value]] = []
-        for s in reversed(self.steps):
-            used = [root.get(v, v) for v in (*s.values, *s.results)]
-            ended = [v for v in dict.fromkeys(used) if v not in later]
-            out.append(ended)
-            later.update(ended)
-        return out[::-1]
+        return last_uses(self.steps, self.returns, self.roots)
 
     @cached_property
     def roots(self) -> dict[Value, Value]:
@@ -179,6 +174,20 @@ HOST = ("expert_linear", "moe", "head_linear")
 def asks_host(n: Node) -> bool:
     """Whether a reference body cannot be captured, or knows nothing of rows that fill a bucket."""
     return n.op.name in HOST or any(v.type.elem == SEQS or isinstance(v.type.elem, Cached) for v in n.values)
+
+
+def last_uses(
+    steps: Sequence[Step | Stmt], returns: Sequence[Value], root: Mapping[Value, Value]
+) -> list[list[Value]]:
+    """For each step the values that nothing reads after it, nor is any view of them, as ``root`` says."""
+    later = {root.get(r, r) for r in returns}
+    out: list[list[Value]] = []
+    for s in reversed(steps):
+        used = [root.get(v, v) for v in (*s.values, *s.results)]
+        ended = [v for v in dict.fromkeys(used) if v not in later]
+        out.append(ended)
+        later.update(ended)
+    return out[::-1]
 
 
 def stored(v: Value) -> bool:

@@ -20,7 +20,7 @@ from irloom.ir.seqs import PagedCache, Seqs, StateCache
 
 from .launchers import LAUNCHERS
 from .memory import Block, Gaps, room, shape
-from .program import BODY, Function, Launch, Program, Same, View, stored
+from .program import BODY, Function, Launch, Program, Same, View, last_uses, stored
 from .quantized import Operand, Quantized
 from .step import Step
 from .weight_store import stands_for
@@ -97,23 +97,24 @@ class Run:
         for s, ends in zip(f.steps, f.ends, strict=True):
             match s:
                 case Launch():
-                    self._launch(s, frame)
+                    self._launch(s, frame, ends)
                 case View():
                     self._view(s, frame)
                 case Same():
                     frame.values[s.result] = frame.values[s.x]
                 case Call():
-                    self._call(s, frame, {})
+                    self._call(s, frame, {}, ends)
                 case Loop():
                     self._loop(s, frame, ends)
             for v in ends:
                 self._free(v, frame)
 
-    def _launch(self, s: Launch, frame: Frame) -> None:
+    def _launch(self, s: Launch, frame: Frame, ends: Sequence[Value]) -> None:
         if s.kernel == "positions":
             frame.values[s.results[0]] = self.step.positions
             return
         args = [self._operand(a, frame) for a in s.args]
+        self._take_over(s, frame, ends)
         outs = [self._place(r, frame) for r in s.results if not isinstance(r.type.elem, Cached)]
         self._renew(s, args, frame)
         if self.runner.dry:
@@ -126,8 +127,14 @@ class Run:
         LAUNCHERS[s.kernel](*outs, *args, **attrs, **{k: given[k] for k in s.given})
         self.runner.work.reset()
 
+    def _take_over(self, s: Launch, frame: Frame, ends: Sequence[Value]) -> None:
+        """Put the result where an operand lies that nothing else reads any more."""
+        x, to = s.over, s.results[0]
+        if isinstance(x, Value) and x in ends and x in frame.taken and x.type == to.type:
+            frame.values[to], frame.taken[to] = frame.values[x], frame.taken.pop(x)
+
     def _place(self, v: Value, frame: Frame) -> Operand:
-        """Memory for a value; what a function returns may have it already."""
+        """Memory for a value, where it has none yet."""
         if v not in frame.values:
             frame.values[v] = self._take(v, frame)
         return frame.values[v]
@@ -180,18 +187,20 @@ class Run:
 
     # calls
 
-    def _loop(self, s: Loop, frame: Frame, ends: Sequence[Value]) -> None:
+    def _loop(self, s: Loop, frame: Frame, last: Sequence[Value]) -> None:
         """Run the calls of every pass; what is carried on lies where the pass before left it."""
         for p, v in zip(s.params, s.inits, strict=True):
             frame.values[p] = self._operand(v, frame)
-            if v in ends and v in frame.taken:
+            if v in last and v in frame.taken and s.values.count(v) == 1:
                 frame.taken[p] = frame.taken.pop(v)
+        calls = [c for c in s.body if isinstance(c, Call)]
+        inside = {*s.params, *(r for c in calls for r in c.results)}
+        ends = [[v for v in vs if v in inside] for vs in last_uses(calls, s.yields, {})]
         for i in s.indices:
-            for c in s.body:
-                assert isinstance(c, Call)
-                self._call(c, frame, {s.var: i})
+            for c, over in zip(calls, ends, strict=True):
+                self._call(c, frame, {s.var: i}, over)
             carried = [(frame.values[y], frame.taken.pop(y, None)) for y in s.yields]
-            for v in (*s.params, *(r for c in s.body for r in c.results)):
+            for v in (*s.params, *(r for c in calls for r in c.results)):
                 self._free(v, frame)
             for p, (x, held) in zip(s.params, carried, strict=True):
                 frame.values[p] = x
@@ -206,26 +215,35 @@ class Run:
         if v in frame.taken:
             self.gaps.give(*frame.taken.pop(v))
 
-    def _call(self, c: Call, frame: Frame, at: dict[str, int]) -> None:
-        """Run a function on the caller's values; what it returns lies in the caller's memory."""
+    def _call(self, c: Call, frame: Frame, at: dict[str, int], ends: Sequence[Value]) -> None:
+        """Run a function on the caller's values: those that end with it are its own, as its results are the
+        caller's.
+        """
         f = self.runner.program.functions[c.callee]
         caches = [frame.values[x.stack][x.index.at(at)] for x in (*c.slots, *c.reads)]
-        given = [*(self._operand(a, frame) for a in c.args), *caches]
         data = [p for p in f.params if p.weight is None]
+        given = [*(self._operand(a, frame) for a in c.args), *caches]
         inner = Frame(c.index.at(at) if c.index else None, dict(zip(data, given, strict=True)))
-        outs = [self._take(r, frame) if stored(r) else None for r in c.results]
-        frame.values.update((r, out) for r, out in zip(c.results, outs, strict=True) if out is not None)
-        made = dict(zip(f.returns, outs, strict=False))
-        own = {r for step in f.steps if isinstance(step, Launch) for r in step.results}
-        inner.values.update((v, out) for v, out in made.items() if v in own and out is not None)
+        for p, a in zip(data, c.args, strict=False):
+            if a in ends and a in frame.taken and c.args.count(a) == 1:
+                inner.taken[p] = frame.taken.pop(a)
         self._steps(f, inner)
-        for v, out in zip(f.returns, outs, strict=False):
-            if out is not None and inner.values[v] is not out:
-                assert isinstance(out, torch.Tensor)
-                if not self.runner.dry:
-                    out.copy_(inner.values[v])
+        for r, v in zip(c.results, f.returns, strict=False):
+            if stored(r):
+                self._give_back(r, v, frame, inner, f)
         for v in list(inner.taken):
             self._free(v, inner)
+
+    def _give_back(self, r: Value, v: Value, frame: Frame, inner: Frame, f: Function) -> None:
+        """Let ``r`` of the caller be what a function made as ``v``; a copy, if that is not its own."""
+        x, root = inner.values[v], f.roots.get(v, v)
+        if root in inner.taken and (not isinstance(x, torch.Tensor) or x.is_contiguous()):
+            frame.values[r], frame.taken[r] = x, inner.taken.pop(root)
+            return
+        out = frame.values[r] = self._take(r, frame)
+        assert isinstance(out, torch.Tensor)
+        if not self.runner.dry:
+            out.copy_(x)
 
 
 def symbols(program: Program) -> tuple[str, ...]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from irloom.backends.cuda.kernels.large import same_memory
 from irloom.backends.cuda.memory import Block, Gaps
+from irloom.backends.cuda.products import Product, Way
 from irloom.backends.cuda.runner import planned
+from irloom.backends.cuda.work import Workspace
 from irloom.ir.elem import ELEMS, Quant
 from irloom.ir.types import Type
+from tests.backends.cuda.device import DEVICE
 from tests.backends.cuda.serving import Model
 
 
@@ -41,3 +46,18 @@ def test_a_larger_step_needs_a_larger_block() -> None:
     program = Model.of("llama").program()
     few, many = planned(program, 1, 1), planned(program, 64, 8)
     assert 0 < few < many
+
+
+def test_a_sum_lies_where_what_it_is_added_to_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[bool] = []
+    run = Product.run
+
+    def seen(p: Product, way: Way, work: Workspace) -> None:
+        if p.residual is not None and isinstance(p.out, torch.Tensor):
+            added.append(same_memory(p.out, p.residual))
+        run(p, way, work)
+
+    monkeypatch.setattr(Product, "run", seen)
+    model = Model.of("llama")
+    model.served(model.engine(model.program(), device=DEVICE), model.traffic(1, requests=1, most=1))
+    assert len(added) > 2 and all(added)
