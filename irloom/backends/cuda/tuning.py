@@ -29,6 +29,8 @@ T = TypeVar("T")
 MARGIN = 0.98
 """A later candidate is chosen when it takes less than this of the best one's time: noise decides nothing."""
 
+Clock = Callable[[Callable[[], object], float], float]
+
 _TRIALS = threading.local()  # whether this thread tries candidates out
 
 
@@ -56,9 +58,11 @@ def tuner() -> Tuner:
 
 
 class Tuner:
-    """Choices in ``file``; ``clock`` tells how long a run takes, None where nothing can be timed."""
+    """Choices in ``file``; ``clock`` tells how long a run takes, and need not be exact where that is more
+    than it is given; None where nothing can be timed.
+    """
 
-    def __init__(self, file: Path, clock: Callable[[Callable[[], object]], float] | None) -> None:
+    def __init__(self, file: Path, clock: Clock | None) -> None:
         self.file, self.clock = file, clock
         self.settled: dict[tuple[str, tuple[object, ...]], object] = {}
         self.rehearsing = False
@@ -109,7 +113,7 @@ class Tuner:
         assert self.clock is not None
         best, least = None, float("inf")
         for candidate, error in zip(candidates, errors, strict=True):
-            if error is None and (took := self.clock(lambda c=candidate: run(c))) < least * MARGIN:
+            if error is None and (took := self.clock(lambda c=candidate: run(c), least)) < least * MARGIN:
                 best, least = candidate, took
         if best is None:
             raise next(e for e in errors if e is not None)
@@ -154,7 +158,7 @@ def _errors(candidates: Sequence[T], run: Callable[[T], object]) -> list[Excepti
         return first(candidate)
 
     error = first(candidates[0])
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         errors = [error, *pool.map(beside, candidates[1:])]
     if gpu:
         torch.cuda.synchronize()
