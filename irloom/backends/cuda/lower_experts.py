@@ -18,19 +18,48 @@ WIDEST = 8192
 
 @lowers("route")
 def route(f: Lowering, n: Node) -> bool:
-    """A program per token; with the router's product and the norm in front, where they are just that."""
+    """A program per token; with the router's product and the norm in front, where they are just that.
+
+    Kernels compute in f32 whatever they read and write: casts on both sides are part of it.
+    """
     logits, bias = [*n.args, None][:2]
     if not f.rows(logits):
         return f.decline(n, f"{n.operands[0]}")
+    logits, results = _uncast(f, n, logits), [_cast(f, n.results[0]), n.results[1]]
     match f.steps[-2:]:
         case [Launch(kernel="rms_norm") as norm, Launch(kernel="product") as product]:
-            if _routes(f, n, norm, product):
+            if (logits,) == product.results and _routes(f, n, norm, product):
                 del f.steps[-2:]
                 (x, weight), (_, router, shift, *_) = norm.args, product.args
-                results, attrs = [*norm.results, *n.results], {**n.attrs, "eps": norm.attrs["eps"]}
+                results, attrs = [*norm.results, *results], {**n.attrs, "eps": norm.attrs["eps"]}
                 operands, given = (x, weight, router, shift, bias), ("work", "step")
                 return f.launch("norm_route", n, *operands, results=results, attrs=attrs, given=given)
-    return f.launch("route", n, logits, bias, attrs=n.attrs, given=("step",))
+    return f.launch("route", n, logits, bias, results=results, attrs=n.attrs, given=("step",))
+
+
+def _uncast(f: Lowering, n: Node, logits: Arg) -> Arg:
+    """What ``logits`` are a wider copy of, made for ``n`` alone by the launch in front."""
+    match f.steps[-1:]:
+        case [Launch(kernel="elementwise", node=cast, args=(Value() as x,)) as launch]:
+            made = launch.results == (logits,) == (cast.result,) and cast.op.name == "cast"
+            if (
+                made
+                and f.only_reader(cast.result) is n
+                and f.rows(x)
+                and cast.result.type.plain.name == "f32"
+            ):
+                f.steps.pop()
+                return x
+    return logits
+
+
+def _cast(f: Lowering, weights: Value) -> Value:
+    """What ``weights`` are cast to, where nothing else reads them."""
+    cast = f.only_reader(weights)
+    if cast is None or cast.op.name != "cast" or not floats(cast.result):
+        return weights
+    f.folded.add(id(cast))
+    return cast.result
 
 
 def _routes(f: Lowering, n: Node, norm: Launch, product: Launch) -> bool:
@@ -39,8 +68,11 @@ def _routes(f: Lowering, n: Node, norm: Launch, product: Launch) -> bool:
     plain = (
         product.attrs["form"] == Form() and residual is None and weight is None and set(norm.attrs) == {"eps"}
     )
-    read = f.only_reader(product.results[0]) is n and (x,) == norm.results and len(norm.args) == 2
-    return plain and read and isinstance(router, Value) and floats(router) and f.rows(norm.args[0])
+    read = (x,) == norm.results and len(norm.args) == 2
+    alone = (last := f.only_reader(product.results[0])) is n or (
+        last is not None and n.args[0] in last.results
+    )
+    return plain and read and alone and isinstance(router, Value) and floats(router) and f.rows(norm.args[0])
 
 
 @lowers("moe")

@@ -1,5 +1,8 @@
 """What a mixture of experts comes to: the router with its norm in one launch, the experts with their sum."""
 
+from irloom.backends.cuda.lower import lower
+from irloom.ir.parse import parse
+
 from .serving import Model
 
 
@@ -24,3 +27,29 @@ def test_experts_with_a_gate_of_their_own_are_two_products_and_a_sum():
     at = made.index("expert_linear")
     assert made[at - 1] == "norm_route"
     assert {"expert_linear", "weighted_sum"} <= set(made[at + 1 :])
+
+
+ROUTER = """
+# irloom 1
+T: dim[1, 64]
+
+def main(
+    x: bf16[T, 32],
+    g: bf16[32] = weight("g"),
+    r: bf16[16, 32] = weight("r"),
+) -> (bf16[T, 32], bf16[T, 4], i32[T, 4]):
+    h: bf16[T, 32] = rms_norm(x, g)
+    y: bf16[T, 16] = linear(h, r)
+    z: f32[T, 16] = cast(y, to=f32)
+    w, i = route(z, k=4, normalize=True)
+    v: bf16[T, 4] = cast(w, to=bf16)
+    return h, v, i
+"""
+
+
+def test_casts_around_a_router_are_part_of_it():
+    (launch,) = lower(parse(ROUTER)).functions["main"].launches
+    assert str(launch).startswith("norm_route(h, v, i, x, g, r, None, None, k=4")
+    read = ROUTER.replace("bf16[T, 4], i32", "f32[T, 4], i32").replace("return h, v", "return h, w")
+    made = lower(parse(read)).functions["main"].launches
+    assert str(made[0]).startswith("norm_route(h, w, i"), "weights that something else reads are not cast"
