@@ -164,9 +164,9 @@ def _round(
     if tall > 1:
         least, most = least.reshape(-1, tall, groups).amin(1), most.reshape(-1, tall, groups).amax(1)
     if quant.zero:
-        scales.copy_((most - least) / (high - low))
+        scales.copy_(_divided(most - least, high - low))
     else:
-        scales.copy_(torch.maximum(most / high, least / low))
+        scales.copy_(torch.maximum(_divided(most, high), _divided(least, low)))
     inverse = torch.where(scales == 0, 0.0, 1.0 / scales.float())
     if zeros is not None:
         zeros.copy_(_zero_point(low - least * inverse, quant, low, high))
@@ -179,6 +179,11 @@ def _round(
         if quant.base.kind != "float":
             scaled.round_()
         to.copy_(scaled.clamp_(low, high).flatten(-2))
+
+
+def _divided(x: torch.Tensor, by: float) -> torch.Tensor:
+    """``x / by`` to the nearest: by a number a GPU takes its inverse times ``x``, a bit off at times."""
+    return x / torch.full((), by, dtype=x.dtype, device=x.device)
 
 
 def _extremes(grouped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

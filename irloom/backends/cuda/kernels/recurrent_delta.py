@@ -19,6 +19,8 @@ from .recurrent_slots import block_of
 
 BLOCK = 16
 """Rows that are solved one after another; blocks of them by products."""
+PRECISION = "ieee"
+"""Of products of f32 where operands are shorter than that."""
 
 
 def corrections(m: Memory, step: Step, work: Workspace, tokens: int, least: int) -> torch.Tensor:
@@ -35,7 +37,7 @@ def corrections(m: Memory, step: Step, work: Workspace, tokens: int, least: int)
     _inverse[step.tokens // tokens + step.seqs, m.heads](
         solved, m.k, m.log, weight, step.starts, step.seqs, least, m.heads, *strides, K=m.keys, BT=tokens,
         SHARED=m.heads // m.k.shape[1], KP=max(16, triton.next_power_of_2(m.keys)), NEAR=BLOCK, UNIT=m.unit,
-        PRECISION="ieee" if exact else "tf32x3", **options(num_warps=4),
+        PRECISION="ieee" if exact else PRECISION, **options(num_warps=4),
     )  # fmt: skip
     return solved
 
@@ -46,7 +48,11 @@ def _inverse(
     weight_head, K: tl.constexpr, BT: tl.constexpr, SHARED: tl.constexpr, KP: tl.constexpr,
     NEAR: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
-    """One chunk of one head."""
+    """One chunk of one head.
+
+    ``a`` is made twice, as it is and transposed: Triton 3.4 to 3.7 may store the transpose of what a Hopper
+    tensor core made to the wrong place.
+    """
     go_on(CHAIN)
     h, n, t = tl.program_id(1), tl.arange(0, KP), tl.arange(0, BT)
     wait(CHAIN)
@@ -63,14 +69,16 @@ def _inverse(
     rates = tl.load(weight + rows * weight_row + h * weight_head, mask=live, other=0.0).to(tl.float32)
     since = tl.cumsum(falls, 0)
     row, column = t[:, None], t[None]
-    seen = tl.where(row < column, since[None] - since[:, None], float("-inf"))
-    turned = dot(key, tl.trans(key), tl.zeros([BT, BT], tl.float32)) * tl.exp(seen) * rates[None]
+    alike = dot(key, tl.trans(key), tl.zeros([BT, BT], tl.float32))
+    past = tl.where(row > column, since[:, None] - since[None], float("-inf"))
+    turned = alike * tl.exp(tl.where(row < column, since[None] - since[:, None], float("-inf"))) * rates[None]
     near = row // NEAR == column // NEAR
+    apart = tl.where(near, 0.0, alike * tl.exp(past) * rates[:, None])
     made = tl.where(row == column, 1.0, 0.0)
     for i in range(1, NEAR):  # row i of each block on the diagonal, from those above it
         of = tl.sum(tl.where(near & (column % NEAR == i), turned, 0.0), 1)
         made -= tl.where(near & (row % NEAR == i), tl.sum(of[:, None] * made, 0)[None], 0.0)
-    far = tl.dot(made, tl.trans(tl.where(near, 0.0, turned)), input_precision=PRECISION)
+    far = tl.dot(made, apart, input_precision=PRECISION)
     twice = tl.dot(far, far, input_precision=PRECISION)  # up to four blocks: the fourth power is 0
     made += tl.dot(twice, made, input_precision=PRECISION)
     made -= tl.dot(far, made, input_precision=PRECISION)
