@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -110,16 +111,22 @@ def test_random_numbers_are_the_runtime_s():
     assert found == (uniforms(seeds, positions) * 5000).astype(int).tolist()
 
 
-def test_logits_are_read_sixteen_bytes_at_a_time():
-    """The kernel that goes over all of them, for the GPU; the other one compiles."""
-    sizes = dict.fromkeys(("stride", "vocab", "width"), "i32:16")
-    arrays = {"best": "*fp32", "weight": "*fp64", "logits": "*bf16", "draws": "*i32"}
-    module = "irloom.backends.cuda.kernels.sample"
-    constants = {"CHUNK": 256, "SPAN": 16, "WORDS": 8, "CHAIN": True}
-    survey = compiled(module, "_survey", arrays | sizes, constants, num_warps=4)
-    assert "v4" in survey["ptx"]
-    assert ".local" not in survey["ptx"]
-    more = {"chosen": "*i32", "scores": "*fp32", "tokens": "*i32", "chunks": "i32"}
-    constants |= {"CAP": 4096, "ALL": 512, "TILE": 1024, "NONE": BROKEN}
-    choose = compiled(module, "_choose", arrays | sizes | more, constants, num_warps=8)
-    assert choose["shared"] < 100_000
+@pytest.mark.parametrize(("name", "kernel", "warps"), [
+    ("sample", "_survey", 4), ("bounds", "narrow", 8), ("bounds", "bounds", 8), ("sample", "_choose_cut", 8),
+])  # fmt: skip
+def test_they_compile_without_spills(name, kernel, warps):
+    """What goes over all logits reads sixteen bytes at a time."""
+    types = {"stride": "i32:16", "vocab": "i32:16", "width": "i32:16", "chunks": "i32", "logits": "*bf16"}
+    types |= dict.fromkeys(("best", "found", "scores", "others"), "*fp32") | {"share": "*fp64"}
+    types |= dict.fromkeys(("draws", "chosen", "tokens", "counts", "heads"), "*i32")
+    types |= {"above": "*i64", "kept": "*i64"}
+    constants = {"CHUNK": 256, "SPAN": 16, "WORDS": 8, "ALL": 512, "NONE": BROKEN, "CAP": 8192, "TILE": 1024}
+    constants |= {"ONE": 2.0**45, "SAMPLE": 4096, "CHAIN": True}
+    module = f"irloom.backends.cuda.kernels.{name}"
+    takes = getattr(importlib.import_module(module), kernel).arg_names
+    given = ({k: v for k, v in of.items() if k in takes} for of in (types, constants))
+    made = compiled(module, kernel, *given, num_warps=warps)
+    assert made["shared"] < 100_000
+    assert ".local" not in made["ptx"]
+    if kernel in ("_survey", "narrow"):
+        assert "v4" in made["ptx"]

@@ -1,10 +1,12 @@
-"""What top-k, top-p and min-p leave of a row of scores, without sorting it.
+"""Drawing from a row of scores that top-k, top-p or min-p cut, without sorting it, in two reads of it.
 
-A cut is a score: the highest from which up the scores still are k, or still weigh so much. It is looked for
-among the scores that may be left, which are few as a rule: a bound comes from the best scores of all chunks,
-and those from it up are gathered. Where they are more than ``CAP`` the row itself is gone through instead.
+A cut is a score: the highest from which up the scores still are k, or still weigh so much. ``bounds`` says
+from a sample of the row where it will be; ``narrow`` goes over the row once, sums what is above and lists what
+is between; then the cut is among the few in the list. Where it is not after all, or the list is full, the row
+itself is gone through, over and over: so the sample decides how long it takes, never what is chosen.
 
-Scores are compared as whole numbers in the same order (``_key``), ``PIVOTS`` at a time.
+Scores are compared as whole numbers in the same order (``key``), and weigh whole numbers (``weight``): their
+sums are the same in whatever order they are added.
 """
 
 from __future__ import annotations
@@ -12,91 +14,6 @@ from __future__ import annotations
 from .mode import kernel, tl
 
 PIVOTS = tl.constexpr(8)
-
-
-@kernel
-def lowest(tops, share, top, floor, top_p, top_k, vocab, ALL: tl.constexpr):
-    """A score that nothing is left below, from the best scores ``tops`` of all chunks and their ``share``."""
-    low = top + floor
-    key = _key(tops)
-    one = tl.where(tops > float("-inf"), 1.0, 0.0).to(tl.float64)
-    if top_k > 0:
-        if tl.sum(one, 0) >= top_k:
-            low = tl.maximum(low, _score(_highest(key, one, tl.min(key, 0), _key(top), top_k, ALL)))
-    elif floor == float("-inf"):
-        whole = tl.sum(share, 0)
-        goal = whole * top_p.to(tl.float64) * (1 + 1e-9)
-        weight = one * tl.exp(tops - top).to(tl.float64)
-        if tl.sum(weight, 0) >= goal:
-            low = _score(_highest(key, weight, tl.min(key, 0), _key(top), goal, ALL))
-        else:  # so little is below that the rest is enough, if every score were there
-            less = (1 - top_p.to(tl.float64)) * whole / vocab
-            low = top + tl.log(less.to(tl.float32)) - 0.001
-    return low
-
-
-@kernel
-def gather(
-    scores, tokens, logits, best, low, temperature, vocab, width,
-    CAP: tl.constexpr, CHUNK: tl.constexpr, SPAN: tl.constexpr,
-):  # fmt: skip
-    """Put the scores from ``low`` up side by side, and their tokens; how many there are, or more than fit."""
-    count = 0
-    for span in range(width // SPAN):
-        tops = tl.load(best + span * SPAN + tl.arange(0, SPAN))
-        if (tl.max(tops, 0) >= low) & (count <= CAP):
-            at = span * SPAN * CHUNK + tl.arange(0, SPAN * CHUNK)
-            x = tl.load(logits + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
-            x = scaled(x, temperature)
-            kept = ((x >= low) & (x > float("-inf"))).to(tl.int32)
-            place = count + tl.cumsum(kept, 0) - 1
-            fits = (kept > 0) & (place < CAP)
-            tl.store(scores + place, x, mask=fits)
-            tl.store(tokens + place, at, mask=fits)
-            count += tl.sum(kept, 0)
-    tl.debug_barrier()
-    return count
-
-
-@kernel
-def drawn(
-    scores, tokens, logits, count, share, top, low, floor, top_p, top_k, number, temperature, vocab,
-    CAP: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """The token of a row for ``number`` in (0, 1), of those the cuts leave; ``gather`` found ``count``."""
-    whole = count > CAP
-    count = tl.where(whole, vocab, count)
-    x = _tile(scores, logits, whole, 0, count, temperature, TILE)
-    key, weight = _key(x), _weight(x, top)
-    least, high = top + floor, _key(top)
-    if top_k > 0:
-        one = (x > float("-inf")).to(tl.float64)
-        first = _key(tl.maximum(low, float("-inf")))
-        cut = _among(key, one, scores, logits, whole, count, temperature, top, first, high, top_k, True, TILE)
-        least = tl.maximum(least, _score(cut))
-    if top_p < 1:
-        goal = tl.sum(share, 0)
-        if (top_k > 0) | (floor > float("-inf")):
-            goal = _weighs(scores, logits, whole, count, temperature, top, least, TILE)
-        goal *= top_p.to(tl.float64)
-        first = _key(tl.maximum(low, least))
-        cut = _among(
-            key, weight, scores, logits, whole, count, temperature, top, first, high, goal, False, TILE
-        )
-        least = tl.maximum(least, _score(cut))
-    total = _weighs(scores, logits, whole, count, temperature, top, least, TILE)
-    target = tl.minimum(number * total, total * (1 - 1e-12))
-    place, before = 0, tl.zeros([], tl.float64)
-    for start in range(0, count, TILE):
-        x = _tile(scores, logits, whole, start, count, temperature, TILE)
-        weight = tl.where(x >= least, _weight(x, top), 0.0)
-        passed = (before + tl.cumsum(weight, 0) <= target) & (start + tl.arange(0, TILE) < count)
-        place += tl.sum(passed.to(tl.int32), 0)
-        before += tl.sum(weight, 0)
-    place = tl.minimum(place, count - 1)
-    if not whole:
-        place = tl.load(tokens + place)
-    return place
 
 
 @kernel
@@ -108,85 +25,101 @@ def scaled(x, temperature):
 
 
 @kernel
-def _tile(scores, logits, whole, start, count, temperature, TILE: tl.constexpr):
-    """The scores from ``start`` on; -inf behind the last."""
+def weight(x, top, ONE: tl.constexpr):
+    """exp(x - top) as i64 in units of 1 / ``ONE``, so small that a whole vocabulary fits."""
+    return (tl.where(x > float("-inf"), tl.exp(x - top), 0.0) * ONE).to(tl.int64)
+
+
+@kernel
+def cut(
+    scores, logits, count, listed, lo, hi, top, least, above, heads, whole, top_p, top_k, temperature,
+    ONE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The lowest score that is left, and whether it is surely that: all near it were among the ``count``.
+
+    Scores are those ``listed``, from ``lo`` to ``hi``, or all of the row. ``above`` is what scores past ``hi``
+    weigh, ``heads`` how many they are; ``whole`` what those from ``least`` up weigh.
+    """
+    low, high = key(tl.maximum(lo, least)), key(tl.minimum(hi, top))
+    everything = lo <= least
+    fine = high >= low
+    goal = whole.to(tl.float64) * top_p.to(tl.float64)
+    if top_k > 0:
+        more = top_k - heads
+        low, there = among(
+            scores, logits, count, listed, temperature, top, low, high, more, True, ONE, TILE
+        )
+        fine = fine & (more > 0) & (everything | (there >= more))
+        least = tl.maximum(least, score(low))
+        left = weighs(scores, logits, count, listed, temperature, top, least, ONE, TILE)
+        goal = (above + left).to(tl.float64) * top_p.to(tl.float64)
+    if top_p < 1:
+        more = tl.ceil(goal).to(tl.int64) - above
+        low, there = among(
+            scores, logits, count, listed, temperature, top, low, high, more, False, ONE, TILE
+        )
+        fine = fine & (more > 0) & (everything | (there >= more))
+        least = tl.maximum(least, score(low))
+    return least, fine
+
+
+@kernel
+def among(
+    scores, logits, count, listed, temperature, top, low, high, goal,
+    COUNTS: tl.constexpr, ONE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The highest key, of ``low`` to ``high``, from which up scores weigh ``goal``, ``low`` if none do.
+
+    And what those from ``low`` up weigh. With ``COUNTS`` each weighs 1.
+    """
+    held = tl.zeros([TILE], tl.int64)
+    for start in range(0, count, TILE):
+        x = tile(scores, logits, listed, start, count, temperature, TILE)
+        each = (x > float("-inf")).to(tl.int64) if COUNTS else weight(x, top, ONE)
+        held += tl.where(key(x) >= low, each, 0)
+    while low < high:
+        step = (high - low) // (PIVOTS + 1) + 1
+        pivots = tl.minimum(low + step * (1 + tl.arange(0, PIVOTS)), high)
+        sums = tl.zeros([TILE, PIVOTS], tl.int64)
+        for start in range(0, count, TILE):
+            x = tile(scores, logits, listed, start, count, temperature, TILE)
+            each = (x > float("-inf")).to(tl.int64) if COUNTS else weight(x, top, ONE)
+            sums += tl.where(key(x)[:, None] >= pivots[None, :], each[:, None], 0)
+        past = tl.sum((tl.sum(sums, 0) >= goal).to(tl.int64), 0)
+        low, high = tl.minimum(low + step * past, high), tl.minimum(low + step * (past + 1) - 1, high)
+    return low, tl.sum(held, 0)
+
+
+@kernel
+def weighs(scores, logits, count, listed, temperature, top, least, ONE: tl.constexpr, TILE: tl.constexpr):
+    """All scores from ``least`` up."""
+    held = tl.zeros([TILE], tl.int64)
+    for start in range(0, count, TILE):
+        x = tile(scores, logits, listed, start, count, temperature, TILE)
+        held += tl.where(x >= least, weight(x, top, ONE), 0)
+    return tl.sum(held, 0)
+
+
+@kernel
+def tile(scores, logits, listed, start, count, temperature, TILE: tl.constexpr):
+    """Scores from ``start`` on, of the list or of the row itself; -inf behind the last."""
     at = start + tl.arange(0, TILE)
-    if whole:
-        x = scaled(tl.load(logits + at, mask=at < count, other=float("-inf")).to(tl.float32), temperature)
-    else:
+    if listed:
         x = tl.load(scores + at, mask=at < count, other=float("-inf"))
+    else:
+        x = scaled(tl.load(logits + at, mask=at < count, other=float("-inf")).to(tl.float32), temperature)
     return x
 
 
 @kernel
-def _weight(x, top):
-    """Of scores, in f64."""
-    return tl.where(x > float("-inf"), tl.exp(x - top), 0.0).to(tl.float64)
-
-
-@kernel
-def _weighs(scores, logits, whole, count, temperature, top, least, TILE: tl.constexpr):
-    """All scores from ``least`` up."""
-    total = tl.zeros([], tl.float64)
-    for start in range(0, count, TILE):
-        x = _tile(scores, logits, whole, start, count, temperature, TILE)
-        total += tl.sum(tl.where(x >= least, _weight(x, top), 0.0), 0)
-    return total
-
-
-@kernel
-def _among(
-    key, weight, scores, logits, whole, count, temperature, top, low, high, goal,
-    COUNTS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """The highest key, of ``low`` to ``high``, from which up all scores weigh ``goal``; ``low`` if none do.
-
-    ``key`` and ``weight`` are those of the first tile: as a rule there is no other.
-    """
-    while low < high:
-        pivots, step = _pivots(low, high)
-        weighs = tl.sum(tl.where(key[:, None] >= pivots[None, :], weight[:, None], 0.0), 0)
-        for start in range(TILE, count, TILE):
-            x = _tile(scores, logits, whole, start, count, temperature, TILE)
-            more = (x > float("-inf")).to(tl.float64) if COUNTS else _weight(x, top)
-            weighs += tl.sum(tl.where(_key(x)[:, None] >= pivots[None, :], more[:, None], 0.0), 0)
-        low, high = _narrowed(low, high, step, weighs >= goal)
-    return low
-
-
-@kernel
-def _highest(key, weight, low, high, goal, SIZE: tl.constexpr):
-    """``_among`` of one tile."""
-    while low < high:
-        pivots, step = _pivots(low, high)
-        weighs = tl.sum(tl.where(key[:, None] >= pivots[None, :], weight[:, None], 0.0), 0)
-        low, high = _narrowed(low, high, step, weighs >= goal)
-    return low
-
-
-@kernel
-def _pivots(low, high):
-    """Keys that cut what is above ``low`` into equal parts, and how large those are."""
-    step = (high - low) // (PIVOTS + 1) + 1
-    return tl.minimum(low + step * (1 + tl.arange(0, PIVOTS)), high), step
-
-
-@kernel
-def _narrowed(low, high, step, enough):
-    """The part that the key is in: behind the last pivot with ``enough``."""
-    past = tl.sum(enough.to(tl.int64), 0)
-    return tl.minimum(low + step * past, high), tl.minimum(low + step * (past + 1) - 1, high)
-
-
-@kernel
-def _key(x):
+def key(x):
     """i64 in the order of f32."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
 
 
 @kernel
-def _score(key):
+def score(key):
     """The f32 of a key."""
     bits = key.to(tl.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)

@@ -2,8 +2,8 @@
 
 The same tokens as ``runtime.sampler``, which says what the rules are. Random numbers come from the rows'
 seeds and positions. Nothing is sorted: a first kernel goes over all logits once and leaves, for each
-``CHUNK`` of them, the best score and what the scores weigh; a second finds each row's chunk from those, then
-its token in it. Only rows with top-k, top-p or min-p look at the logits again: see ``cuts``.
+``CHUNK`` of them, the best score and what the scores weigh; the last finds each row's chunk from those, then
+its token in it. For rows with top-k, top-p or min-p two more go between: see ``bounds`` and ``cuts``.
 
 A row's result does not depend on other rows, nor on how many there are.
 """
@@ -15,7 +15,8 @@ import torch
 from irloom.backends.cuda.work import Workspace
 from irloom.runtime.core import BROKEN, DRAW
 
-from .cuts import drawn, gather, lowest, scaled
+from .bounds import bounds, cuts_of, narrow
+from .cuts import cut, scaled, weighs, weight
 from .mode import go_on, kernel, options, tl, triton, wait
 from .uniform import uniform
 
@@ -24,38 +25,62 @@ CHUNK = 256
 SPAN = 16
 """Chunks of one program of the first kernel."""
 TILE = 1024
-"""Scores that the second kernel holds at a time when it cuts."""
-CAP = 4096
-"""Scores of a row that are gathered where it is cut; where more may be left, it is read over and over."""
+"""Scores that are cut at a time."""
+SAMPLE = 4096
+"""Logits that say where a cut will be; a power of two, and at most ``CAP``."""
+CAP = 8192
+"""Scores of a row that are listed where it is cut; where more may be left, it is read over and over."""
 WORDS = DRAW.itemsize // 4
 
 
-def sample(chosen: torch.Tensor, logits: torch.Tensor, draws: torch.Tensor, *, work: Workspace) -> None:
+def sample(
+    chosen: torch.Tensor, logits: torch.Tensor, draws: torch.Tensor, *, work: Workspace, cuts: bool = True
+) -> None:
     """Choose ``chosen`` i32 [S], from ``logits`` [S, V] as ``draws`` i32 [S, 8] say (``runtime.core.DRAW``).
 
-    ``BROKEN`` where logits are NaN, or the best is not finite; 0 for rows that ask for nothing.
+    ``BROKEN`` where logits are NaN, or the best is not finite; 0 for rows that ask for nothing. Without
+    ``cuts`` no row has top-k, top-p or min-p.
     """
     rows, vocab = logits.shape
     chunks = -(-vocab // CHUNK)
     spans = -(-chunks // SPAN)
-    best = work.take((rows, spans * SPAN), torch.float32)
-    weight = work.take((rows, spans * SPAN), torch.float64)
-    scores = work.take((rows, CAP), torch.float32)
-    tokens = work.take((rows, CAP), torch.int32)
+    width, every = spans * SPAN, triton.next_power_of_2(chunks)
+    one = 2.0 ** min(50, 62 - vocab.bit_length())
+    best = work.take((rows, width), torch.float32)
+    share = work.take((rows, width), torch.float64)
     _survey[rows, spans](
-        best, weight, logits, draws, logits.stride(0), vocab, spans * SPAN,
+        best, share, logits, draws, logits.stride(0), vocab, width,
         CHUNK=CHUNK, SPAN=SPAN, WORDS=WORDS, **options(num_warps=4),
     )  # fmt: skip
-    _choose[(rows,)](
-        chosen, best, weight, scores, tokens, logits, draws, logits.stride(0), vocab, spans * SPAN, chunks,
-        CHUNK=CHUNK, SPAN=SPAN, CAP=CAP, ALL=triton.next_power_of_2(chunks), TILE=TILE, WORDS=WORDS,
-        NONE=BROKEN, **options(num_warps=8),
+    if not cuts:
+        _choose[(rows,)](
+            chosen, best, share, logits, draws, logits.stride(0), vocab, width, chunks,
+            CHUNK=CHUNK, ALL=every, WORDS=WORDS, NONE=BROKEN, **options(num_warps=4),
+        )  # fmt: skip
+        return
+    found = work.take((rows, 4), torch.float32)
+    counts, heads = work.take((rows,), torch.int32), work.take((rows, width), torch.int32)
+    above, kept = (work.take((rows, width), torch.int64) for _ in range(2))
+    scores, tokens = work.take((rows, CAP), torch.float32), work.take((rows, CAP), torch.int32)
+    others = work.take((rows, SAMPLE), torch.float32)
+    bounds[(rows,)](
+        found, counts, others, best, share, logits, draws, logits.stride(0), vocab, width, chunks, CHUNK=CHUNK,
+        ALL=every, SAMPLE=SAMPLE, CAP=CAP, WORDS=WORDS, **options(num_warps=8),
+    )  # fmt: skip
+    narrow[rows, spans](
+        scores, tokens, counts, above, heads, kept, found, best, logits, draws, logits.stride(0), vocab, width,
+        CHUNK=CHUNK, SPAN=SPAN, CAP=CAP, WORDS=WORDS, ONE=one, **options(num_warps=8),
+    )  # fmt: skip
+    _choose_cut[(rows,)](
+        chosen, best, share, logits, draws, logits.stride(0), vocab, width, chunks, scores, tokens, counts,
+        above, heads, kept, found, CHUNK=CHUNK, ALL=every, WORDS=WORDS, NONE=BROKEN, CAP=CAP, TILE=TILE,
+        ONE=one, **options(num_warps=8),
     )  # fmt: skip
 
 
 @kernel
 def _survey(
-    best, weight, logits, draws, stride, vocab, width,
+    best, share, logits, draws, stride, vocab, width,
     CHUNK: tl.constexpr, SPAN: tl.constexpr, WORDS: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """Of ``SPAN`` chunks of a row: the best score, NaN if one is, and the sum of exp(score - best)."""
@@ -73,7 +98,7 @@ def _survey(
             x = scaled(x, temperature)
             top = tl.max(x, 1)
             less = tl.where(x > float("-inf"), x - top[:, None], float("-inf"))
-            tl.store(weight + row * width + chunk, tl.sum(tl.exp(less).to(tl.float64), 1))
+            tl.store(share + row * width + chunk, tl.sum(tl.exp(less).to(tl.float64), 1))
         else:
             top = tl.max(x, 1)
         tl.store(best + row * width + chunk, tl.where(broken, float("nan"), top))
@@ -81,59 +106,80 @@ def _survey(
 
 @kernel
 def _choose(
-    chosen, best, weight, scores, tokens, logits, draws, stride, vocab, width, chunks,
-    CHUNK: tl.constexpr, SPAN: tl.constexpr, CAP: tl.constexpr, ALL: tl.constexpr, TILE: tl.constexpr,
-    WORDS: tl.constexpr, NONE: tl.constexpr, CHAIN: tl.constexpr,
+    chosen, best, share, logits, draws, stride, vocab, width, chunks, CHUNK: tl.constexpr,
+    ALL: tl.constexpr, WORDS: tl.constexpr, NONE: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
-    """The token of a row."""
+    """The token of a row that is not cut."""
     row = tl.program_id(0).to(tl.int64)
     wait(CHAIN)
     go_on(CHAIN)
-    draw = draws + row * WORDS
+    token = _whole(
+        best + row * width, share + row * width, logits + row * stride, draws + row * WORDS, vocab, chunks,
+        CHUNK, ALL, NONE,
+    )  # fmt: skip
+    tl.store(chosen + row, token)
+
+
+@kernel
+def _choose_cut(
+    chosen, best, share, logits, draws, stride, vocab, width, chunks, scores, tokens, counts, above, heads,
+    kept, found, CHUNK: tl.constexpr, ALL: tl.constexpr, WORDS: tl.constexpr, NONE: tl.constexpr,
+    CAP: tl.constexpr, TILE: tl.constexpr, ONE: tl.constexpr, CHAIN: tl.constexpr,
+):  # fmt: skip
+    """The token of a row that may be cut."""
+    row = tl.program_id(0).to(tl.int64)
+    wait(CHAIN)
+    go_on(CHAIN)
+    draw, of = draws + row * WORDS, row * width
+    is_cut, floor, top_p, top_k = cuts_of(draw, vocab)
+    token = 0
+    if is_cut:
+        top, broken = _top(best + of, chunks, ALL)
+        if broken:
+            token = NONE
+        else:
+            token = _drawn_cut(
+                above + of, heads + of, kept + of, share + of, best + of, found + row * 4,
+                scores + row * CAP, tokens + row * CAP, tl.load(counts + row), logits + row * stride, draw,
+                top, floor, top_p, top_k, vocab, chunks, CHUNK, ALL, CAP, TILE, ONE,
+            )  # fmt: skip
+    else:
+        token = _whole(
+            best + of, share + of, logits + row * stride, draw, vocab, chunks, CHUNK, ALL, NONE
+        )
+    tl.store(chosen + row, token)
+
+
+@kernel
+def _top(best, chunks, ALL: tl.constexpr):
+    """The best score of a row, and whether it has none: a NaN, or nothing finite."""
+    each = tl.arange(0, ALL)
+    tops = tl.load(best + each, mask=each < chunks, other=float("-inf"))
+    top = tl.max(tops, 0)
+    return top, (tl.max((tops != tops).to(tl.int32), 0) > 0) | (tl.abs(top) == float("inf"))
+
+
+@kernel
+def _whole(
+    best, share, logits, draw, vocab, chunks, CHUNK: tl.constexpr, ALL: tl.constexpr, NONE: tl.constexpr
+):
+    """The token of a row of which nothing is cut."""
     token = 0
     if tl.load(draw + 3) != 0:
         temperature = tl.load(draw + 4).to(tl.float32, bitcast=True)
-        logits += row * stride
+        top, broken = _top(best, chunks, ALL)
         each = tl.arange(0, ALL)
-        tops = tl.load(best + row * width + each, mask=each < chunks, other=float("-inf"))
-        broken = tl.max((tops != tops).to(tl.int32), 0) > 0
-        top = tl.max(tops, 0)
-        if broken | (tl.abs(top) == float("inf")):
+        tops = tl.load(best + each, mask=each < chunks, other=float("-inf"))
+        if broken:
             token = NONE
         elif temperature > 0:
-            share = tl.load(weight + row * width + each, mask=each < chunks, other=0.0)
-            share = tl.where(tops > float("-inf"), share * tl.exp(tops - top).to(tl.float64), 0.0)
+            part = tl.load(share + each, mask=each < chunks, other=0.0)
+            part = tl.where(tops > float("-inf"), part * tl.exp(tops - top).to(tl.float64), 0.0)
             number = uniform(tl.load(draw), tl.load(draw + 1), tl.load(draw + 2))
-            floor = tl.load(draw + 5).to(tl.float32, bitcast=True)
-            top_p = tl.load(draw + 6).to(tl.float32, bitcast=True)
-            top_k = tl.load(draw + 7)
-            top_k = tl.where(top_k < vocab, top_k, 0)
-            if (floor > float("-inf")) | (top_p < 1) | (top_k > 0):
-                scores += row * CAP
-                tokens += row * CAP
-                low = lowest(tops, share, top, floor, top_p, top_k, vocab, ALL)
-                count = gather(
-                    scores,
-                    tokens,
-                    logits,
-                    best + row * width,
-                    low,
-                    temperature,
-                    vocab,
-                    width,
-                    CAP,
-                    CHUNK,
-                    SPAN,
-                )
-                token = drawn(
-                    scores, tokens, logits, count, share, top, low, floor, top_p, top_k, number, temperature,
-                    vocab, CAP, TILE,
-                )  # fmt: skip
-            else:
-                token = _drawn(logits, share, top, temperature, number, vocab, CHUNK, ALL)
+            token = _drawn(logits, part, top, temperature, number, vocab, CHUNK, ALL)
         else:
             token = _first(logits, tops, top, vocab, CHUNK, ALL)
-    tl.store(chosen + row, token)
+    return token
 
 
 @kernel
@@ -158,3 +204,75 @@ def _drawn(logits, share, top, temperature, number, vocab, CHUNK: tl.constexpr, 
     # the two sums differ in their last bits: stay where the chunk has chances
     rest = tl.minimum(tl.maximum(target - before, 0.0), tl.max(upto, 0) * (1 - 1e-12))
     return tl.minimum(chunk * CHUNK + tl.sum((upto <= rest).to(tl.int32), 0), vocab - 1)
+
+
+@kernel
+def _drawn_cut(
+    above, heads, kept, share, best, found, scores, tokens, count, logits, draw, top, floor, top_p, top_k,
+    vocab, chunks, CHUNK: tl.constexpr, ALL: tl.constexpr, CAP: tl.constexpr, TILE: tl.constexpr,
+    ONE: tl.constexpr,
+):  # fmt: skip
+    """The token of a row for what the cuts leave: the cut, what each chunk has from it up, the token."""
+    temperature = tl.load(draw + 4).to(tl.float32, bitcast=True)
+    lo, hi, least = tl.load(found), tl.load(found + 1), tl.load(found + 3)
+    each = tl.arange(0, ALL)
+    there = each < chunks
+    tops = tl.load(best + each, mask=there, other=float("-inf"))
+    part = tl.load(share + each, mask=there, other=0.0)
+    whole = tl.sum(tl.where(tops > float("-inf"), part * tl.exp(tops - top).to(tl.float64), 0.0), 0) * ONE
+    whole = whole.to(tl.int64)
+    if floor > float("-inf"):
+        whole = tl.sum(tl.load(kept + each, mask=there, other=0), 0)
+    over, many = (
+        tl.sum(tl.load(above + each, mask=there, other=0), 0),
+        tl.sum(tl.load(heads + each, mask=there, other=0), 0),
+    )
+    listed = tl.minimum(count, CAP)
+    low, fine = cut(
+        scores, logits, listed, True, lo, hi, top, least, over, many, whole, top_p, top_k, temperature,
+        ONE, TILE,
+    )  # fmt: skip
+    if fine & (count <= CAP):
+        for start in range(0, listed, TILE):
+            at = start + tl.arange(0, TILE)
+            x = tl.load(scores + at, mask=at < listed, other=float("-inf"))
+            token = tl.load(tokens + at, mask=at < listed, other=0)
+            tl.atomic_add(above + token // CHUNK, weight(x, top, ONE), mask=(at < listed) & (x >= low))
+    else:
+        low = _cut_all(
+            above, scores, logits, top, least, top_p, top_k, temperature, vocab, CHUNK, TILE, ONE
+        )
+    tl.debug_barrier()
+    mass = tl.load(above + each, mask=there, other=0, cache_modifier=".cg")
+    total = tl.sum(mass, 0)
+    number = uniform(tl.load(draw), tl.load(draw + 1), tl.load(draw + 2))
+    target = tl.minimum((number * total.to(tl.float64)).to(tl.int64), total - 1)
+    chunk = tl.sum((tl.cumsum(mass, 0) <= target).to(tl.int32), 0)
+    rest = target - tl.sum(tl.where(each < chunk, mass, 0), 0)
+    at = chunk * CHUNK + tl.arange(0, CHUNK)
+    x = scaled(tl.load(logits + at, mask=at < vocab, other=float("-inf")).to(tl.float32), temperature)
+    upto = tl.cumsum(tl.where(x >= low, weight(x, top, ONE), 0), 0)
+    return tl.minimum(chunk * CHUNK + tl.sum((upto <= rest).to(tl.int32), 0), vocab - 1)
+
+
+@kernel
+def _cut_all(
+    above, scores, logits, top, least, top_p, top_k, temperature, vocab,
+    CHUNK: tl.constexpr, TILE: tl.constexpr, ONE: tl.constexpr,
+):  # fmt: skip
+    """The cut looked for in the row itself; ``above`` gets what each chunk has from it up."""
+    whole = weighs(scores, logits, vocab, False, temperature, top, least, ONE, TILE)
+    none = whole * 0
+    low, _ = cut(
+        scores, logits, vocab, False, least, float("inf"), top, least, none, none, whole, top_p, top_k,
+        temperature, ONE, TILE,
+    )  # fmt: skip
+    PARTS: tl.constexpr = TILE // CHUNK
+    for start in range(0, vocab, TILE):
+        chunk = start // CHUNK + tl.arange(0, PARTS)
+        at = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+        x = tl.load(logits + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
+        x = scaled(x, temperature)
+        part = tl.sum(tl.where(x >= low, weight(x, top, ONE), 0), 1)
+        tl.store(above + chunk, part, mask=chunk * CHUNK < vocab)
+    return low

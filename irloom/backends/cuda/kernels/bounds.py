@@ -1,0 +1,225 @@
+"""Between which scores a row's cut will be, from a sample of the row; then what is above them, and a list.
+
+What is below a score is reckoned from the best scores of all chunks, which are known, and from every so many
+of the others: of few tokens that weigh much the first know all, of many that weigh little the second enough.
+"""
+
+from __future__ import annotations
+
+from .cuts import scaled, weight
+from .mode import go_on, kernel, tl, wait
+
+PIVOTS = tl.constexpr(8)
+ROUNDS = tl.constexpr(3)
+SURE = tl.constexpr(3.0)
+"""Standard deviations on both sides."""
+PART = tl.constexpr(1024)
+"""Scores of the sample that are weighed at a time."""
+SLACK = tl.constexpr(0.002)
+"""Share of the whole that is left on both sides beside that."""
+
+
+@kernel
+def cuts_of(draw, vocab):
+    """Whether a row is cut; its floor, top-p, and top-k, 0 where that is all."""
+    temperature = tl.load(draw + 4).to(tl.float32, bitcast=True)
+    floor = tl.load(draw + 5).to(tl.float32, bitcast=True)
+    top_p = tl.load(draw + 6).to(tl.float32, bitcast=True)
+    top_k = tl.load(draw + 7)
+    top_k = tl.where(top_k < vocab, top_k, 0)
+    any = (floor > float("-inf")) | (top_p < 1) | (top_k > 0)
+    return (tl.load(draw + 3) != 0) & (temperature > 0) & any, floor, top_p, top_k
+
+
+@kernel
+def bounds(
+    found, counts, others, best, share, logits, draws, stride, vocab, width, chunks, CHUNK: tl.constexpr,
+    ALL: tl.constexpr, SAMPLE: tl.constexpr, CAP: tl.constexpr, WORDS: tl.constexpr, CHAIN: tl.constexpr,
+):  # fmt: skip
+    """``found`` of a row: from which score to which to list; its best one; the floor. Lists are empty.
+
+    ``others`` f32 [rows, SAMPLE] is scratch.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    wait(CHAIN)
+    go_on(CHAIN)
+    draw, others = draws + row * WORDS, others + row * SAMPLE
+    is_cut, floor, top_p, top_k = cuts_of(draw, vocab)
+    lo, hi = float("inf") + floor * 0, float("inf") + floor * 0
+    top, least = floor * 0, floor * 0
+    if is_cut:
+        temperature = tl.load(draw + 4).to(tl.float32, bitcast=True)
+        each = tl.arange(0, ALL)
+        tops = tl.load(best + row * width + each, mask=each < chunks, other=float("-inf"))
+        top = tl.max(tops, 0)
+        least = top + floor
+        lo, hi = least, tl.where((top_p < 1) | (top_k > 0), float("inf"), least)
+        if (vocab > CAP) & ((top_p < 1) | (top_k > 0)):
+            part = tl.load(share + row * width + each, mask=each < chunks, other=0.0).to(tl.float32)
+            part = tl.where(tops > float("-inf"), part * tl.exp(tops - top), 0.0)
+            stands = _sampled(
+                others, logits + row * stride, best + row * width, temperature, vocab, chunks, CHUNK, SAMPLE
+            )
+            lo, hi = _around(others, stands, tops, top, least, tl.sum(part, 0), top_p, top_k, vocab, SAMPLE)
+    tl.store(found + row * 4, lo)
+    tl.store(found + row * 4 + 1, hi)
+    tl.store(found + row * 4 + 2, top)
+    tl.store(found + row * 4 + 3, least)
+    tl.store(counts + row, 0)
+
+
+@kernel
+def _sampled(
+    others, logits, best, temperature, vocab, chunks, CHUNK: tl.constexpr, SAMPLE: tl.constexpr
+):
+    """Put every so many scores that are not their chunk's best into ``others``, NaN for those that are.
+
+    How many scores each stands for.
+    """
+    at = tl.arange(0, SAMPLE) * (vocab // SAMPLE)
+    x = scaled(tl.load(logits + at).to(tl.float32), temperature)
+    other = (x < tl.load(best + at // CHUNK)) & (x > float("-inf"))
+    tl.store(others + tl.arange(0, SAMPLE), tl.where(other, x, float("nan")))
+    tl.debug_barrier()
+    return (vocab - chunks) / tl.maximum(tl.sum(other.to(tl.float32), 0), 1.0)
+
+
+@kernel
+def _around(others, stands, tops, top, least, whole, top_p, top_k, vocab, SAMPLE: tl.constexpr):
+    """The scores between which the cuts surely are, or very likely; ``whole`` is what all scores weigh."""
+    one = (tops > float("-inf")).to(tl.float32)
+    heavy = one * tl.exp(tops - top)
+    few, bottom = tl.sum(one, 0), tl.min(tl.where(one > 0, tops, top), 0)
+    lo, hi, base = least, float("inf") + top * 0, least
+    if top_k > few:  # of the scores turned around the k lowest
+        under = tl.minimum(bottom, _lowest(others, SAMPLE))
+        low, high = _between(
+            others, stands, -tops, one, top, -top, -under, top_k.to(tl.float32), SLACK * 0, True, SAMPLE
+        )
+        lo = tl.maximum(lo, tl.where(high < -under, -high, least))
+        hi = -low
+        base = hi
+    elif top_k > 0:  # the best scores of the chunks alone are as many
+        low, high = _between(others, stands, tops, one, top, bottom, top, few - top_k, SLACK * 0, False, 0)
+        lo = tl.maximum(lo, low)
+    if (top_p < 1) & ((top_k == 0) | (top_k > few)):
+        start = tl.maximum(least, top + tl.log((1 - top_p) * whole / vocab) - 0.001)
+        known = tl.sum(heavy, 0) - top_p * whole * 1.0001
+        if (known >= 0) & (top_k == 0):  # the best scores of the chunks alone weigh enough
+            first = tl.maximum(start, bottom)
+            low, high = _between(
+                others, stands, tops, heavy, top, first, top, known, SLACK * 0, False, 0
+            )
+            lo = tl.maximum(lo, low)
+        else:
+            under = tl.sum(tl.where(tops < base, heavy, 0.0), 0)
+            under += _below(others, stands, base, top, SAMPLE)
+            goal = (1 - top_p) * whole + top_p * under
+            low, high = _between(
+                others, stands, tops, heavy, top, start, top, goal, SLACK * whole, False, SAMPLE
+            )
+            lo = tl.where(top_k > 0, lo, tl.maximum(lo, low))
+            hi = high
+    return lo, hi
+
+
+@kernel
+def _between(
+    others, stands, tops, heavy, top, low, high, goal, slack, TURNED: tl.constexpr, SAMPLE: tl.constexpr
+):
+    """Two scores: what is below the first surely weighs at most ``goal``, what is below the second more.
+
+    ``heavy`` is what ``tops`` weigh; ``others`` weigh what they do for ``top``, or all the same where scores
+    are ``TURNED`` around. Of no ``SAMPLE`` the first one is certain.
+    """
+    first, end = low, high
+    second, last = low, high
+    for _ in range(ROUNDS):
+        first, end = _nearer(
+            others, stands, tops, heavy, top, first, end, goal - slack, SURE, TURNED, SAMPLE
+        )
+        if SAMPLE:
+            second, last = _nearer(
+                others, stands, tops, heavy, top, second, last, goal + slack, -SURE, TURNED, SAMPLE
+            )
+    return first, last
+
+
+@kernel
+def _nearer(
+    others, stands, tops, heavy, top, low, high, goal, sure, TURNED: tl.constexpr, SAMPLE: tl.constexpr
+):
+    """The part of ``low`` to ``high`` where what is below comes to ``goal``."""
+    step = (high - low) / (PIVOTS + 1)
+    pivots = low + step * (1 + tl.arange(0, PIVOTS))
+    sums = tl.sum(tl.where(tops[:, None] < pivots[None, :], heavy[:, None], 0.0), 0)
+    if SAMPLE:
+        held, squares = tl.zeros([PART, PIVOTS], tl.float32), tl.zeros([PART, PIVOTS], tl.float32)
+        for start in range(0, SAMPLE, PART):
+            x = tl.load(others + start + tl.arange(0, PART))
+            mass = tl.where(x == x, stands, 0.0) if TURNED else stands * tl.exp(x - top)
+            x = -x if TURNED else x
+            below = x[:, None] < pivots[None, :]
+            held += tl.where(below, mass[:, None], 0.0)
+            squares += tl.where(below, (mass * mass)[:, None], 0.0)
+        sums += tl.sum(held, 0) + sure * tl.sqrt(tl.sum(squares, 0))
+    past = tl.sum((sums <= goal).to(tl.float32), 0)
+    return low + step * past, tl.where(past < PIVOTS, low + step * (past + 1), high)
+
+
+@kernel
+def _below(others, stands, base, top, SAMPLE: tl.constexpr):
+    """What all other scores below ``base`` weigh."""
+    x = tl.load(others + tl.arange(0, SAMPLE))
+    return stands * tl.sum(tl.where(x < base, tl.exp(x - top), 0.0), 0)
+
+
+@kernel
+def _lowest(others, SAMPLE: tl.constexpr):
+    """The lowest of the other scores."""
+    x = tl.load(others + tl.arange(0, SAMPLE))
+    return tl.min(tl.where(x == x, x, float("inf")), 0)
+
+
+@kernel
+def narrow(
+    scores, tokens, counts, above, heads, kept, found, best, logits, draws, stride, vocab, width,
+    CHUNK: tl.constexpr, SPAN: tl.constexpr, CAP: tl.constexpr, WORDS: tl.constexpr, ONE: tl.constexpr,
+    CHAIN: tl.constexpr,
+):  # fmt: skip
+    """``SPAN`` chunks of a row: what each has above the bounds, how many, and from the floor up; the list."""
+    row, span = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    wait(CHAIN)
+    go_on(CHAIN)
+    lo, hi = tl.load(found + row * 4), tl.load(found + row * 4 + 1)
+    if lo < float("inf"):
+        draw = draws + row * WORDS
+        top, least = tl.load(found + row * 4 + 2), tl.load(found + row * 4 + 3)
+        _, floor, top_p, _ = cuts_of(draw, vocab)
+        floored = (floor > float("-inf")) & (top_p < 1)
+        chunk = span * SPAN + tl.arange(0, SPAN)
+        of = row * width + chunk
+        over = tl.zeros([SPAN], tl.int64)
+        number, all = tl.zeros([SPAN], tl.int32), over
+        if tl.max(tl.load(best + of), 0) >= tl.where(floored, least, lo):
+            temperature = tl.load(draw + 4).to(tl.float32, bitcast=True)
+            at = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+            x = tl.load(logits + row * stride + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
+            x = scaled(x, temperature)
+            if (hi < top) | floored:
+                each = weight(x, top, ONE)
+                over = tl.sum(tl.where(x > hi, each, 0), 1)
+                number = tl.sum((x > hi).to(tl.int32), 1)
+                all = tl.sum(tl.where(x >= least, each, 0), 1)
+            here = ((x >= lo) & (x <= hi) & (x > float("-inf"))).to(tl.int32)
+            so_many = tl.sum(here, 1)
+            whole = tl.sum(so_many, 0)
+            if whole > 0:
+                first = tl.atomic_add(counts + row, whole)
+                place = first + (tl.cumsum(so_many, 0) - so_many)[:, None] + tl.cumsum(here, 1) - 1
+                fits = (here > 0) & (place < CAP)
+                tl.store(scores + row * CAP + place, x, mask=fits)
+                tl.store(tokens + row * CAP + place, at, mask=fits)
+        tl.store(above + of, over)
+        tl.store(heads + of, number)
+        tl.store(kept + of, all)
