@@ -11,7 +11,7 @@ import torch
 from irloom.backends.caches import empty_caches
 from irloom.backends.core import Limits
 from irloom.ir.plan import Pool
-from irloom.runtime.core import DRAW, Batch, Sampled, draw_of
+from irloom.runtime.core import DRAW, Batch, Draws, Sampled, draw_of
 
 from .answers import Answers, Submitted
 from .arrays import StepArrays
@@ -85,12 +85,19 @@ class CudaEngine:
         bucket = self.buckets.of(len(batch.tokens), len(batch.context))
         with torch.inference_mode():
             self.arrays.load(batch, bucket)
-            self.graphs.run(bucket, lambda: self._queue(bucket))
+            cuts = any_cut(batch.draws)
+            self.graphs.run((bucket, cuts), lambda: self._queue(bucket, cuts))
         return self._logits[bucket][: len(batch.context)]
 
-    def _queue(self, bucket: Bucket) -> None:
+    def _queue(self, bucket: Bucket, cuts: bool) -> None:
         at = self.arrays.there(bucket)
         late_tokens(at.step.ids, at.late, self.chosen)
         logits = self._logits[bucket] = self.runner.run(at.step)
-        sample(self.chosen[: bucket.seqs], logits, at.draws, work=self.runner.work)
+        sample(self.chosen[: bucket.seqs], logits, at.draws, work=self.runner.work, cuts=cuts)
         self.runner.work.reset()
+
+
+def any_cut(draws: Draws) -> bool:
+    """Whether a row is drawn with top-k, top-p or min-p: those need more kernels."""
+    cut = (draws["floor"] > -np.inf) | (draws["top_p"] < 1) | (draws["top_k"] > 0)
+    return bool(((draws["asked"] != 0) & (draws["temperature"] > 0) & cut).any())

@@ -1,4 +1,4 @@
-"""CUDA graphs of whole steps, one a bucket: from the second step of a size on, one call queues it all."""
+"""CUDA graphs of whole steps, one a kind: from the second step of a kind on, one call queues it all."""
 
 from __future__ import annotations
 
@@ -9,37 +9,39 @@ import torch
 
 from .buckets import Bucket
 
+Kind = tuple[Bucket, bool]
+"""A bucket, and whether a row of its steps is drawn with a cut."""
 KEPT = 160
 """Graphs that are kept, those used last."""
 
 
 class Graphs:
-    """Steps of each bucket, captured. What a step leaves lies where it always does.
+    """Steps of each kind, captured. What a step leaves lies where it always does.
 
-    The first step of a bucket runs as it is: kernels are compiled and chosen then, and scratch memory grows.
+    The first step of a kind runs as it is: kernels are compiled and chosen then, and scratch memory grows.
     """
 
     def __init__(self, *, enabled: bool) -> None:
         self.enabled = enabled
-        self.graphs: OrderedDict[Bucket, torch.cuda.CUDAGraph | None] = OrderedDict()
+        self.graphs: OrderedDict[Kind, torch.cuda.CUDAGraph | None] = OrderedDict()
         self.pool = torch.cuda.graph_pool_handle() if enabled else None
         self.captured = self.replayed = 0
 
-    def run(self, bucket: Bucket, queue: Callable[[], None]) -> None:
+    def run(self, kind: Kind, queue: Callable[[], None]) -> None:
         """Queue a step: ``queue`` does so launch by launch."""
         if not self.enabled:
             queue()
             return
-        if bucket not in self.graphs:
+        if kind not in self.graphs:
             queue()
-            self.graphs[bucket] = None
+            self.graphs[kind] = None
             if len(self.graphs) > KEPT:
                 self.graphs.popitem(last=False)
             return
-        self.graphs.move_to_end(bucket)
-        graph = self.graphs[bucket]
+        self.graphs.move_to_end(kind)
+        graph = self.graphs[kind]
         if graph is None:
-            graph = self.graphs[bucket] = self._capture(queue)
+            graph = self.graphs[kind] = self._capture(queue)
         graph.replay()
         self.replayed += 1
 

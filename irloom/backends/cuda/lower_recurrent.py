@@ -137,13 +137,15 @@ def _direction(f: Lowering, v: Arg) -> tuple[Arg, float | None, float, int]:
     norm = _made_by(f, v, "l2_norm")
     if norm is None:
         return v, None, scale, shared
-    eps = norm.attrs["eps"]
+    eps, v = norm.attrs["eps"], _uncast(f, norm.args[0])
     assert isinstance(eps, float)
-    return _uncast(f, norm.args[0]), eps, scale, shared
+    if shared == 1 and (once := _unrepeated(f, v)) is not None:
+        v, shared = once
+    return v, eps, scale, shared
 
 
 def _unrepeated(f: Lowering, v: Arg) -> tuple[Value, int] | None:
-    """The value [T, heads, k] of which ``v`` has each head ``r`` times in a row, and ``r``."""
+    """The value [T, heads, k], or [T, heads * k], of which ``v`` has each head ``r`` times in a row; ``r``."""
     flat = _made_by(f, v, "reshape")
     turned = _made_by(f, flat.args[0], "permute") if flat else None
     many = _made_by(f, turned.args[0], "concat") if turned else None
@@ -153,10 +155,13 @@ def _unrepeated(f: Lowering, v: Arg) -> tuple[Value, int] | None:
     x = one.args[0] if one else None
     if many.attrs["dim"] not in (-1, 3) or len(set(map(id, many.args))) > 1 or not isinstance(x, Value):
         return None
-    (tokens, heads, keys), made = x.type.dims, flat.result.type.dims
-    if one is None or one.result.type.dims != (tokens, heads, keys, 1):
+    if one is None or one.result.type.rank != 4:
         return None
-    return (x, len(many.args)) if made == (tokens, heads * len(many.args), keys) else None
+    tokens, heads, keys, last = one.result.type.dims
+    if last != 1 or x.type.dims not in ((tokens, heads, keys), (tokens, heads * keys)):
+        return None
+    made = (tokens, heads * len(many.args), keys)
+    return (x, len(many.args)) if flat.result.type.dims == made else None
 
 
 def _results(f: Lowering, n: Node, y: Value | None = None) -> list[Value]:

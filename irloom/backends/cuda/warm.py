@@ -65,9 +65,14 @@ def _first_lap(s: Step) -> Step:
 
 
 def batches(engine: CudaEngine) -> Iterator[Batch]:
-    """Steps that decode, and steps that read one prompt, of every size that steps are filled up to."""
+    """Steps that decode, and steps that read one prompt, of every size that steps are filled up to; one draws
+    with a cut.
+    """
     yield from (_batch(engine, [1] * n) for n in engine.buckets.decodes)
     yield from (_batch(engine, [n]) for n in engine.buckets.tokens)
+    drawn = _batch(engine, [1])
+    drawn.draws["temperature"], drawn.draws["top_p"] = 1, 0.9
+    yield drawn
 
 
 def _batch(engine: CudaEngine, counts: list[int]) -> Batch:

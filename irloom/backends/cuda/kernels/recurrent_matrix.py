@@ -63,11 +63,12 @@ def carried_gated_delta(
     unit: float | None = None,
     scale: float = 1.0,
 ) -> None:
-    """See ``ir.ops.recurrent``. ``q`` and ``k`` may have fewer heads, each for some in a row.
+    """See ``ir.ops.recurrent``. ``q`` and ``k`` may have fewer heads, each for some in a row, and as one dim.
 
     With ``unit`` they are brought to length 1, its ``l2_norm`` having that for ``eps``; ``q`` is then taken
     times ``scale``.
     """
+    q, k = (x if x.ndim == 3 else x.unflatten(1, (-1, cache.states.shape[-2])) for x in (q, k))
     m = Memory(out, q, k, v, log=decay, weight=beta, delta=True, unit=unit, scale=scale)
     _run(m, cache, step, work)
 
