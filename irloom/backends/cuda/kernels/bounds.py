@@ -69,9 +69,7 @@ def bounds(
 
 
 @kernel
-def _sampled(
-    others, logits, best, temperature, vocab, chunks, CHUNK: tl.constexpr, SAMPLE: tl.constexpr
-):
+def _sampled(others, logits, best, temperature, vocab, chunks, CHUNK: tl.constexpr, SAMPLE: tl.constexpr):
     """Put every so many scores that are not their chunk's best into ``others``, NaN for those that are.
 
     How many scores each stands for.
@@ -107,9 +105,7 @@ def _around(others, stands, tops, top, least, whole, top_p, top_k, vocab, SAMPLE
         known = tl.sum(heavy, 0) - top_p * whole * 1.0001
         if (known >= 0) & (top_k == 0):  # the best scores of the chunks alone weigh enough
             first = tl.maximum(start, bottom)
-            low, high = _between(
-                others, stands, tops, heavy, top, first, top, known, SLACK * 0, False, 0
-            )
+            low, high = _between(others, stands, tops, heavy, top, first, top, known, SLACK * 0, False, 0)
             lo = tl.maximum(lo, low)
         else:
             under = tl.sum(tl.where(tops < base, heavy, 0.0), 0)
@@ -135,9 +131,7 @@ def _between(
     first, end = low, high
     second, last = low, high
     for _ in range(ROUNDS):
-        first, end = _nearer(
-            others, stands, tops, heavy, top, first, end, goal - slack, SURE, TURNED, SAMPLE
-        )
+        first, end = _nearer(others, stands, tops, heavy, top, first, end, goal - slack, SURE, TURNED, SAMPLE)
         if SAMPLE:
             second, last = _nearer(
                 others, stands, tops, heavy, top, second, last, goal + slack, -SURE, TURNED, SAMPLE

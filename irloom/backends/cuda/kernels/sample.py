@@ -144,9 +144,7 @@ def _choose_cut(
                 top, floor, top_p, top_k, vocab, chunks, CHUNK, ALL, CAP, TILE, ONE,
             )  # fmt: skip
     else:
-        token = _whole(
-            best + of, share + of, logits + row * stride, draw, vocab, chunks, CHUNK, ALL, NONE
-        )
+        token = _whole(best + of, share + of, logits + row * stride, draw, vocab, chunks, CHUNK, ALL, NONE)
     tl.store(chosen + row, token)
 
 
@@ -239,9 +237,7 @@ def _drawn_cut(
             token = tl.load(tokens + at, mask=at < listed, other=0)
             tl.atomic_add(above + token // CHUNK, weight(x, top, ONE), mask=(at < listed) & (x >= low))
     else:
-        low = _cut_all(
-            above, scores, logits, top, least, top_p, top_k, temperature, vocab, CHUNK, TILE, ONE
-        )
+        low = _cut_all(above, scores, logits, top, least, top_p, top_k, temperature, vocab, CHUNK, TILE, ONE)
     tl.debug_barrier()
     mass = tl.load(above + each, mask=there, other=0, cache_modifier=".cg")
     total = tl.sum(mass, 0)
