@@ -145,7 +145,7 @@ def _direction(f: Lowering, v: Arg) -> tuple[Arg, float | None, float, int]:
 
 
 def _unrepeated(f: Lowering, v: Arg) -> tuple[Value, int] | None:
-    """The value [T, heads, k], or [T, heads * k], of which ``v`` has each head ``r`` times in a row; ``r``."""
+    """The value [T, heads, k], or [T, heads * k], of which ``v`` has each head ``r`` times; and ``r``."""
     flat = _made_by(f, v, "reshape")
     turned = _made_by(f, flat.args[0], "permute") if flat else None
     many = _made_by(f, turned.args[0], "concat") if turned else None

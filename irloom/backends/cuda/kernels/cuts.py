@@ -1,9 +1,9 @@
 """Drawing from a row of scores that top-k, top-p or min-p cut, without sorting it, in two reads of it.
 
 A cut is a score: the highest from which up the scores still are k, or still weigh so much. ``bounds`` says
-from a sample of the row where it will be; ``narrow`` goes over the row once, sums what is above and lists what
-is between; then the cut is among the few in the list. Where it is not after all, or the list is full, the row
-itself is gone through, over and over: so the sample decides how long it takes, never what is chosen.
+from a sample of the row where it will be; ``narrow`` goes over the row once, sums what is above and lists
+what is between; then the cut is among the few in the list. Where it is not after all, or the list is full,
+the row itself is gone through, over and over: so the sample decides how long it takes, never what is chosen.
 
 Scores are compared as whole numbers in the same order (``key``), and weigh whole numbers (``weight``): their
 sums are the same in whatever order they are added.
@@ -37,8 +37,8 @@ def cut(
 ):  # fmt: skip
     """The lowest score that is left, and whether it is surely that: all near it were among the ``count``.
 
-    Scores are those ``listed``, from ``lo`` to ``hi``, or all of the row. ``above`` is what scores past ``hi``
-    weigh, ``heads`` how many they are; ``whole`` what those from ``least`` up weigh.
+    Scores are those ``listed``, from ``lo`` to ``hi``, or all of the row. ``above`` is what scores past
+    ``hi`` weigh, ``heads`` how many they are; ``whole`` what those from ``least`` up weigh.
     """
     low, high = key(tl.maximum(lo, least)), key(tl.minimum(hi, top))
     everything = lo <= least

@@ -64,12 +64,12 @@ def sample(
     scores, tokens = work.take((rows, CAP), torch.float32), work.take((rows, CAP), torch.int32)
     others = work.take((rows, SAMPLE), torch.float32)
     bounds[(rows,)](
-        found, counts, others, best, share, logits, draws, logits.stride(0), vocab, width, chunks, CHUNK=CHUNK,
-        ALL=every, SAMPLE=SAMPLE, CAP=CAP, WORDS=WORDS, **options(num_warps=8),
+        found, counts, others, best, share, logits, draws, logits.stride(0), vocab, width, chunks,
+        CHUNK=CHUNK, ALL=every, SAMPLE=SAMPLE, CAP=CAP, WORDS=WORDS, **options(num_warps=8),
     )  # fmt: skip
     narrow[rows, spans](
-        scores, tokens, counts, above, heads, kept, found, best, logits, draws, logits.stride(0), vocab, width,
-        CHUNK=CHUNK, SPAN=SPAN, CAP=CAP, WORDS=WORDS, ONE=one, **options(num_warps=8),
+        scores, tokens, counts, above, heads, kept, found, best, logits, draws, logits.stride(0), vocab,
+        width, CHUNK=CHUNK, SPAN=SPAN, CAP=CAP, WORDS=WORDS, ONE=one, **options(num_warps=8),
     )  # fmt: skip
     _choose_cut[(rows,)](
         chosen, best, share, logits, draws, logits.stride(0), vocab, width, chunks, scores, tokens, counts,
