@@ -28,7 +28,7 @@ class CudaBackend:
 
     name = "cuda"
     dtype = "bf16"
-    limits = Limits(max_tokens=8192, max_seqs=256)
+    limits = Limits(max_tokens=8192, max_seqs=1024)
     pipeline = (
         "canonicalize",
         "raise",

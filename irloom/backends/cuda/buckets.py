@@ -28,7 +28,7 @@ class Buckets:
         self.exact = exact
         self.decodes = [*_until(max_seqs, _fine())]
         self.tokens = [*_until(max_tokens, _coarse())]
-        self.seqs = [*_until(max_seqs, (8 * 4**i for i in range(20)))]
+        self.seqs = [*_until(max_seqs, _beside())]
 
     def of(self, tokens: int, seqs: int) -> Bucket:
         """The bucket of a step."""
@@ -52,11 +52,20 @@ def _fine() -> Iterator[int]:
 
 
 def _coarse() -> Iterator[int]:
-    """Powers of two and what lies in the middle of them."""
+    """Each power of two, and sizes in between: the longer a step, the smaller the part of it to fill up."""
     size = 16
     while True:
+        between = 2 if size < 256 else 4 if size < 1024 else 8
+        yield from range(size, 2 * size, size // between)
+        size *= 2
+
+
+def _beside() -> Iterator[int]:
+    """Sequences of a step that is no decode step; past 128 their last rows cost something too."""
+    yield from (8, 32)
+    size = 128
+    while True:
         yield size
-        yield size * 3 // 2
         size *= 2
 
 
