@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -61,7 +62,8 @@ def compile_all(jobs: list[Job], report: Callable[[int, int], None], processes: 
     report(0, len(jobs))
     if count < 2:
         return
-    with ProcessPoolExecutor(count, get_context("fork"), _begin, (jobs,)) as pool:
+    with warnings.catch_warnings(), ProcessPoolExecutor(count, get_context("fork"), _begin, (jobs,)) as pool:
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks of a process with threads
         for done, _ in enumerate(as_completed([pool.submit(_one, i) for i in range(len(jobs))]), 1):
             report(done, len(jobs))
 

@@ -55,7 +55,7 @@ def triton_cache() -> Path:
 
 
 def list_of(settled: Path, facts: str) -> Path:
-    """Where a program's kernels are listed: beside ``settled``, the choices for this GPU and these sources."""
+    """Where a program lists its kernels: beside ``settled``, the choices for this GPU and these sources."""
     return settled.with_suffix("") / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.json"
 
 
