@@ -1,143 +1,218 @@
 """irloom on one GPU against vLLM and transformers: same card, same run, same weights, same requests.
 
-    python benchmarks/cuda.py --models /data/models            # every row; hours with all peers
+    python benchmarks/cuda.py --models /data/models            # every row; an hour with all peers
     python benchmarks/cuda.py --models /data/models --row 8b-bf16-alone --row ttft-bf16 --without-peers
 
-Each row is one `irloom bench --target cuda`, in processes of their own. Weights are random, of the real
-shape, and written once to `--models`. Figures go to `benchmarks/results/cuda-DATE.json`, row by row: a later
-call on that day replaces the rows that it runs. `benchmarks/render.py` makes the page of them.
+Rows of one model are served by one engine, and by one process of each peer, one after the other; each has the
+whole card. Weights are random, of the real shape, and written once to `--models`. Figures go to
+`benchmarks/results/cuda-DATE.json` as they are measured: what was done before `--seconds` are over stays, and
+a later call on that day replaces the rows that it runs. `benchmarks/render.py` makes the page of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
+import shutil
+import signal
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from report import machine, say
+from kept import Kept
+from report import say
 from shapes import SHAPES, checkpoint
+from works import VLLM_INT4, WORKS, Work, by_model
+
+if TYPE_CHECKING:
+    from irloom.driver.load import Answer, Contender, Load
+    from irloom.driver.peers import Peer
+    from irloom.ir.device import Device
+    from irloom.ir.graph import Module
 
 RESULTS = Path(__file__).resolve().parent / "results"
-VERSIONS = ("irloom", "torch", "triton", "transformers", "vllm")
-FIGURES = {
-    "decode": "decoded tokens/s",
-    "output": "answered tokens/s",
-    "first": "ms to the first token",
-    "open": "s from a new process to the first token",
-}
-LESS = ("first", "open")
-FP8_CACHE = ("quantize(fp8)", "kv-cache(elem=f8e4m3)")
-VLLM_FP8 = "vllm(quantization=fp8, kv_cache_dtype=fp8)"
-GENERATE = ("transformers", "compile", "batch")
-
-
-@dataclass(frozen=True)
-class Work:
-    """A row: a shape, what its elements are made, requests as (how many, prompt, answer), and the goal.
-
-    ``figure`` is a key of ``FIGURES``; of ``LESS`` less is better. ``passes`` join irloom's pipeline.
-    """
-
-    title: str
-    shape: str
-    figure: str
-    goal: float
-    requests: tuple[int, int, int]
-    passes: tuple[str, ...] = ()
-    peers: tuple[str, ...] = ("vllm",)
-
-
-L8, Q06, Q30 = SHAPES
-INT4 = "quantize(int4, group=128, scale=bf16)"
-WORKS = {
-    "8b-bf16-alone": Work(
-        "8B bf16, alone, 128/256", L8, "decode", 260, (1, 128, 256), (), ("vllm", *GENERATE)
-    ),
-    "8b-fp8-alone": Work("8B fp8, alone, 128/256", L8, "decode", 430, (1, 128, 256), FP8_CACHE, (VLLM_FP8,)),
-    "8b-int4-alone": Work(
-        "8B int4, alone, 128/256", L8, "decode", 620, (1, 128, 256), (INT4,), ("vllm-int4",)
-    ),
-    "06b-bf16-alone": Work("0.6B bf16, alone, 128/256", Q06, "decode", 1400, (1, 128, 256)),
-    "30b-bf16-alone": Work("30B-A3B bf16, alone, 128/256", Q30, "decode", 490, (1, 128, 256)),
-    "30b-bf16-64": Work("30B-A3B bf16, 64 of 1024/256", Q30, "output", 3400, (64, 1024, 256)),
-    "8b-bf16-64": Work(
-        "8B bf16, 64 of 1024/256", L8, "output", 5500, (64, 1024, 256), (), ("vllm", "transformers", "batch")
-    ),
-    "8b-fp8-64": Work("8B fp8, 64 of 1024/256", L8, "output", 8500, (64, 1024, 256), FP8_CACHE, (VLLM_FP8,)),
-    "8b-bf16-2048": Work("8B bf16, 2048 of 128/128", L8, "output", 20000, (2048, 128, 128)),
-    "8b-fp8-4096": Work(
-        "8B fp8, 4096 of 128/128", L8, "output", 33000, (4096, 128, 128), FP8_CACHE, (VLLM_FP8,)
-    ),
-    "8b-fp8-1000": Work(
-        "8B fp8, 1000 of 1000/1000", L8, "output", 18500, (1000, 1000, 1000), FP8_CACHE, (VLLM_FP8,)
-    ),
-    "ttft-bf16": Work("8B bf16, first token after 2048", L8, "first", 43, (1, 2048, 16)),
-    "ttft-fp8": Work(
-        "8B fp8, first token after 2048", L8, "first", 27, (1, 2048, 16), FP8_CACHE, (VLLM_FP8,)
-    ),
-    "open-bf16": Work("8B bf16, open", L8, "open", 5, (1, 128, 1), (), ()),
-}
 OPEN = Path(__file__).resolve().parent / "workers" / "open_worker.py"
+SHORT = 16
+"""Tokens of answers that warm up."""
+
+
+class TimeUp(Exception):
+    """``--seconds`` are over."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    from irloom.driver import measured
+
     args = arguments(argv)
-    path = args.results / f"cuda-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.json"
-    for name in args.row or WORKS:
-        say(f"{name}: {WORKS[name].title}")
+    args.end = time.monotonic() + args.seconds
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # peers are ended on the way out
+    card = measured(args.target)
+    kept = Kept.today(args.results, card)
+    try:
+        for names in by_model(args.row or WORKS):
+            Model(names, kept, card, args).measure()
+    except TimeUp:
+        say(f"{args.seconds:.0f} s are over")
+    say(f"figures: {kept.path}")
+
+
+class Model:
+    """The rows of one model: its checkpoint, its engine, and whoever serves them."""
+
+    def __init__(
+        self, names: Sequence[str], kept: Kept, card: Device | None, args: argparse.Namespace
+    ) -> None:
+        self.works = {name: WORKS[name] for name in names}
+        first = self.works[names[0]]
+        self.shape, self.passes = first.shape, first.passes
+        self.kept, self.card, self.args = kept, card, args
+        self.module: Module | None = None
+        self.path = checkpoint(self.shape, args.models)
+        self.engine = args.models / f"{self.shape}-{args.target}-{len(self.passes)}-engine"
+
+    def measure(self) -> None:
+        """Every row, irloom first: a peer that fails or takes too long leaves irloom's figures there."""
+        for name, work in self.works.items():
+            self.kept.begin(name, work)
+        shutil.rmtree(self.engine, ignore_errors=True)
+        if not self._built("build"):
+            return
+        self._opened()
+        served = {name: work for name, work in self.works.items() if work.served}
+        if served:
+            self._serve("irloom", served, self.engine)
+        for text in dict.fromkeys(p for w in served.values() for p in self._peers(w)):
+            rows = {name: w for name, w in served.items() if text in self._peers(w)}
+            self._serve(
+                vllm_int4(self.shape, self.args.models) if text == VLLM_INT4 else text, rows, self.path
+            )
+        if any(name.startswith("rebuild") for name in self.works):
+            self._built("rebuild")
+
+    def _peers(self, work: Work) -> tuple[str, ...]:
+        return () if self.args.without_peers else tuple(self.args.peer or work.peers)
+
+    def _built(self, row: str) -> bool:
+        """Build the engine; the seconds are those of the command, from its start to its end."""
+        command = [sys.executable, "-m", "irloom", "compile", str(self.path), "-o", str(self.engine)]
+        command += ["--target", self.args.target, *(w for text in self.passes for w in ("--with", text))]
+        start = time.perf_counter()
+        reason = self._command(command)[1]
+        for name, work in self.works.items():
+            if reason is not None and row == "build":
+                self.kept.fail(name, reason)
+            elif reason is None and work.figure == "build" and name.startswith(f"{row}-"):
+                self.kept.own(name, time.perf_counter() - start)
+        return reason is None
+
+    def _opened(self) -> None:
+        """Rows of opening: the second of two runs, which finds all files in the page cache."""
+        command = [sys.executable, str(OPEN), str(self.engine), self.args.target]
+        for name in [name for name, work in self.works.items() if work.figure == "open"]:
+            self._command(command)
+            said, reason = self._command(command)
+            if reason is None:
+                self.kept.own(name, json.loads(said)["seconds"])
+            else:
+                self.kept.fail(name, reason)
+
+    def _command(self, command: list[str]) -> tuple[str, str | None]:
+        """What a command prints, and why it failed: None if it did not."""
         try:
-            found = opened(WORKS[name], args) if WORKS[name].figure == "open" else measured(WORKS[name], args)
-        except subprocess.CalledProcessError as error:
-            reason = last_words(error.stderr)
-            say(f"  FAILED: {reason}")
-            keep(path, name, {"title": WORKS[name].title, "failed": reason})
-            continue
-        row = result(WORKS[name], found)
-        keep(path, name, row, found)
-        told = ", ".join(f"{peer} {value:,.1f}" for peer, value in row["peers"].items())
-        say(f"  {row['value']:,.1f} {row['unit']}, goal {row['goal']:,}; {told or 'no peers'}")
-        for peer, reason in row["left_out"].items():
-            say(f"  without {peer}: {reason}")
-    say(f"figures: {path}")
+            done = subprocess.run(command, text=True, capture_output=True, timeout=self._left(), check=False)
+        except subprocess.TimeoutExpired:
+            return "", "took too long"
+        return done.stdout, last_words(done.stderr) if done.returncode else None
+
+    def _serve(self, text: str, works: dict[str, Work], model: Path) -> None:
+        """Let irloom or a peer serve rows; each figure is kept as it comes."""
+        from irloom.driver.peers import PeerError, PeerProcess, Setup, peer
+
+        one, loads = peer(text), [load(work) for work in works.values()]
+        longest, seqs = max(x.longest for x in loads), max(x.at_once for x in loads)
+        device, dtype = {"cuda": ("cuda", "bfloat16")}.get(self.args.target, ("cpu", "float32"))
+        setup, todo = Setup(str(model.resolve()), device, dtype, longest, seqs), dict(works)
+        say(f"  {text}")
+        try:
+            with PeerProcess(one, setup, self._python(one), self._left()) as process:
+                while todo:
+                    name, work = next(iter(todo.items()))
+                    process.limit = self._left()
+                    found = found_by(process, work, self.args.repeats)
+                    self._keep(name, text, process.about, found)
+                    del todo[name]
+        except PeerError as error:
+            for name in todo:
+                self.kept.leave_out(name, text, error.message)
+
+    def _keep(self, name: str, text: str, about: str, found: dict[str, Any]) -> None:
+        value = self.works[name].of(found)
+        if text == "irloom":
+            found["bounds"] = self._bounds(self.works[name])
+            self.kept.own(name, value, found)
+        else:
+            self.kept.peer(name, about, value, found)
+        unit = self.works[name].unit
+        say(f"    {name}: {value:,.1f} {unit}, goal {self.works[name].goal:,}; {self._left():.0f} s are left")
+
+    def _bounds(self, work: Work) -> dict[str, Any] | None:
+        """What the card could reach at most with this engine."""
+        from irloom.backends.artifact import EngineReader
+        from irloom.driver.roofline import bounds
+
+        self.module = self.module or EngineReader(self.engine).module()
+        return self.card and asdict(bounds(self.module, self.card, load(work)))
+
+    def _python(self, one: Peer) -> str | None:
+        return None if one.name == "irloom" else self.args.peer_python
+
+    def _left(self) -> float:
+        left = self.args.end - time.monotonic()
+        if left < 1:
+            raise TimeUp
+        return min(left, self.args.limit)
 
 
-def measured(work: Work, args: argparse.Namespace) -> dict[str, Any]:
-    """What ``irloom bench --json`` says of a row."""
-    model = checkpoint(work.shape, args.models)
-    requests, prompt, new = work.requests
-    numbers = {
-        "--requests": requests,
-        "--prompt-tokens": prompt,
-        "--new-tokens": new,
-        "--repeats": args.repeats,
+def load(work: Work) -> Load:
+    """The requests of a row."""
+    from irloom.driver import Load
+
+    return Load(*work.requests)
+
+
+def found_by(contender: Contender, work: Work, repeats: int) -> dict[str, Any]:
+    """A row as a contender serves it: medians, percentiles of times, and every sample.
+
+    A request alone is streamed, and sent ``repeats`` times. Many together take the fastest way; when each
+    token came is seen in one run more, where there are several.
+    """
+    from irloom.driver.measure import Served
+
+    asked, (requests, _, new) = load(work), work.requests
+    runs = repeats if requests == 1 else min(work.runs, repeats)
+
+    def answer(run: int, stream: bool, tokens: int = new) -> Answer:
+        return contender.answer(asked.prompts(requests, contender.vocab, run), tokens, stream)
+
+    for run in range(work.warm):
+        answer(-1 - run, requests == 1, min(SHORT, new))
+    answers = [answer(run, requests == 1) for run in range(runs)]
+    streamed = answers if requests == 1 else [answer(runs, True)] if runs > 1 else []
+    rates = [(new - 1) / (t[-1] - t[0]) for one in streamed for t in one.times] if requests == 1 else []
+    joules = [one.joules / (requests * new) for one in answers if one.joules is not None]
+    return {
+        "output_per_s": statistics.median([requests * new / one.seconds for one in answers]),
+        "seconds": [one.seconds for one in answers],
+        "decode_per_s": statistics.median(rates) if rates else None,
+        "decode_samples": rates,
+        "served": asdict(Served.of(streamed)) if streamed else None,
+        "joules_per_token": statistics.median(joules) if joules else None,
     }
-    command = [sys.executable, "-m", "irloom", "bench", str(model), "--target", args.target, "--json"]
-    command += [str(word) for pair in numbers.items() for word in pair]
-    command += [word for text in work.passes for word in ("--with", text)]
-    peers = () if args.without_peers else tuple(args.peer or work.peers)
-    for peer in peers:
-        command += ["--peer", vllm_int4(work.shape, args.models) if peer == "vllm-int4" else peer]
-    command += ["--peer-limit", str(args.peer_limit)]
-    if args.peer_python:
-        command += ["--peer-python", args.peer_python]
-    done = subprocess.run(command, check=True, text=True, capture_output=True)
-    return json.loads(done.stdout)
-
-
-def opened(work: Work, args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of ``workers/open_worker.py``: of the second run, which finds an engine."""
-    model = checkpoint(work.shape, args.models)
-    command = [sys.executable, str(OPEN), str(model), args.target, *work.passes]
-    runs = [subprocess.run(command, check=True, text=True, capture_output=True).stdout for _ in range(2)]
-    nothing = {"roofline": None, "joules_per_token": None, "peers": {}, "left_out": {}}
-    return json.loads(runs[-1]) | nothing
 
 
 def last_words(said: str) -> str:
@@ -159,73 +234,17 @@ def vllm_int4(shape: str, models: Path) -> str:
     return f"vllm(model={folder}, load_format=dummy)"
 
 
-def result(work: Work, found: dict[str, Any]) -> dict[str, Any]:
-    """A row of the results: the figure of irloom and of each peer, and the share of the roofline."""
-    value, bounds = figure(work, found), found["roofline"]
-    share = None
-    if bounds and work.figure == "decode":
-        share = value / bounds["decode_per_s"]
-    if bounds and work.figure == "first" and bounds["first_token_s"]:
-        share = 1e3 * bounds["first_token_s"] / value
-    return {
-        "title": work.title,
-        "unit": FIGURES[work.figure],
-        "more_is_better": work.figure not in LESS,
-        "goal": work.goal,
-        "value": value,
-        "roofline_share": share,
-        "joules_per_token": found["joules_per_token"],
-        "peers": {f["about"]: figure(work, f) for f in found["peers"].values()},
-        "left_out": found["left_out"],
-    }
-
-
-def figure(work: Work, f: dict[str, Any]) -> float:
-    if work.figure == "open":
-        return f["seconds"]
-    if work.figure == "first":
-        return 1e3 * f["alone"]["first_s"]["p50"]
-    return f["decode_per_s"] if work.figure == "decode" else f["output_per_s"]
-
-
-def keep(path: Path, name: str, row: dict[str, Any], found: dict[str, Any] | None = None) -> None:
-    """Put a row into the file of results, beside those that are there, with all that was measured."""
-    kept = (
-        json.loads(path.read_text())
-        if path.is_file()
-        else {"rows": {}, "measured": {}, "card": None, "driver": None}
-    )
-    kept |= {"date": path.stem.removeprefix("cuda-"), "versions": versions(), "machine": machine()}
-    if found is not None:
-        if found["roofline"] is not None:
-            kept |= {"card": found["roofline"]["device"], "driver": found["driver"]}
-        kept["measured"][name] = found
-    kept["rows"][name] = row
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept, indent=2) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Of what is installed here."""
-    found = {}
-    for package in VERSIONS:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", type=Path, required=True, help="where checkpoints are, or are to be written")
     p.add_argument("--row", action="append", choices=WORKS, help="may be given again; default: all")
     p.add_argument("--results", type=Path, default=RESULTS, help="folder of the file of results")
-    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--repeats", type=int, default=5, help="of a request alone; many together have their own")
     p.add_argument("--target", default="cuda")
     p.add_argument("--peer", action="append", help="instead of the row's own, as `irloom bench` takes them")
     p.add_argument("--peer-python", help="an interpreter that has the peers")
-    p.add_argument("--peer-limit", type=float, default=1800, help="seconds a peer may take for one answer")
+    p.add_argument("--limit", type=float, default=1800, help="seconds that loading or one answer may take")
+    p.add_argument("--seconds", type=float, default=1e6, help="when they are over, nothing more is begun")
     p.add_argument("--without-peers", action="store_true")
     return p.parse_args(argv)
 

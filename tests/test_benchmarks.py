@@ -1,11 +1,13 @@
 """benchmarks/: checkpoints of published shapes, and the page and plot of a small file of results."""
 
 import importlib
+import json
 import xml.etree.ElementTree as ET
 from typing import Any
 
 import pytest
 
+from irloom.backends.machine import compiler
 from tests.conftest import ROOT
 
 ROW = {"unit": "decoded tokens/s", "more_is_better": True, "roofline_share": 0.875, "joules_per_token": None}
@@ -95,8 +97,63 @@ def test_every_row_names_passes_and_peers_that_exist(benchmark):
     from irloom.driver import Choice, passes_of
     from irloom.driver.peers import peer
 
-    cuda = benchmark("cuda")
-    for work in cuda.WORKS.values():
+    works = benchmark("works")
+    for work in works.WORKS.values():
         assert passes_of(Choice("cuda", None, work.passes)), work.title
-        assert all(str(peer(p)) == p for p in work.peers if p != "vllm-int4")
-        assert work.figure in cuda.FIGURES and work.shape in cuda.SHAPES
+        assert all(str(peer(p)) == p for p in work.peers if p != works.VLLM_INT4)
+        assert work.unit and work.shape in benchmark("shapes").SHAPES
+
+
+@pytest.mark.skipif(compiler() is None, reason="the CPU target compiles C++")
+def test_rows_of_one_model_are_measured_and_kept(benchmark, monkeypatch, tmp_path):
+    """On the CPU: irloom and two peers, one of which cannot run there."""
+    works, shapes = benchmark("works"), benchmark("shapes")
+    tiny = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
+    tiny |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300}
+    monkeypatch.setitem(shapes.SHAPES, "tiny", shapes.QWEN3_06B | tiny)
+    rows = {
+        "alone": works.Work("alone", "tiny", "decode", 1e9, (1, 8, 6), (), ("transformers", "vllm")),
+        "first": works.Work("first", "tiny", "first", 1e9, (1, 20, 2), (), ("transformers",)),
+        "many": works.Work("many", "tiny", "output", 1.0, (3, 8, 6), (), (), runs=1),
+        "build-tiny": works.Work("build", "tiny", "build", 60, peers=()),
+        "open-tiny": works.Work("open", "tiny", "open", 5, peers=()),
+    }
+    monkeypatch.setattr(benchmark("cuda"), "WORKS", rows)
+    monkeypatch.setattr(works, "WORKS", rows)
+    monkeypatch.setattr(benchmark("kept"), "WORKS", rows)
+    benchmark("cuda").main(
+        [
+            "--models",
+            str(tmp_path / "models"),
+            "--results",
+            str(tmp_path),
+            "--target",
+            "cpu",
+            "--repeats",
+            "2",
+        ]
+    )
+    (file,) = tmp_path.glob("cuda-*.json")
+    kept = json.loads(file.read_text())
+    assert [row.get("failed") for row in kept["rows"].values()] == [None] * len(rows)
+    assert all(row["value"] > 0 for row in kept["rows"].values())
+    (name, value) = next(iter(kept["rows"]["alone"]["peers"].items()))
+    assert name.startswith("transformers") and value > 0
+    assert "GPU" in kept["rows"]["alone"]["left_out"]["vllm"]
+    assert 0 < kept["rows"]["alone"]["roofline_share"] < 1
+    assert len(kept["measured"]["alone"]["irloom"]["decode_samples"]) == 2
+    page = benchmark("render").page(kept)
+    assert "| alone | decoded tokens/s |" in page and "1,000,000,000 missed" in page
+    assert "alone: without vllm" in page
+
+
+def test_time_that_is_over_leaves_what_was_measured(benchmark, tmp_path):
+    kept = benchmark("kept").Kept.today(tmp_path, None)
+    work = benchmark("works").WORKS["8b-bf16-alone"]
+    kept.begin("8b-bf16-alone", work)
+    kept.peer("8b-bf16-alone", "vLLM 0.26", 203.0, {})
+    assert "not measured" in benchmark("render").page(json.loads(kept.path.read_text()))
+    kept.own("8b-bf16-alone", 261.0, {"bounds": {"decode_per_s": 290.0}})
+    row = json.loads(kept.path.read_text())["rows"]["8b-bf16-alone"]
+    assert row["value"] == 261.0 and row["peers"] == {"vLLM 0.26": 203.0}
+    assert row["roofline_share"] == pytest.approx(0.9)

@@ -56,7 +56,7 @@ class Compared:
     "peers",
     multiple=True,
     metavar="NAME",
-    help="vllm, transformers, compile or batch, with settings of its own as in "
+    help="vllm, transformers, compile, batch or irloom, with settings of its own as in "
     '"vllm(quantization=fp8)"; may be given again.',
 )
 @click.option("--peer-python", metavar="PATH", help="An interpreter that has the peers.  [default: this one]")

@@ -121,12 +121,16 @@ class Own:
 
     def answer(self, prompts: list[list[int]], new: int, stream: bool) -> Answer:
         """See ``load.Contender``."""
-        params = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True)
         before, start = joules(), time.perf_counter()
-        times = self._streamed(prompts, params) if stream else self._whole(prompts, params)
+        times = self.times(prompts, new, stream)
         seconds, after = time.perf_counter() - start, joules()
         since = [[t - start for t in each] for each in times]
         return Answer(seconds, since, None if before is None or after is None else after - before)
+
+    def times(self, prompts: list[list[int]], new: int, stream: bool) -> list[list[float]]:
+        """When each token of each answer came, by ``time.perf_counter``; nothing of what is not streamed."""
+        params = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True)
+        return self._streamed(prompts, params) if stream else self._whole(prompts, params)
 
     def _whole(self, prompts: list[list[int]], params: SamplingParams) -> list[list[float]]:
         self.loop.generate(prompts, params)

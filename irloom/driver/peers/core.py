@@ -33,9 +33,10 @@ PEERS: dict[str, str] = {
     "transformers": "transformers_peer",
     "compile": "transformers_peer",
     "batch": "batch_peer",
+    "irloom": "irloom_peer",
 }
 """The module of each: vLLM; transformers' eager ``generate``; the same with a static cache and
-``torch.compile``; its continuous batching, ``generate_batch``."""
+``torch.compile``; its continuous batching, ``generate_batch``; another irloom."""
 GRACE = 20.0
 """Seconds that a peer has to give its memory back before it is killed."""
 
