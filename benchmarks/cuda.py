@@ -162,10 +162,10 @@ class Model:
 
     def _bounds(self, work: Work) -> dict[str, Any] | None:
         """What the card could reach at most with this engine."""
-        from irloom.backends.artifact import EngineReader
         from irloom.driver.roofline import bounds
+        from irloom.ir.parse import parse
 
-        self.module = self.module or EngineReader(self.engine).module()
+        self.module = self.module or parse((self.engine / "module.irloom").read_text())
         return self.card and asdict(bounds(self.module, self.card, load(work)))
 
     def _python(self, one: Peer) -> str | None:

@@ -117,6 +117,7 @@ def test_rows_of_one_model_are_measured_and_kept(benchmark, monkeypatch, tmp_pat
         "many": works.Work("many", "tiny", "output", 1.0, (3, 8, 6), (), (), runs=1),
         "build-tiny": works.Work("build", "tiny", "build", 60, peers=()),
         "open-tiny": works.Work("open", "tiny", "open", 5, peers=()),
+        "wrong": works.Work("wrong", "tiny", "decode", 5, (1, 8, 6), ("no-such-pass",), ()),
     }
     monkeypatch.setattr(benchmark("cuda"), "WORKS", rows)
     monkeypatch.setattr(works, "WORKS", rows)
@@ -135,7 +136,8 @@ def test_rows_of_one_model_are_measured_and_kept(benchmark, monkeypatch, tmp_pat
     )
     (file,) = tmp_path.glob("cuda-*.json")
     kept = json.loads(file.read_text())
-    assert [row.get("failed") for row in kept["rows"].values()] == [None] * len(rows)
+    assert "no-such-pass" in kept["rows"].pop("wrong")["failed"]
+    assert not any("failed" in row for row in kept["rows"].values())
     assert all(row["value"] > 0 for row in kept["rows"].values())
     (name, value) = next(iter(kept["rows"]["alone"]["peers"].items()))
     assert name.startswith("transformers") and value > 0

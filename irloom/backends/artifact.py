@@ -2,8 +2,7 @@
 
 The parts are ``module.irloom`` (the final IR), ``plan.json``, weights, compiled code and the tokenizer. A
 part may be a *link*: an unchanged tensor of the source checkpoint that is not stored again. Every byte is
-checked before any is used, because compiled parts are native code: pieces of a large part by several cores at
-a time. The manifest's own hash stands beside it.
+checked before any is used, because compiled parts are native code. The manifest's own hash stands beside it.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from irloom.backends.digests import Extent, digests, remembered_digests
 from irloom.backends.needs import Need
 from irloom.ir.errors import BuildError, EngineMismatch
 from irloom.ir.graph import Module
@@ -30,18 +30,13 @@ from irloom.ir.show import show
 
 FORMAT = 2
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
-Extent = tuple[Path, int, int]
-"""Bytes of a file: where they start, and where they end."""
-PIECE = 1 << 24
-"""Bytes that are hashed as one: the hash of more is that of the hashes of its pieces."""
-_BLOCK = 1 << 18
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where there is no room for more."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A file of the engine: its SHA-256 (see ``PIECE``) and size in bytes."""
+    """A file of the engine: its SHA-256 (see ``digests``) and size in bytes."""
 
     sha256: str
     bytes: int
@@ -148,13 +143,11 @@ class EngineWriter:
 
     def _finish(self) -> None:
         files = sorted(p for p in self.folder.rglob("*") if p.is_file())
-        extents = [*((p, 0, p.stat().st_size) for p in files), *self._links.values()]
-        digests = _digests(extents)
-        for (path, _, size), digest in zip(extents, digests[: len(files)], strict=False):
+        own = [(p, 0, p.stat().st_size) for p in files]
+        for (path, _, size), digest in zip(own, digests(own), strict=True):
             self.manifest.parts[path.relative_to(self.folder).as_posix()] = Part(digest, size)
-        for (name, (path, start, stop)), digest in zip(
-            self._links.items(), digests[len(files) :], strict=True
-        ):
+        found = remembered_digests([*self._links.values()])
+        for (name, (path, start, stop)), digest in zip(self._links.items(), found, strict=True):
             self.manifest.links[name] = Link(str(path), start, stop, digest)
         text = json.dumps(asdict(self.manifest), indent=1).encode()
         (self.folder / MANIFEST).write_bytes(text)
@@ -167,12 +160,25 @@ class EngineWriter:
 
 
 class EngineReader:
-    """A checked engine directory: its manifest, and paths of parts whose bytes are what the manifest says."""
+    """A checked engine directory: its manifest, and paths of parts whose bytes are what the manifest says.
 
-    def __init__(self, folder: Path) -> None:
+    Of parts and links whose names begin with one of ``later``, only the sizes are known at first: their bytes
+    are checked beside whatever follows, and nothing made of them may be used before ``checked``.
+    """
+
+    def __init__(self, folder: Path, later: tuple[str, ...] = ()) -> None:
         self.folder = folder
-        self.manifest = _read_manifest(folder)
-        self._check_bytes()
+        self.manifest = read_manifest(folder)
+        self._check_names()
+        names = [*self.manifest.parts, *self.manifest.links]
+        self._check_bytes([name for name in names if not name.startswith(later)])
+        left = [name for name in names if name.startswith(later)]
+        self._checking = _beside(lambda: self._check_bytes(left)) if left else None
+
+    def checked(self) -> None:
+        """Wait until all bytes are checked; ``EngineMismatch`` where one was changed."""
+        if self._checking is not None:
+            self._checking.result()
 
     def file(self, name: str) -> Path:
         """The path of a part."""
@@ -213,7 +219,8 @@ class EngineReader:
     def _hint(self) -> str:
         return f"build it again: {self.manifest.command}" if self.manifest.rebuild else "build it again"
 
-    def _check_bytes(self) -> None:
+    def _check_names(self) -> None:
+        """Every file is there and as long as it was, and no other."""
         named = self.manifest.parts
         there = {p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file()} - {
             MANIFEST,
@@ -232,16 +239,30 @@ class EngineReader:
             if not Path(file).is_file():
                 name = next(name for name, link in links.items() if link.file == file)
                 raise self.refuse(f"{name} is a part of {file}, which is gone")
-        extents = [(self.folder / name, 0, part.bytes) for name, part in named.items()]
-        extents += [(Path(link.file), link.start, link.stop) for link in links.values()]
-        digests = _digests(extents)
-        for (name, part), found in zip(named.items(), digests, strict=False):
-            if found != part.sha256:
-                said = part.sha256[:12]
-                raise self.refuse(f"part {name} was changed: SHA-256 {found[:12]}, the manifest says {said}")
-        for (name, link), found in zip(links.items(), digests[len(named) :], strict=True):
-            if found != link.sha256:
-                raise self.refuse(f"{name} is a part of {link.file}, which was changed")
+
+    def _check_bytes(self, names: list[str]) -> None:
+        parts, links = self.manifest.parts, self.manifest.links
+        extents = [
+            (self.folder / name, 0, parts[name].bytes)
+            if name in parts
+            else (Path(links[name].file), links[name].start, links[name].stop)
+            for name in names
+        ]
+        for name, found in zip(names, digests(extents), strict=True):
+            if name in parts and found != (said := parts[name].sha256):
+                raise self.refuse(
+                    f"part {name} was changed: SHA-256 {found[:12]}, the manifest says {said[:12]}"
+                )
+            if name in links and found != links[name].sha256:
+                raise self.refuse(f"{name} is a part of {links[name].file}, which was changed")
+
+
+def _beside(check: Callable[[], None]) -> Future[None]:
+    """A check on its way, in a thread."""
+    pool = ThreadPoolExecutor(1)
+    done = pool.submit(check)
+    pool.shutdown(wait=False)
+    return done
 
 
 def is_engine(path: Path) -> bool:
@@ -249,7 +270,8 @@ def is_engine(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """What an engine says of itself; of its bytes, nothing else is looked at."""
     path = folder / MANIFEST
     if not path.is_file():
         raise EngineMismatch(
@@ -274,33 +296,3 @@ def _read_manifest(folder: Path) -> Manifest:
         return Manifest(**raw)
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise EngineMismatch(f"{path} cannot be read: {e}", hint="build the engine again") from None
-
-
-def _digests(extents: Sequence[Extent]) -> list[str]:
-    """The SHA-256 of each, pieces of all several at a time."""
-    pieces = [piece for extent in extents for piece in _pieces(extent)]
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(_digest, pieces)
-        return [_joined([next(found) for _ in _pieces(extent)]) for extent in extents]
-
-
-def _pieces(extent: Extent) -> Iterator[Extent]:
-    """Parts of ``PIECE`` bytes, and what is left over; of no bytes, those."""
-    path, start, stop = extent
-    yield from ((path, at, min(at + PIECE, stop)) for at in range(start, max(stop, start + 1), PIECE))
-
-
-def _joined(digests: Sequence[bytes]) -> str:
-    """The hash of what has one piece is that of the piece."""
-    return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()).hex()
-
-
-def _digest(extent: Extent) -> bytes:
-    path, start, stop = extent
-    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as f:
-        f.seek(start)
-        while start < stop and (n := f.readinto(block[: stop - start])):
-            digest.update(block[:n])
-            start += n
-    return digest.digest()

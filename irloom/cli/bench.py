@@ -117,12 +117,12 @@ def compare(
     report: Report,
 ) -> Compared:
     """Measure every peer, then irloom; a peer that fails is left out, irloom's errors are raised."""
-    from ..backends.artifact import EngineReader, is_engine
+    from ..backends.artifact import is_engine, read_manifest
     from ..driver import Own, measure, measured, passes_of, roofline
     from ..frontends.hf.hub import find
 
     path, here = find(model, trust), passes.here()
-    target = EngineReader(path).manifest.target if is_engine(path) else here.target
+    target = read_manifest(path).target if is_engine(path) else here.target
     if not is_engine(path):
         passes_of(here)  # what is wrong with them should not be said after an hour of peers
     figures, left_out = measure_peers(peers, path, target, load, python, limit, report)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from irloom import __version__
-from irloom.backends.artifact import EngineReader
-from irloom.backends.core import Report, backend, quiet, usual_limits
+from irloom.backends.artifact import EngineReader, read_manifest
+from irloom.backends.core import Backend, Limits, Report, backend, quiet, usual_limits
 from irloom.ir.errors import EngineMismatch, RequestError
 from irloom.passes.pipeline import Pipeline
 from irloom.runtime import Loop, Output, SamplingParams
+from irloom.runtime.core import Engine
 
 from .core import compile, engine_for
 from .pipelines import available
@@ -61,13 +62,14 @@ class LLM:
                 tokenizer=tokenizer,
             )
         report("open", 0, 1)
-        reader = EngineReader(folder)
-        if target is not None and available(target) != reader.manifest.target:
-            raise EngineMismatch(f"{folder} was built for {reader.manifest.target}, not for {target}")
+        built_for = read_manifest(folder).target
+        if target is not None and available(target) != built_for:
+            raise EngineMismatch(f"{folder} was built for {built_for}, not for {target}")
+        opener = backend(built_for)
+        self.reader = reader = EngineReader(folder, later=getattr(opener, "later", ()))
         reader.require({"irloom": reader.manifest.versions["irloom"]}, {"irloom": __version__})
         self.folder, self.manifest = folder, reader.manifest
-        opener = backend(reader.manifest.target)
-        self.engine = opener.open(reader, replace(usual_limits(opener), **limits))
+        self.engine = _opened(opener, reader, replace(usual_limits(opener), **limits))
         self.tokenizer = _tokenizer(reader)
         self.loop = Loop(self.engine, self.tokenizer, reader.manifest.settings["eos"])
         report("open", 1, 1)
@@ -125,6 +127,14 @@ class LLM:
                 hint="give a prompt instead of a chat",
             )
         return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+def _opened(opener: Backend, reader: EngineReader, limits: Limits) -> Engine:
+    """The engine, when all its bytes are checked; where one was changed, that is the error."""
+    try:
+        return opener.open(reader, limits)
+    finally:
+        reader.checked()
 
 
 def _tokenizer(reader: EngineReader) -> Any:

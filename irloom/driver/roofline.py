@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from irloom.backends.artifact import EngineReader
 from irloom.backends.machine import cpu_name, memory, read_bandwidth
 from irloom.ir.cost import plan, predicted_seconds
 from irloom.ir.device import Device
@@ -46,7 +45,7 @@ def roofline(llm: LLM, device: Device, load: Load) -> Roofline:
     """The bounds of an engine that is open; one that counts what its steps read (``bytes_read``: its
     weights) is believed.
     """
-    return bounds(EngineReader(llm.folder).module(), device, load, getattr(llm.engine, "bytes_read", None))
+    return bounds(llm.reader.module(), device, load, getattr(llm.engine, "bytes_read", None))
 
 
 def bounds(module: Module, device: Device, load: Load, read: int | None = None) -> Roofline:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from irloom.backends.artifact import EngineReader, is_engine
+from irloom.backends.artifact import EngineReader, is_engine, read_manifest
 from irloom.backends.machine import device
 from irloom.driver import Choice, passes_of, trace
 from irloom.frontends.core import frontend_of
@@ -60,7 +60,7 @@ def explain(
         raise CheckpointError(f"{path}: no such file or directory", hint="give a path or a hub id")
     path = path.parent if path.name == "config.json" else path
     if is_engine(path):  # its program has every pass behind it
-        targets = [Choice(EngineReader(path).manifest.target, ())]
+        targets = [Choice(read_manifest(path).target, ())]
     found_devices = [device(d) for d in devices]
     passes = [passes_of(c) for c in targets]
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from irloom.backends import artifact
+from irloom.backends import digests
 from irloom.backends.artifact import MANIFEST, EngineReader, EngineWriter, Manifest
 from irloom.ir.errors import BuildError, EngineMismatch
 
@@ -60,7 +60,7 @@ def test_every_changed_byte_is_refused(engine):
 
 def test_every_byte_of_every_piece_is_checked(tmp_path, monkeypatch):
     """And which piece stands where."""
-    monkeypatch.setattr(artifact, "PIECE", 16)
+    monkeypatch.setattr(digests, "PIECE", 16)
     pieces = [bytes([i]) * 16 for i in range(5)]
     with EngineWriter(tmp_path / "engine", manifest()) as out:
         part = out.file("weights/0")
@@ -73,6 +73,48 @@ def test_every_byte_of_every_piece_is_checked(tmp_path, monkeypatch):
         part.write_bytes(other)
         with pytest.raises(EngineMismatch, match="weights/0 was changed"):
             EngineReader(tmp_path / "engine")
+
+
+def test_what_is_checked_later_is_checked(engine):
+    """Bytes of parts and links; that they are there, at once."""
+    source = engine.parent / "source.bin"
+    for file, named in [(engine / "tokenizer/tokenizer.json", "tokenizer"), (source, "embed")]:
+        before = file.read_bytes()
+        file.write_bytes(before[:15] + bytes([before[15] ^ 1]) + before[16:])
+        with pytest.raises(EngineMismatch):
+            EngineReader(engine)
+        reader = EngineReader(engine, later=("tokenizer/", "embed"))
+        with pytest.raises(EngineMismatch, match=f"{named}.* was changed"):
+            reader.checked()
+        file.write_bytes(before)
+    reader = EngineReader(engine, later=("tokenizer/", "embed"))
+    reader.checked()
+    source.unlink()
+    with pytest.raises(EngineMismatch, match="which is gone"):
+        EngineReader(engine, later=("embed",))
+
+
+def test_a_build_remembers_what_it_has_hashed(tmp_path, monkeypatch):
+    """Of a file that is as it was; a file that is not is hashed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    hashed = list[digests.Extent]()
+    real = digests.digests
+
+    def counting(extents):
+        hashed.extend(extents)
+        return real(extents)
+
+    monkeypatch.setattr(digests, "digests", counting)
+    file = tmp_path / "weights"
+    file.write_bytes(b"abcdef")
+    asked = [(file, 0, 3), (file, 3, 6)]
+    first = digests.remembered_digests(asked)
+    assert digests.remembered_digests([*asked[::-1]]) == first[::-1]
+    assert hashed == asked
+    file.write_bytes(b"abcdeg")
+    again = digests.remembered_digests(asked)
+    assert again[0] == first[0] and again[1] != first[1]
+    assert len(hashed) == 4
 
 
 def test_a_changed_part_is_named_and_so_is_the_way_back(engine):

@@ -20,6 +20,7 @@ from .lower import lower
 from .program import Program
 from .room import Room
 from .tuning import tuner
+from .weight_store import FOLDER, LINK
 from .weights import read_weights, stored_bytes, write_weights
 
 
@@ -28,6 +29,8 @@ class CudaBackend:
 
     name = "cuda"
     dtype = "bf16"
+    later = (FOLDER, LINK)
+    """Parts whose bytes are checked while they are taken to the GPU."""
     limits = Limits(max_tokens=8192, max_seqs=1024)
     pipeline = (
         "canonicalize",
