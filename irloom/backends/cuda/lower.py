@@ -54,10 +54,12 @@ def own_handlers() -> None:
         lower_moves,
         lower_products,
         lower_recurrent,
+        lower_routers,
         lower_rows,
     )
 
-    own = lower_elementwise, lower_experts, lower_moves, lower_products, lower_recurrent, lower_rows
+    own = lower_elementwise, lower_experts, lower_moves, lower_products, lower_recurrent
+    own = *own, lower_routers, lower_rows
     assert all(own), "imported for their handlers"
 
 
@@ -77,7 +79,8 @@ class Prologue:
 
 class Lowering:
     """Lowers one function. ``prologues`` are values that nothing makes, since products do;
-    ``summed`` are the sums, by the node that a product has taken them from.
+    ``summed`` are the sums, by the node that a product has taken them from; ``renamed`` what products make in
+    place of their own results.
     """
 
     def __init__(self, m: Module, f: Func, declined: dict[str, str]) -> None:
@@ -88,6 +91,7 @@ class Lowering:
         self.prologues: dict[Value, Prologue] = {}
         self.folded: set[int] = set()
         self.summed: dict[int, Value] = {}
+        self.renamed: dict[Value, Value] = {}
         self.why: dict[int, str] = {}
 
     def function(self) -> Function:

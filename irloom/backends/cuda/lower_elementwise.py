@@ -18,6 +18,8 @@ from .lower import Lowering, lowers
 
 Formula = Callable[[Node, list[str]], str]
 
+GATES = ("silu_mul", "gelu_mul", "act_mul")
+"""Ops that multiply a gate, after an activation, with what it lets through: most have a kernel."""
 FLOATS = {"bf16": "tl.bfloat16", "f16": "tl.float16", "f32": "tl.float32"}
 WHOLE = {"i64": "tl.int64", "i32": "tl.int32", "i16": "tl.int16", "i8": "tl.int8", "u8": "tl.uint8"}
 KNOWN = FLOATS | WHOLE | {"bool": "tl.int1"}
@@ -59,6 +61,17 @@ def _cast(n: Node, a: list[str]) -> str:
     return f"rounded({a[0]}, {FLOATS[to.name]}).to(tl.float32)"
 
 
+def gate_of(n: Node) -> str:
+    """The activation of a node that multiplies a gate, by its name in ``act_mul``."""
+    if n.attrs.get("tanh"):
+        return "gelu_tanh"
+    return {"silu_mul": "silu", "gelu_mul": "gelu"}.get(n.op.name) or str(n.attrs["act"])
+
+
+def _gated(n: Node, a: list[str]) -> str:
+    return f"(activated({a[0]}, {gate_of(n)!r}) * {a[1]})"
+
+
 def _clamped_silu_mul(n: Node, a: list[str]) -> str:
     limit, alpha, shift = (number(n.attrs[k]) for k in ("limit", "alpha", "shift"))
     return f"clamped_silu_mul({a[0]}, {a[1]}, {limit}, {alpha}, {shift})"
@@ -97,6 +110,7 @@ FORMULAS: dict[str, Formula] = {
     **{name: _call(name) for name in ("expm1", "log1p")},
     **{name: _activation(name) for name in ("silu", "relu", "relu2", "quick_gelu", "mish")},
     **{name: _activation(name) for name in ("sigmoid", "tanh", "softplus")},
+    **dict.fromkeys(GATES, _gated),
 }  # fmt: skip
 """Each op in Triton, with the functions of ``kernels/curves.py``."""
 
@@ -139,7 +153,7 @@ class Chain:
         return text if same else f"{text}.to({kind})"
 
 
-@lowers(*FORMULAS)
+@lowers(*(name for name in FORMULAS if name not in GATES))
 def elementwise(f: Lowering, n: Node) -> bool:
     """Lower ``n`` together with the elementwise nodes that follow it."""
     chain = Chain()

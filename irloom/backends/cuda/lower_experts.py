@@ -1,78 +1,18 @@
-"""Lowering of routers, experts and heads, and of what is left of a row."""
+"""Lowering of experts and heads, and of what is left of a row."""
 
 from __future__ import annotations
 
 from irloom.ir.elem import Quant
 from irloom.ir.graph import Arg, Node, Value
 
-from .kernels.form import Form
-from .lower import Lowering, floats, lowers
+from .kernels.form import Gate
+from .lower import PRODUCTS, Lowering, floats, lowers
 from .lower_products import sum_behind
-from .program import Launch
 
 STORED = ("i8", "u8", "i4", "u4", "f8e4m3", "f8e5m2")
 """Entries of quantized experts that kernels read."""
 WIDEST = 8192
 """Entries of a row of which the largest are found."""
-
-
-@lowers("route")
-def route(f: Lowering, n: Node) -> bool:
-    """A program per token; with the router's product and the norm in front, where they are just that.
-
-    Kernels compute in f32 whatever they read and write: casts on both sides are part of it.
-    """
-    logits, bias = [*n.args, None][:2]
-    if not f.rows(logits):
-        return f.decline(n, f"{n.operands[0]}")
-    logits, results = _uncast(f, n, logits), [_cast(f, n.results[0]), n.results[1]]
-    match f.steps[-2:]:
-        case [Launch(kernel="rms_norm") as norm, Launch(kernel="product") as product]:
-            if (logits,) == product.results and _routes(f, n, norm, product):
-                del f.steps[-2:]
-                (x, weight), (_, router, shift, *_) = norm.args, product.args
-                results, attrs = [*norm.results, *results], {**n.attrs, "eps": norm.attrs["eps"]}
-                operands, given = (x, weight, router, shift, bias), ("work", "step")
-                return f.launch("norm_route", n, *operands, results=results, attrs=attrs, given=given)
-    return f.launch("route", n, logits, bias, results=results, attrs=n.attrs, given=("step",))
-
-
-def _uncast(f: Lowering, n: Node, logits: Arg) -> Arg:
-    """What ``logits`` are a wider copy of, made for ``n`` alone by the launch in front."""
-    match f.steps[-1:]:
-        case [Launch(kernel="elementwise", node=cast, args=(Value() as x,)) as launch]:
-            made = launch.results == (logits,) == (cast.result,) and cast.op.name == "cast"
-            if (
-                made
-                and f.only_reader(cast.result) is n
-                and f.rows(x)
-                and cast.result.type.plain.name == "f32"
-            ):
-                f.steps.pop()
-                return x
-    return logits
-
-
-def _cast(f: Lowering, weights: Value) -> Value:
-    """What ``weights`` are cast to, where nothing else reads them."""
-    cast = f.only_reader(weights)
-    if cast is None or cast.op.name != "cast" or not floats(cast.result):
-        return weights
-    f.folded.add(id(cast))
-    return cast.result
-
-
-def _routes(f: Lowering, n: Node, norm: Launch, product: Launch) -> bool:
-    """Whether ``product`` makes logits of what ``norm`` makes, for ``n`` alone and in no other way."""
-    x, router, _, residual, weight = product.args
-    plain = (
-        product.attrs["form"] == Form() and residual is None and weight is None and set(norm.attrs) == {"eps"}
-    )
-    read = (x,) == norm.results and len(norm.args) == 2
-    alone = (last := f.only_reader(product.results[0])) is n or (
-        last is not None and n.args[0] in last.results
-    )
-    return plain and read and alone and isinstance(router, Value) and floats(router) and f.rows(norm.args[0])
 
 
 @lowers("moe")
@@ -81,19 +21,57 @@ def moe(f: Lowering, n: Node) -> bool:
     x, index, weights, up, down, up_bias, down_bias = [*n.args, None, None][:7]
     if not (f.rows(x) and f.rows(weights) and _choices(index) and _stack(f, up) and _stack(f, down)):
         return f.decline(n, ", ".join(map(str, n.operands[:5])))
-    result, residual = sum_behind(f, n) or _sum(f, n) or (n.result, None)
+    result, residual = _total(f, n, n.result)
     operands = x, index, weights, up, down, up_bias, down_bias, residual
-    attrs = {"act": n.attrs["act"]}
+    attrs = {"gate": Gate(str(n.attrs["act"]))}
     return f.launch("moe", n, *operands, results=[result], attrs=attrs, given=("work", "step"))
 
 
 @lowers("expert_linear")
 def expert_linear(f: Lowering, n: Node) -> bool:
-    """A product for each choice."""
+    """A product for each choice; where it begins a mixture, all of that."""
     x, index, weight, bias = [*n.args, None][:4]
     if not (isinstance(x, Value) and floats(x) and _choices(index) and _stack(f, weight)):
         return f.decline(n, ", ".join(map(str, n.operands[:3])))
+    if f.rows(x) and (woven := _woven(f, n)):
+        gate, down, total = woven
+        result, residual = _total(f, n, total.result)
+        operands = x, index, total.args[1], weight, down.args[2], bias, [*down.args, None][3], residual
+        return f.launch("moe", n, *operands, results=[result], attrs={"gate": gate}, given=("work", "step"))
     return f.launch("expert_linear", n, x, index, weight, bias, given=("work", "step"))
+
+
+def _woven(f: Lowering, n: Node) -> tuple[Gate, Node, Node] | None:
+    """The gate, the second product and the sum behind ``n``, whose rows are gates and values in turn."""
+    parts = f.readers.get(n.result, [])
+    if len(parts) != 2 or n.result in f.func.returns:
+        return None
+    gates, values = parts
+    if not (isinstance(gates, Node) and isinstance(values, Node) and _every_second(gates, 0)):
+        return None
+    mul = f.only_reader(gates.result)
+    if not _every_second(values, 1) or mul is None or f.only_reader(values.result) is not mul:
+        return None
+    if mul.op.name != "clamped_silu_mul" or mul.args != [gates.result, values.result]:
+        return None
+    down = f.only_reader(mul.result)
+    if down is None or down.op.name != "expert_linear" or down.args[:2] != [mul.result, n.args[1]]:
+        return None
+    total = f.only_reader(down.result)
+    if total is None or total.op.name != "weighted_sum" or total.args[0] is not down.result:
+        return None
+    if not (_stack(f, down.args[2]) and f.there(total.args[1], n) and f.rows(total.args[1])):
+        return None
+    f.folded.update(map(id, (gates, values, mul, down, total)))
+    limit, alpha, shift = (float(str(mul.attrs[k])) for k in ("limit", "alpha", "shift"))
+    return Gate("silu", woven=True, limit=limit, alpha=alpha, shift=shift), down, total
+
+
+def _every_second(n: Node, start: int) -> bool:
+    """Whether a node takes every second entry of its operand's last dim, from ``start`` on."""
+    if n.op.name != "slice" or n.attrs["dim"] not in (-1, 2) or n.attrs["step"] != 2:
+        return False
+    return n.attrs["start"] == start and n.attrs["stop"] is None
 
 
 @lowers("head_linear")
@@ -125,18 +103,53 @@ def of_rows(f: Lowering, n: Node) -> bool:
     return f.launch(n.op.name, n, x, attrs=n.attrs)
 
 
-def _sum(f: Lowering, n: Node) -> tuple[Value, Arg] | None:
-    """The plain sum that alone reads what experts give, and what that is added to."""
-    add = f.only_reader(n.result)
+def _total(f: Lowering, n: Node, made: Value) -> tuple[Value, Arg]:
+    """What experts end in, where ``n`` begins them and ``made`` is their sum; and what that is added to."""
+    cast = f.only_reader(made)
+    if cast is not None and cast.op.name == "cast" and floats(cast.result):
+        f.folded.add(id(cast))
+        made = cast.result
+    return sum_behind(f, made, n) or _sum(f, made, n) or _sum_of_two(f, made, n) or (made, None)
+
+
+def _sum(f: Lowering, made: Value, n: Node) -> tuple[Value, Arg] | None:
+    """The plain sum that alone reads ``made``, and what that is added to."""
+    other = _other(f, made, n)
+    if other is None:
+        return None
+    add, x = other
+    f.folded.add(id(add))
+    return add.result, x
+
+
+def _sum_of_two(f: Lowering, made: Value, n: Node) -> tuple[Value, Arg] | None:
+    """``made`` with the residual stream, where both are added to a product behind: that ends in their sum."""
+    product = f.only_reader(made)
+    if (
+        product is None
+        or product.op.name not in PRODUCTS
+        or len(product.args) < 4
+        or product.args[3] is not made
+    ):
+        return None
+    other = _other(f, product.result, n)
+    if other is None:
+        return None
+    add, x = other
+    f.folded.add(id(add))
+    f.renamed[product.result] = add.result
+    return made, x
+
+
+def _other(f: Lowering, made: Value, n: Node) -> tuple[Node, Value] | None:
+    """The sum that alone reads ``made``, and what is added: of the same type, and there before ``n``."""
+    add = f.only_reader(made)
     if add is None or add.op.name != "add":
         return None
-    other = add.args[1] if add.args[0] is n.result else add.args[0]
-    if not isinstance(other, Value) or other is n.result or not f.there(other, n):
+    x = add.args[1] if add.args[0] is made else add.args[0]
+    if not isinstance(x, Value) or x is made or not f.there(x, n):
         return None
-    if other.type != n.result.type or add.result.type != n.result.type:
-        return None
-    f.folded.add(id(add))
-    return add.result, other
+    return (add, x) if x.type == made.type == add.result.type else None
 
 
 def _choices(index: Arg) -> bool:

@@ -11,10 +11,7 @@ from irloom.ir.show import show_typed
 
 from .kernels.form import Form
 from .lower import Lowering, floats, lowers
-from .lower_rows import gate_of
-
-GATES = ("silu_mul", "gelu_mul", "act_mul")
-"""Ops that multiply a gate, after an activation, with what it lets through."""
+from .lower_elementwise import GATES, gate_of
 
 
 @lowers("linear", "linear_act")
@@ -27,8 +24,8 @@ def product(f: Lowering, n: Node) -> bool:
     if residual is None and (gate := _gate(f, n, bias)):
         result, act = gate
         return _launch(f, n, result, (x, weight, bias, None), {**shared, "act": act, "gated": True})
-    result = n.result
-    if residual is None and (total := sum_behind(f, n)):
+    result = f.renamed.get(n.result, n.result)
+    if residual is None and (total := sum_behind(f, n.result, n)):
         result, residual = total
     return _launch(f, n, result, (x, weight, bias, residual), shared)
 
@@ -61,18 +58,20 @@ def _gate(f: Lowering, n: Node, bias: Arg) -> tuple[Value, str] | None:
     return mul.result, gate_of(mul)
 
 
-def sum_behind(f: Lowering, n: Node) -> tuple[Value, Arg] | None:
-    """The sum that alone reads a product, and what the product is added to: the step to the next block."""
-    add = f.only_reader(n.result)
+def sum_behind(f: Lowering, made: Value, n: Node) -> tuple[Value, Arg] | None:
+    """The sum that alone reads what is ``made`` at ``n``, and what that is added to: the step to the next
+    block.
+    """
+    add = f.only_reader(made)
     if add is None or add.op.name != "add_rms_norm" or add.attrs["inner_eps"] is not None:
         return None
     if not all(a is None or f.is_weight(a) for a in add.args[2:]):
         return None
     x, y = add.args[:2]
-    other = x if y is n.result else y
-    if other is n.result or not f.there(other, n) or not isinstance(other, Value):
+    other = x if y is made else y
+    if other is made or not f.there(other, n) or not isinstance(other, Value):
         return None
-    if other.type != n.result.type:
+    if other.type != made.type:
         return None
     f.summed[id(add)] = add.results[0]
     return add.results[0], other

@@ -6,6 +6,7 @@ from irloom.ir.elem import Paged
 from irloom.ir.graph import Arg, Node, Value
 
 from .lower import Lowering, Prologue, lowers
+from .lower_elementwise import GATES, elementwise, gate_of
 
 
 @lowers("rms_norm")
@@ -60,12 +61,12 @@ def norm(f: Lowering, n: Node) -> bool:
     return _fixed(f, n) and f.launch(n.op.name, n, *n.args, attrs=n.attrs)
 
 
-@lowers("silu_mul", "gelu_mul", "act_mul")
+@lowers(*GATES)
 def act_mul(f: Lowering, n: Node) -> bool:
-    """A gate that no product takes along."""
+    """A gate that no product takes along; one of other dims than what it lets through begins a chain."""
     gate, up = n.args[:2]
     if not (isinstance(gate, Value) and isinstance(up, Value) and gate.type.dims == up.type.dims):
-        return f.decline(n, f"{n.operands[0]} by {n.operands[1]}")
+        return elementwise(f, n)
     return f.launch("act_mul", n, gate, up, attrs={"act": gate_of(n)})
 
 
@@ -140,10 +141,3 @@ def _keeps_all(cache: object) -> bool:
 def _all(n: Node, count: int) -> list[Arg]:
     """A node's operands, with those left out."""
     return [*n.args, *[None] * count][:count]
-
-
-def gate_of(n: Node) -> str:
-    """The activation of a node that multiplies a gate, by its name in ``act_mul``."""
-    if n.attrs.get("tanh"):
-        return "gelu_tanh"
-    return {"silu_mul": "silu", "gelu_mul": "gelu"}.get(n.op.name) or str(n.attrs["act"])

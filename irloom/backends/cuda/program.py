@@ -200,7 +200,7 @@ def _shown(v: Any) -> str:
     if not is_dataclass(v) or isinstance(v, Elem):
         return show_attr(v)
     given = ((f.name, getattr(v, f.name)) for f in fields(v) if getattr(v, f.name) != f.default)
-    return f"Form({', '.join(f'{name}={_word(x)}' for name, x in given)})"
+    return f"{type(v).__name__}({', '.join(f'{name}={_word(x)}' for name, x in given)})"
 
 
 def _word(x: Any) -> str:

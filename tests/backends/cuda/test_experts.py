@@ -8,6 +8,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from irloom.backends.cuda.kernels import experts
+from irloom.backends.cuda.kernels.form import Gate
 from irloom.backends.cuda.kernels.gather import Gather
 from irloom.backends.cuda.kernels.grouped import Tile
 from irloom.backends.cuda.quantized import Operand, Quantized
@@ -31,7 +32,7 @@ F8_BLOCKS = Quant("f8b32", ELEMS["f8e4m3"], 32, ELEMS["f32"], rows=24)
 F8_TENSOR = Quant("f8t", ELEMS["f8e4m3"], 0, ELEMS["f32"], rows=0)
 F8_GROUPS = Quant("f8g32", ELEMS["f8e4m3"], 32, ELEMS["f32"])
 
-ROWS = (Gather(16, 32, 1), Gather(32, 16, 2, 2))
+ROWS = (Gather(16, 32, 1, 2), Gather(32, 16, 1, 3, 2))
 TILES = (Tile(16, 32, 32, 4, 2), Tile(16, 32, 32, 4, 2, swap=True))
 
 
@@ -49,7 +50,7 @@ class Case:
     bias: bool = False
     residual: bool = False
     spare: int = 1
-    act: str = "silu"
+    gate: Gate = Gate()
 
 
 def drawn(*dims: int, dtype: torch.dtype = F32, scale: float = 1.0) -> torch.Tensor:
@@ -114,21 +115,41 @@ def check(case: Case, way: Gather | Tile) -> None:
     products = poisoned(case.tokens, case.k, 2 * case.inner, dtype=case.dtype)
     work, at = Workspace(DEVICE), step(case)
     experts.moe(
-        out, x, index, weights, up, down, b1, b2, residual, act=case.act, work=work, step=at, how=way
+        out, x, index, weights, up, down, b1, b2, residual, gate=case.gate, work=work, step=at, how=way
     )  # fmt: skip
     experts.expert_linear(products, x, index, up, b1, work=work, step=at, how=way)
     exact = [None if v is None else v.double() for v in (b1, b2)]
     x64, w64 = (v.double().nan_to_num(0) for v in (x, weights))
-    expected = ops.moe.reference(x64, meant, w64, up64, down64, *exact, act=case.act)
+    expected = mixed(case.gate, x64, meant, w64, up64, down64, *exact)
     agree(out, expected if residual is None else expected + residual, case.dtype)
     agree(products, ops.expert_linear.reference(x64, meant, up64, exact[0]), case.dtype)
 
 
+def mixed(
+    gate: Gate,
+    x: torch.Tensor,
+    index: torch.Tensor,
+    weights: torch.Tensor,
+    up: torch.Tensor,
+    down: torch.Tensor,
+    up_bias: torch.Tensor | None,
+    down_bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """What experts come to by the bodies of ops."""
+    if not gate.woven:
+        return ops.moe.reference(x, index, weights, up, down, up_bias, down_bias, act=gate.act)
+    assert gate.limit is not None
+    both = ops.expert_linear.reference(x, index, up, up_bias)
+    clamp = {"limit": gate.limit, "alpha": gate.alpha, "shift": gate.shift}
+    inner = ops.clamped_silu_mul.reference(both[..., ::2], both[..., 1::2], **clamp)
+    return ops.weighted_sum.reference(ops.expert_linear.reference(inner, index, down, down_bias), weights)
+
+
 CASES = {
     "one token": Case(tokens=1, spare=0),
-    "awkward sizes": Case(tokens=7, k=3, experts=5, h=40, inner=24, bias=True, act="gelu_tanh"),
+    "awkward sizes": Case(tokens=7, k=3, experts=5, h=40, inner=24, bias=True, gate=Gate("gelu_tanh")),
     "bf16": Case(dtype=BF16, bias=True, residual=True),
-    "f16": Case(dtype=F16, residual=True, act="relu2"),
+    "f16": Case(dtype=F16, residual=True, gate=Gate("relu2")),
     "four bits": Case(dtype=BF16, quant=I4),
     "four bits with zeros": Case(quant=U4, residual=True),
     "int8": Case(dtype=BF16, quant=I8, bias=True),
@@ -136,6 +157,9 @@ CASES = {
     "fp8 in groups": Case(quant=F8_GROUPS),
     "fp8 in blocks": Case(quant=F8_BLOCKS),
     "fp8 with one scale": Case(dtype=BF16, quant=F8_TENSOR),
+    "clamped gates between their values": Case(
+        dtype=BF16, bias=True, residual=True, gate=Gate(woven=True, limit=1.0, alpha=1.7, shift=1.0)
+    ),
     "an expert with many rows": Case(tokens=20, experts=2, h=24, inner=16, spare=3),
 }
 
@@ -217,7 +241,8 @@ GROUPED = {
 }  # fmt: skip
 QWEN = {
     "bias": None, "scales": None, "zeros": None, "E": 128, "N": 1536, "K": 2048, "KIND": "plain", "BLOCK": 1,
-    "GROUP": 2048, "TOP": 8, "ACT": "silu", "CHAIN": True,
+    "GROUP": 2048, "TOP": 8, "ACT": "silu", "WOVEN": False, "LIMIT": None,
+    "ALPHA": 1.0, "SHIFT": 0.0, "CHAIN": True,
 }  # fmt: skip
 
 
@@ -238,7 +263,7 @@ def test_rows_are_read_in_whole_words():
         "out": "*bf16", "x": "*bf16", "index": "*i32", "real": "*i32", "row_stride": "i32",
         "choice_stride": "i32", "weight": "*bf16",
     }  # fmt: skip
-    given = {**QWEN, "BN": 8, "BK": 1024, "WIDE": 8, "STAGES": 1}
+    given = {**QWEN, "BN": 8, "BK": 1024, "WIDE": 8, "DEPTH": 2, "PARTS": 1}
     made = compiled("irloom.backends.cuda.kernels.gather", "_product", signature, given, num_warps=4)
     assert made["ptx"].count(".v4.b32") >= 8 and "griddepcontrol.wait" in made["ptx"]
     assert ".local" not in made["ptx"]

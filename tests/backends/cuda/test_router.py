@@ -115,3 +115,20 @@ def test_it_compiles(groups: int):
              "BEST": 2, "NORMALIZE": True, "CHAIN": True}  # fmt: skip
     made = compiled("irloom.backends.cuda.kernels.router", "_route", signature, given, num_warps=1)
     assert ".local" not in made["ptx"]
+
+
+def test_a_router_in_f32_reads_rows_that_nothing_rounds():
+    SEEDED.manual_seed(0)
+    tokens = 20
+    x, norm, router = (torch.randn(*d, generator=SEEDED).to(DEVICE) for d in ((tokens, 16), (16,), (6, 16)))
+    x, norm = x.bfloat16(), norm.bfloat16()
+    normed, weights = torch.empty_like(x), torch.empty(tokens, 2, device=DEVICE)
+    index = torch.empty(tokens, 2, dtype=torch.int32, device=DEVICE)
+    norm_route(
+        normed, weights, index, x, norm, router, None, None, eps=1e-5, k=2, work=Workspace(DEVICE)
+    )  # fmt: skip
+    rows = ops.rms_norm.reference(x.float(), norm.float(), eps=1e-5)
+    expected = ops.route.reference(rows @ router.T, k=2)
+    torch.testing.assert_close(normed.float(), rows, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(weights, expected[0], rtol=1e-5, atol=1e-6)
+    assert torch.equal(index, expected[1])

@@ -14,9 +14,12 @@ from irloom.backends.cuda.tuning import choose
 from irloom.backends.cuda.work import Workspace
 
 from .align import align
+from .form import Gate
 from .gather import PRODUCTS, SUMS, Gather, gather_product, gather_sum
 from .grouped import Tile, combine, grouped_product, tiles
 from .stack import Stack
+
+SILU = Gate()
 
 FEW = 16
 """Tokens up to which products of single rows are tried."""
@@ -36,7 +39,7 @@ def moe(
     down_bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     *,
-    act: str = "silu",
+    gate: Gate = SILU,
     work: Workspace,
     step: Step | None = None,
     how: Gather | Tile | None = None,
@@ -51,14 +54,14 @@ def moe(
     index, weights = index.contiguous(), weights.contiguous()  # as routers write them
     real = _real(index, step)
     hidden = work.take((*index.shape, first.dims[1] // 2), x.dtype)
-    way = how or _way(x, index.shape, first, gate_up_bias, act)
+    way = how or _way(x, index.shape, first, gate_up_bias, gate)
     if isinstance(way, Gather):
-        gather_product(hidden, x, index, first, gate_up_bias, real, act, way)
+        gather_product(hidden, x, index, first, gate_up_bias, real, gate, way)
         then = way if how else _sum_way(out, hidden, weights, second, down_bias)
         gather_sum(out, hidden, index, weights, second, down_bias, residual, real, then)
         return
     blocks = align(index, real, index.shape, first.dims[0], way.height, work, every=False)
-    grouped_product(hidden, x, blocks, first, gate_up_bias, act, way)
+    grouped_product(hidden, x, blocks, first, gate_up_bias, gate, way)
     made = work.take((*index.shape, out.shape[1]), x.dtype)
     way = way if how else _tile_after(way, hidden, second, down_bias)
     grouped_product(made, hidden, blocks, second, down_bias, None, way)
@@ -111,20 +114,20 @@ def _product(
     stack: Stack,
     bias: torch.Tensor | None,
     real: torch.Tensor | None,
-    act: str | None,
+    gate: Gate | None,
     how: Gather | Tile,
     work: Workspace,
 ) -> None:
     """``out`` [t, k, n] in the way ``how``, 0 for choices of no expert."""
     if isinstance(how, Gather):
-        gather_product(out, x, index, stack, bias, real, act, how)
+        gather_product(out, x, index, stack, bias, real, gate, how)
     else:
         blocks = align(index, real, out.shape[:2], stack.dims[0], how.height, work, every=True)
-        grouped_product(out, x, blocks, stack, bias, act, how)
+        grouped_product(out, x, blocks, stack, bias, gate, how)
 
 
 def _way(
-    x: torch.Tensor, dims: Sequence[int], stack: Stack, bias: torch.Tensor | None, act: str | None
+    x: torch.Tensor, dims: Sequence[int], stack: Stack, bias: torch.Tensor | None, gate: Gate | None
 ) -> Gather | Tile:
     """How products of ``x`` for ``dims`` choices [t, k] run fastest."""
     few = PRODUCTS if dims[0] <= FEW else ()
@@ -134,10 +137,10 @@ def _way(
 
     def run(how: Gather | Tile) -> None:
         rooms[how].reset()
-        out = torch.empty(*dims, stack.dims[1] // (2 if act else 1), dtype=x.dtype, device=x.device)
-        _product(out, x, _spread(*dims, stack.dims[0], x.device), stack, bias, None, act, how, rooms[how])
+        out = torch.empty(*dims, stack.dims[1] // (2 if gate else 1), dtype=x.dtype, device=x.device)
+        _product(out, x, _spread(*dims, stack.dims[0], x.device), stack, bias, None, gate, how, rooms[how])
 
-    return choose("experts", _key(x, dims, stack, act), (*few, *many), run)
+    return choose("experts", _key(x, dims, stack, gate), (*few, *many), run)
 
 
 def _sum_way(
@@ -184,9 +187,9 @@ def _spread(tokens: int, k: int, experts: int, device: torch.device) -> torch.Te
     return (choices % experts).view(tokens, k)
 
 
-def _key(x: torch.Tensor, dims: Sequence[int], stack: Stack, act: str | None) -> tuple[object, ...]:
+def _key(x: torch.Tensor, dims: Sequence[int], stack: Stack, gate: Gate | None) -> tuple[object, ...]:
     """What decides how long a product takes."""
-    return _bucket(dims[0]), dims[1], *stack.dims, str(x.dtype), str(stack.values.dtype), stack.group, act
+    return _bucket(dims[0]), dims[1], *stack.dims, str(x.dtype), str(stack.values.dtype), stack.group, gate
 
 
 def _bucket(tokens: int) -> int:

@@ -33,3 +33,21 @@ class Form:
     def plain(self) -> bool:
         """Whether it is ``x @ weight.T``, with a bias or a residual at most."""
         return self == Form()
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What is between the products of an expert: ``act(gate) * up``.
+
+    The first product's rows are those of the gate, then as many of ``up``; ``woven`` they alternate. With a
+    ``limit`` it is ``clamped_silu_mul`` with that, ``alpha`` and ``shift``.
+
+    >>> Gate("gelu").act
+    'gelu'
+    """
+
+    act: str = "silu"
+    woven: bool = False
+    limit: float | None = None
+    alpha: float = 1.0
+    shift: float = 0.0

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from .align import Blocks
-from .curves import activated
+from .form import Gate
 from .mode import dot, go_on, kernel, options, rounded, tl, triton, wait
-from .stack import Stack, expert_rows, halves, of_group, stored
+from .stack import Stack, expert_rows, gate_arguments, gated, halves, of_group, stored
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ MIDDLE = (
 )  # fmt: skip
 
 LARGE = (
-    Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3), Tile(128, 256, 64, 8, 3), Tile(64, 256, 64, 4, 3),
-    Tile(256, 128, 64, 8, 3),
+    Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3), Tile(64, 128, 64, 8, 4),
+    Tile(128, 256, 64, 8, 3, swap=True),
 )  # fmt: skip
 """Where tensor cores are what limits."""
 
@@ -61,13 +61,13 @@ def grouped_product(
     blocks: Blocks,
     stack: Stack,
     bias: torch.Tensor | None,
-    act: str | None,
+    gate: Gate | None,
     how: Tile,
 ) -> None:
     """``out`` [t, k, n]: the product of each choice in ``blocks`` with its expert, and ``bias`` [e, n].
 
-    ``x`` is [t, h] or [t, k, h]. With ``act`` rows of a matrix are [gate; up],
-    and ``out`` is ``act(gate) * up``. Choices of no expert are 0 where ``blocks`` has them.
+    ``x`` is [t, h] or [t, k, h]. With a ``gate`` ``out`` is what it makes of the rows. Choices of no expert
+    are 0 where ``blocks`` has them.
     """
     _, height, width = stack.dims
     k = out.shape[1]
@@ -75,7 +75,7 @@ def grouped_product(
     entries = how.entries * (1 if given["KIND"] == "plain" else 2)
     _grouped[(len(blocks) * across,)](
         out, x, blocks.rows, blocks.experts, bias, out.shape[0] * k, x.stride(0),
-        x.stride(1) if x.ndim == 3 else 0, across, **given, TOP=k, ACT=act,
+        x.stride(1) if x.ndim == 3 else 0, across, **given, TOP=k, **gate_arguments(gate),
         WHOLE=given["KIND"] == "bytes" and given["GROUP"] == width and given["zeros"] is None,
         BM=how.height, BN=how.rows, BK=stack.fitting(entries), SWAP=how.swap,
         **options(num_warps=how.warps, num_stages=how.stages),
@@ -86,13 +86,14 @@ def grouped_product(
 def _grouped(
     out, x, rows, owner, bias, choices, row_stride, choice_stride, tiles, weight, scales, zeros,
     E: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, SWAP: tl.constexpr, CHAIN: tl.constexpr,
+    BLOCK: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr, WOVEN: tl.constexpr, LIMIT: tl.constexpr,
+    ALPHA: tl.constexpr, SHIFT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, SWAP: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """A program per block and tile of rows of its expert; tiles of a block are neighbours."""
     OUT: tl.constexpr = N // 2 if ACT is not None else N
     block, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    n = expert_rows(tile, BN, N, ACT is not None)
+    n = expert_rows(tile, BN, N, ACT is not None and not WOVEN)
     wait(CHAIN)
     go_on(CHAIN)
     e = tl.load(owner + block)
@@ -125,7 +126,7 @@ def _grouped(
     at = tile * BN + tl.arange(0, BN)
     if ACT is not None:
         gate, up = tl.split(tl.reshape(acc, [BM, BN // 2, 2]))
-        acc = activated(gate, ACT) * up
+        acc = gated(gate, up, ACT, LIMIT, ALPHA, SHIFT)
         at = tile * (BN // 2) + tl.arange(0, BN // 2)
     to = out + row.to(tl.int64)[:, None] * OUT + at[None, :]
     tl.store(to, rounded(acc, out.dtype.element_ty), good[:, None] & (at < OUT)[None, :])

@@ -46,8 +46,12 @@ def norm_route(
         from irloom.backends.cuda.products import product  # it imports most kernels
 
         rms_norm(normed, x, norm, eps=eps)
-        logits = work.take((rows, experts), x.dtype)
-        product(logits, normed, router, router_bias, None, None, form=Form(), work=work)
+        wide = normed
+        if router.dtype != x.dtype:
+            wide = work.take(x.shape, router.dtype)
+            rms_norm(wide, x, norm, eps=eps)
+        logits = work.take((rows, experts), router.dtype)
+        product(logits, wide, router, router_bias, None, None, form=Form(), work=work)
         route(weights, index, logits, bias, **attrs, step=step)
         return
     groups = attrs.get("groups", 1)

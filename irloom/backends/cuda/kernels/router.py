@@ -10,6 +10,9 @@ from .choose import LAST, largest, order_keys
 from .curves import softplus
 from .mode import go_on, kernel, options, rounded, tl, triton, wait
 
+RANKED = tl.constexpr(128)
+"""Experts up to which each one's rank is counted at once; the largest of more are found one by one."""
+
 
 def route(
     weights: torch.Tensor,
@@ -36,10 +39,11 @@ def route(
     real = step.real if step is not None and step.tokens == rows else None
     per = experts // groups
     room = triton.next_power_of_2(groups) * triton.next_power_of_2(per)
+    warps = 4 if 32 < room <= RANKED.value else max(1, min(8, room // 256))
     _route[(rows,)](
         weights, index, logits, bias, real, logits.stride(0), scale,
         GROUPS=groups, PER=per, K=k, SCORE=score, BY_LOGITS=by_logits, TOP=top_groups, BEST=best,
-        NORMALIZE=normalize, **options(num_warps=max(1, min(8, room // 256))),
+        NORMALIZE=normalize, **options(num_warps=warps),
     )  # fmt: skip
 
 
@@ -85,18 +89,21 @@ def choose_experts(
     if GROUPS > 1:
         kept = _best_groups(by, keys, there, G, TOP, BEST)
         keys = tl.where(kept[:, None], keys, LAST)
-    chosen = largest(tl.reshape(keys, [G * P]), K, ROOM)
-    hit = tl.reshape(place, [G * P])[:, None] == chosen[None, :]
-    made = tl.sum(tl.where(hit, tl.reshape(scores, [G * P])[:, None], 0.0), 0)
-    if NORMALIZE:
-        made = made / tl.maximum(tl.sum(made, 0), 1e-20)
-    made = made * scale
+    keys, place = tl.reshape(keys, [G * P]), tl.reshape(place, [G * P])
+    scores = tl.reshape(scores, [G * P])
+    mine = True
     if real is not None:
         mine = row < tl.load(real)
-        chosen = tl.where(mine, chosen, -1)
-        made = tl.where(mine, made, 0.0)
-    rank = tl.arange(0, ROOM)
-    tl.store(index + row * K + rank, chosen, rank < K)
+    if G * P <= RANKED:
+        rank = tl.sum((keys[None, :] > keys[:, None]).to(tl.int32), 1)
+        made, chosen = tl.where(rank < K, scores, 0.0), place
+    else:
+        rank, chosen = tl.arange(0, ROOM), largest(keys, K, ROOM)
+        made = tl.sum(tl.where(place[:, None] == chosen[None, :], scores[:, None], 0.0), 0)
+    if NORMALIZE:
+        made = made / tl.maximum(tl.sum(made, 0), 1e-20)
+    made = tl.where(mine, made * scale, 0.0)
+    tl.store(index + row * K + rank, tl.where(mine, chosen, -1), rank < K)
     tl.store(weights + row * K + rank, rounded(made, weights.dtype.element_ty), rank < K)
 
 

@@ -9,6 +9,8 @@ import torch
 
 from irloom.backends.cuda.quantized import Operand, Quantized
 
+from .curves import activated, clamped_silu_mul
+from .form import Gate
 from .mode import kernel, tl
 
 
@@ -73,11 +75,29 @@ class Stack:
         return min(entries, self.group & -self.group) if self.group < self.dims[2] else entries
 
 
+def gate_arguments(gate: Gate | None) -> dict[str, Any]:
+    """What kernels take of a gate, by their names."""
+    given = gate or Gate()
+    clamped = {"LIMIT": given.limit, "ALPHA": given.alpha, "SHIFT": given.shift}
+    return {"ACT": gate and given.act, "WOVEN": given.woven, **clamped}
+
+
 @kernel
-def expert_rows(tile, BN: tl.constexpr, N: tl.constexpr, GATED: tl.constexpr):
-    """The rows of a matrix that tile ``tile`` has: i32 [BN]. With ``GATED`` gates and values alternate."""
+def gated(gate, up, ACT: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, SHIFT: tl.constexpr):
+    """What a ``Gate`` makes of f32."""
+    if LIMIT is not None:
+        return clamped_silu_mul(gate, up, LIMIT, ALPHA, SHIFT)
+    else:
+        return activated(gate, ACT) * up
+
+
+@kernel
+def expert_rows(tile, BN: tl.constexpr, N: tl.constexpr, APART: tl.constexpr):
+    """The rows of a matrix that tile ``tile`` has: i32 [BN]. ``APART`` are gates and values that lie one
+    behind the other: rows of both in turn.
+    """
     i = tl.arange(0, BN)
-    if GATED:
+    if APART:
         return tl.where(tile * (BN // 2) + i // 2 < N // 2, tile * (BN // 2) + i // 2 + i % 2 * (N // 2), N)
     else:
         return tile * BN + i
