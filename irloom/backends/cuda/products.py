@@ -14,7 +14,9 @@ import torch
 
 from irloom.ir.elem import Quant
 
+from .boxed_tiles import boxed_tiles
 from .kernels.activation import act_mul
+from .kernels.boxes import has_boxes
 from .kernels.expand import expand
 from .kernels.few_rows import Strip
 from .kernels.finish import finish
@@ -24,9 +26,11 @@ from .kernels.large import matrix_product, same_memory
 from .kernels.quantize import quantize
 from .kernels.rows import rms_norm
 from .kernels.small import small_product, strips
+from .kernels.streamed import Stream, streamed_product
 from .kernels.tiled import Tile, tiled_product
-from .product_tiles import MEDIUM, tiles
-from .quantized import Operand, Quantized
+from .kernels.wide import Wide, wide_product
+from .product_tiles import MEDIUM, multiprocessors, tiles
+from .quantized import Operand, Quantized, values_of
 from .tuning import choose, settled
 from .work import Workspace
 
@@ -37,9 +41,10 @@ CHUNK = 4096
 EXPANDED = 32 << 20
 """Bytes of a quantized weight that are made plain at a time: they stay in the L2 cache."""
 
-Way = str | Strip | Tile
-"""A strip: all in one kernel; a tile: our own product; ``library``: cuBLAS, which ``expand`` makes the weight
-plain for.
+Own = Tile | Stream | Wide
+Way = str | Strip | Own
+"""A strip: all in one kernel; ``Own``: our own product; ``library``: cuBLAS; ``expand``: the same, with the
+weight made plain for it.
 """
 
 
@@ -80,7 +85,7 @@ class Product:
     @property
     def rows(self) -> int:
         """T."""
-        return _values(self.out).shape[0]
+        return values_of(self.out).shape[0]
 
     def part(self, first: int, rows: int) -> Product:
         """That of some rows."""
@@ -104,7 +109,7 @@ class Product:
         """All that decides how long each way takes."""
         rows = self.rows if self.rows <= SMALL else _rung(self.rows)
         given = self.out, self.x, self.weight, self.bias, self.residual, self.norm
-        return rows, *map(_kind, given), self.form
+        return rows, *map(_kind, given), self.form, self._boxed
 
     @property
     def way(self) -> Way:
@@ -115,17 +120,35 @@ class Product:
     @property
     def ways(self) -> list[Way]:
         """All that can be tried; the first stands where nothing is timed."""
-        columns = _values(self.out).shape[1]
-        form = self.form
-        own: list[Way] = [*tiles(self.rows, columns, self.weight, self.quant, self.element, form.gated)]
+        form, own = self.form, self._own
         if not isinstance(self.weight, Quantized):
             some = ["library", *own]
         elif has_scaled_product(self.quant, self.weight):
-            some = ["library", *own, "expand"]
+            some = ["library", *own] if self._boxed else ["library", *own, "expand"]
         else:
             some = [*own, "expand"] if self.rows <= MEDIUM else ["expand", *own]
         whole = strips(self.out, self.x, self.weight, form)
         return [*whole, *(some[:1] if whole and self.rows <= FEW else some)]
+
+    @property
+    def _own(self) -> list[Own]:
+        """Tiles of our own products: where the copy engine can feed one, no others."""
+        columns, gated, values = values_of(self.out).shape[1], self.form.gated, values_of(self.weight)
+        if self._boxed:
+            residual = self.residual is not None
+            return [*boxed_tiles(self.rows, columns, values.shape[1], values.itemsize, gated, residual)]
+        return [*tiles(self.rows, columns, self.weight, self.quant, self.element, gated)]
+
+    @property
+    def _boxed(self) -> bool:
+        """Whether the copy engine can feed one: of plain matrices, or of fp8 with scales of whole rows."""
+        out = self.out if isinstance(self.out, torch.Tensor) else None
+        moved = values_of(self.x), values_of(self.weight), out
+        if self.element == torch.float32 or not has_boxes(*moved):
+            return False
+        if isinstance(self.weight, Quantized):
+            return self.weight.scales.shape[1] == 1 and has_scaled_product(self.quant, self.weight)
+        return self.quant is None
 
     def run(self, way: Way, work: Workspace) -> None:
         """Launch it one way."""
@@ -133,8 +156,8 @@ class Product:
             assert isinstance(self.out, torch.Tensor) and isinstance(self.x, torch.Tensor)
             given = self.out, self.x, self.weight, self.bias, self.residual, self.norm
             small_product(*given, self.form, way)
-        elif isinstance(way, Tile):
-            self._tiled(self._prologue(work), way, work)
+        elif isinstance(way, Own):
+            self._own_product(self._prologue(work), way, work)
         else:
             self._library(self._prologue(work), way == "expand", work)
 
@@ -150,10 +173,16 @@ class Product:
             quantize(made, x)
         return made
 
-    def _tiled(self, x: Operand, tile: Tile, work: Workspace) -> None:
+    def _own_product(self, x: Operand, tile: Own, work: Workspace) -> None:
         """Our own kernel, which finishes what it sums."""
         to = self._plain(work)
-        tiled_product(to, x, self.weight, self.bias, self.residual, self.form, work, tile)
+        given = to, x, self.weight, self.bias, self.residual, self.form
+        if isinstance(tile, Wide):
+            wide_product(*given, tile, multiprocessors())
+        elif isinstance(tile, Stream):
+            streamed_product(*given, work, tile)
+        else:
+            tiled_product(*given, work, tile)
         if isinstance(self.out, Quantized):
             quantize(self.out, to)
 
@@ -162,9 +191,9 @@ class Product:
         weight, bias, residual = self.weight, self.bias, self.residual
         takes = not isinstance(weight, Quantized) and bias is None
         direct = self._simple and (residual is None or takes) and isinstance(self.out, torch.Tensor)
-        fits = _values(self.out).is_contiguous() and _values(self.out).dtype == self.element
-        wide = self.rows, _values(weight).shape[0]
-        sums = _values(self.out) if direct and fits else work.take(wide, self.element)
+        fits = values_of(self.out).is_contiguous() and values_of(self.out).dtype == self.element
+        wide = self.rows, values_of(weight).shape[0]
+        sums = values_of(self.out) if direct and fits else work.take(wide, self.element)
         if expanded:
             assert isinstance(weight, Quantized)
             _expanded_product(sums, x, weight, work)
@@ -211,7 +240,7 @@ class Trial:
     """
 
     def __init__(self, p: Product) -> None:
-        if p.residual is not None and same_memory(p.residual, _values(p.out)):
+        if p.residual is not None and same_memory(p.residual, values_of(p.out)):
             out = torch.empty_like(p.residual)
             p = replace(p, out=out, residual=out)
         self.product = p
@@ -219,7 +248,7 @@ class Trial:
 
     def __call__(self, way: Way) -> None:
         if way not in self.works:
-            self.works[way] = Workspace(_values(self.product.out).device)
+            self.works[way] = Workspace(values_of(self.product.out).device)
         self.works[way].reset()
         self.product.run(way, self.works[way])
 
@@ -251,10 +280,6 @@ def _part(x: Operand, first: int, end: int) -> Operand:
     if isinstance(x, torch.Tensor):
         return x[first:end]
     return replace(x, values=x.values[first:end], scales=x.scales[first:end])
-
-
-def _values(x: Operand) -> torch.Tensor:
-    return x.values if isinstance(x, Quantized) else x
 
 
 def _kind(x: Operand | None) -> object:

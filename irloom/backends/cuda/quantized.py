@@ -34,3 +34,13 @@ class Quantized:
 
 
 Operand = torch.Tensor | Quantized
+
+
+def values_of(x: Operand) -> torch.Tensor:
+    """The entries, as they are stored."""
+    return x.values if isinstance(x, Quantized) else x
+
+
+def scales_of(x: Operand) -> torch.Tensor | None:
+    """The scales, where there are any."""
+    return x.scales if isinstance(x, Quantized) else None

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irloom.backends.cuda.kernels.form import Form
-from irloom.backends.cuda.kernels.tiled import Tile
 from irloom.backends.cuda.product_tiles import SHARED, tiles
-from irloom.backends.cuda.products import Product, product
+from irloom.backends.cuda.products import Own, Product, product
 from irloom.backends.cuda.quantized import Quantized
 from irloom.backends.cuda.work import Workspace
 from irloom.ir.elem import ELEMS, Quant
@@ -94,7 +93,7 @@ def test_the_result_is_rounded_for_the_next_product(emits: Quant, form: str) -> 
     """Both ways round the same numbers, but for the last bit of a sum."""
     case = Case(18, 128, 64, form=replace(FORMS[form], emits=emits), norm=True)
     p, expected = product_of(case)
-    for way in ("library", next(w for w in p.ways if isinstance(w, Tile))):
+    for way in ("library", next(w for w in p.ways if isinstance(w, Own))):
         scales = torch.full((128 // (emits.group or 128), 18), float("nan"), device=DEVICE).t()
         values = torch.full((18, 128), float("nan"), device=DEVICE).to(F8.torch)
         replace(p, out=Quantized(values, scales, None, emits)).run(way, Workspace(DEVICE))

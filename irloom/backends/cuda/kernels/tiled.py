@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..quantized import Operand, Quantized
+from ..quantized import Operand, Quantized, scales_of, values_of
 from ..work import COUNTERS, Workspace
 from .finish import finished
 from .form import Form
@@ -50,7 +50,7 @@ def tiled_product(
     [N, K], gated [2 N, K]. ``x`` is plain, or of eight bits as the weight then is; the weight may be
     quantized where ``x`` is not.
     """
-    values, matrix = _values(x), _values(weight)
+    values, matrix = values_of(x), values_of(weight)
     (t, n), k = out.shape, values.shape[1]
     group = max(_group(x, k), _group(weight, k))
     assert not group or group % tile.k == 0, f"{tile} has parts of two groups of {group}"
@@ -61,7 +61,7 @@ def tiled_product(
         parts = work.take((int(tiles) * tile.split * (1 + form.gated) * tile.n * tile.t,), torch.float32)
     zeros = weight.zeros if isinstance(weight, Quantized) else None
     tiled_kernel[(tiles * tile.split,)](
-        out, values, _scales(x), matrix, _scales(weight), zeros, bias, residual, parts, work.counters,
+        out, values, scales_of(x), matrix, scales_of(weight), zeros, bias, residual, parts, work.counters,
         t, n, k, out.stride(0), values.stride(0), matrix.stride(0),
         0 if residual is None else residual.stride(0), *scale_strides(x), *scale_strides(weight),
         scale_rows(weight), tile.split, float(form.scale), float(form.softcap or 1.0),
@@ -229,14 +229,6 @@ def _prefetch(rows, k, K, FOUR: tl.constexpr):
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at.to(tl.int64)], tl.int32, False, 1
         )
-
-
-def _values(x: Operand) -> torch.Tensor:
-    return x.values if isinstance(x, Quantized) else x
-
-
-def _scales(x: Operand) -> torch.Tensor | None:
-    return x.scales if isinstance(x, Quantized) else None
 
 
 def _group(x: Operand, k: int) -> int:

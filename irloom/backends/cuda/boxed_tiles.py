@@ -1,0 +1,46 @@
+"""Tiles of the products that the copy engine feeds, those worth a trial at a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .kernels.streamed import Stream
+from .kernels.wide import Wide
+from .product_tiles import MEDIUM, SHARED, multiprocessors
+
+PART = 128
+"""Bytes of a row in a box: as many as are moved at a time."""
+
+
+def boxed_tiles(rows: int, n: int, k: int, size: int, gated: bool, residual: bool) -> list[Wide | Stream]:
+    """Tiles for a weight that gives ``n`` columns of ``k`` entries of ``size`` bytes."""
+    step = PART // size
+    if rows > MEDIUM:
+        return _wide(step, gated, residual)
+    gates = [Wide(64 if rows <= 64 else 128, 128, step, 8, 4)] if gated else []
+    return [*gates, *dict.fromkeys(_streams(rows, n, k, step, gated))]
+
+
+def _wide(step: int, gated: bool, residual: bool) -> list[Wide | Stream]:
+    """Two operands of 256 and 128 rows take all shared memory, or nearly all."""
+    if gated:
+        return [Wide(128, 128, step, 8, 4, group) for group in (16, 8)]
+    return [Wide(128, 256, step, 8, 3 if residual else 4, 8), Wide(128, 128, step, 8, 4, 16)]
+
+
+def _streams(rows: int, n: int, k: int, step: int, gated: bool) -> Iterator[Wide | Stream]:
+    """As many programs as there are multiprocessors, or twice as many, two of which one of these holds."""
+    width = max(16, min(128, 1 << (rows - 1).bit_length()))
+    for height in (64,) if gated else (128, 64):
+        tiles = -(-n // height) * -(-rows // width)
+        stage = PART * (height * (1 + gated) + width)
+        for split in _splits(tiles, k // (4 * step)):
+            yield Stream(height, width, step, split, stages=max(2, min(8, SHARED // 2 // stage)))
+
+
+def _splits(tiles: int, most: int) -> list[int]:
+    """Into how many parts, up to ``most``, sums may go."""
+    possible = [s for s in (1, 2, 4, 8) if s <= max(1, most)]
+    some, twice = multiprocessors() * 0.4, multiprocessors() * 2
+    good = [s for s in possible if some <= tiles * s <= twice]
+    return good or (possible[:1] if tiles > twice else possible[-1:])
