@@ -1,4 +1,4 @@
-"""The file of results of ``cuda.py``: written again with every figure, so that what is measured stays."""
+"""The file of results of ``gpu.py``: written again with every figure, so that what is measured stays."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from report import machine
@@ -15,6 +16,7 @@ from works import LESS, WORKS, Work
 if TYPE_CHECKING:
     from irloom.ir.device import Device
 
+WRITING = Lock()
 VERSIONS = ("irloom", "torch", "triton", "transformers", "vllm")
 
 
@@ -79,11 +81,12 @@ class Kept:
         self._write(name, "irloom", {"failed": reason})
 
     def _write(self, name: str, who: str, found: dict[str, Any]) -> None:
-        self.results["measured"][name][who] = found
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.results, indent=2) + "\n")
-        part.replace(self.path)
+        with WRITING:
+            self.results["measured"][name][who] = found
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(self.results, indent=2) + "\n")
+            part.replace(self.path)
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The newest results of ``cuda.py`` as docs/benchmarks.md, a table, and docs/benchmarks.svg, a plot.
+"""The newest results of ``gpu.py`` as docs/benchmarks.md, a table, and docs/benchmarks.svg, a plot.
 
     python benchmarks/render.py
 
@@ -27,7 +27,7 @@ def main() -> None:
     args = p.parse_args()
     newest = args.results or max(ROOT.glob("benchmarks/results/cuda-*.json"), default=None)
     if newest is None:
-        p.error("no results: run benchmarks/cuda.py first")
+        p.error("no results: run benchmarks/gpu.py first")
     results = json.loads(newest.read_text())
     (args.docs / "benchmarks.md").write_text(page(results))
     (args.docs / "benchmarks.svg").write_text(plot(results))
@@ -43,7 +43,7 @@ def page(results: dict[str, Any]) -> str:
         "",
         f"{card['name']}, driver {results['driver']}, {results['date']}; {versions}. {_rates(card)}",
         "Random weights of the real shapes, greedy answers of full length, medians; each peer in the same",
-        "run, in a process of its own: see [benchmarks/README.md](../benchmarks/README.md#cudapy).",
+        "run, in a process of its own: see [benchmarks/README.md](../benchmarks/README.md#gpupy).",
         "",
         "![The same figures as bars](benchmarks.svg)",
         "",

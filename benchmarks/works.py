@@ -1,4 +1,4 @@
-"""The rows of ``cuda.py``: what is served, by whom, and the goal. Standard library only."""
+"""The rows of ``gpu.py``: what is served, by whom, and the goal. Standard library only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FP8_CACHE = ("quantize(fp8)", "kv-cache(elem=f8e4m3)")
 INT4 = ("quantize(int4, group=128, scale=bf16)",)
 VLLM_FP8 = "vllm(quantization=fp8, kv_cache_dtype=fp8)"
 VLLM_INT4 = "vllm-int4"
-"""Stands for the peer that ``cuda.vllm_int4`` spells."""
+"""Stands for the peer that ``gpu.vllm_int4`` spells."""
 GENERATE = ("transformers", "compile", "batch")
 L8, Q06, Q30 = SHAPES
 
@@ -55,7 +55,7 @@ class Work:
         return FIGURES[self.figure]
 
     def of(self, found: Mapping[str, Any]) -> float:
-        """The figure of what ``cuda.found_by`` found."""
+        """The figure of what ``gpu.found_by`` found."""
         if self.figure == "first":
             return 1e3 * found["served"]["first_s"]["p50"]
         return found[f"{self.figure}_per_s"]

@@ -119,10 +119,10 @@ def test_rows_of_one_model_are_measured_and_kept(benchmark, monkeypatch, tmp_pat
         "open-tiny": works.Work("open", "tiny", "open", 5, peers=()),
         "wrong": works.Work("wrong", "tiny", "decode", 5, (1, 8, 6), ("no-such-pass",), ()),
     }
-    monkeypatch.setattr(benchmark("cuda"), "WORKS", rows)
+    monkeypatch.setattr(benchmark("gpu"), "WORKS", rows)
     monkeypatch.setattr(works, "WORKS", rows)
     monkeypatch.setattr(benchmark("kept"), "WORKS", rows)
-    benchmark("cuda").main(
+    benchmark("gpu").main(
         [
             "--models",
             str(tmp_path / "models"),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from irloom.ir.quantized import QuantizedTensor
+    from irloom.ir.weight_expr import WeightExpr
 
 
 BLOCK = 1 << 24
@@ -59,6 +60,15 @@ class BlockReader(Protocol):
 
     def blocks(self, name: str, rows: slice = slice(None)) -> Iterator[torch.Tensor]:
         """``rows`` (entries along the first dim) of ``read(name)``, one block after the other."""
+        ...
+
+
+@runtime_checkable
+class Spelled(Protocol):
+    """A checkpoint some of whose tensors are made of others, such as experts that a file has one by one."""
+
+    def spelled(self, name: str) -> tuple[WeightExpr, Checkpoint] | None:
+        """What ``read(name)`` is an expression of, and whose names those are; None where nothing says it."""
         ...
 
 

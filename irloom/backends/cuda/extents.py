@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from irloom.ir.checkpoint import Checkpoint
+from irloom.ir.checkpoint import Checkpoint, Spelled
 from irloom.ir.elem import Elem
 from irloom.ir.weight_expr import Cast, Concat, Reshape, Slice, Tensor, WeightExpr, tensor_name
 from irloom.ir.weights import weight_type
@@ -30,13 +30,12 @@ def extents(
 ) -> list[Extent] | None:
     """The bytes of an expression in ``elem``, in order; None where it has to be computed.
 
-    Rows that are joined or cut lie as they do in the files, and so does what has other dims.
+    Rows that are joined or cut lie as they do in the files, and so does what has other dims; so do experts
+    that are stacked.
     """
     match expr:
         case Tensor(name):
-            name = tensor_name(name, layer)
-            at = checkpoint.stored(name) if checkpoint.elem(name) == elem else None
-            return at and [Extent(at.path, at.offset, at.nbytes)]
+            return _tensor(tensor_name(name, layer), elem, checkpoint)
         case Cast(x, to) if to == elem:
             return extents(x, elem, checkpoint, layer)
         case Reshape(x):
@@ -51,6 +50,15 @@ def extents(
             return inner and cut(inner, start * width, min(stop, rows) * width)
         case _:
             return None
+
+
+def _tensor(name: str, elem: Elem, checkpoint: Checkpoint) -> list[Extent] | None:
+    if checkpoint.elem(name) != elem:
+        return None
+    if at := checkpoint.stored(name):
+        return [Extent(at.path, at.offset, at.nbytes)]
+    made = checkpoint.spelled(name) if isinstance(checkpoint, Spelled) else None
+    return made and extents(made[0], elem, made[1])
 
 
 def joined(pieces: list[Extent]) -> list[Extent]:

@@ -6,12 +6,14 @@ What is in weights and caches does not matter for that, so a layer's weights sta
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from irloom.backends.core import Limits, Report
+from irloom.backends.locks import locked
 from irloom.backends.pools import cache_plan
 from irloom.ir.elem import Elem, Quant
 from irloom.ir.graph import Loop, Param
@@ -25,6 +27,7 @@ from .memory import shape
 from .program import Program, Step
 from .quantized import Operand, Quantized
 from .runner import Weights
+from .tuning import tuner
 
 
 def warm_up(program: Program, limits: Limits, report: Report) -> None:
@@ -35,10 +38,20 @@ def warm_up(program: Program, limits: Limits, report: Report) -> None:
     todo = list(batches(engine))
     if not program.fallbacks:  # bodies would look at what no kernel has made
         compile_all(rehearsed(lambda: _rehearse(engine, todo)), lambda n, of: report("compile", n, of))
-    for done, batch in enumerate(todo):
-        report("choose", done, len(todo))
-        engine.submit(batch).take()
+    with _alone():
+        for done, batch in enumerate(todo):
+            report("choose", done, len(todo))
+            engine.submit(batch).take()
     report("choose", len(todo), len(todo))
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Inside, no other build on this machine times its kernels: they would disturb each other's clocks."""
+    with ExitStack() as held:
+        with suppress(OSError):  # where nothing can be written, nobody else keeps time either
+            held.enter_context(locked(tuner().file.with_suffix(".timing")))
+        yield
 
 
 def _rehearse(engine: CudaEngine, todo: Sequence[Batch]) -> None:

@@ -188,6 +188,10 @@ class MappedCheckpoint:
     def stored(self, name: str) -> Stored | None:
         return self.recipe(name).stored(self.raw)
 
+    def spelled(self, name: str) -> tuple[WeightExpr, Checkpoint] | None:
+        recipe = self.recipe(name)
+        return (recipe.expr, self.raw) if isinstance(recipe, Expressed) else None
+
 
 def listed(names: Sequence[str]) -> str:
     """The first names of a list, for an error."""

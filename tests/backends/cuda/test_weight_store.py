@@ -13,12 +13,14 @@ from irloom.backends.cuda.extents import Extent, cut, extents
 from irloom.backends.cuda.quantized import Quantized
 from irloom.backends.cuda.transfer import Copy
 from irloom.backends.cuda.weight_store import Wanted
+from irloom.frontends.hf.recipes import Expressed, MappedCheckpoint
 from irloom.ir.checkpoint import RandomCheckpoint, SafetensorsCheckpoint
 from irloom.ir.elem import ELEMS, Quant
 from irloom.ir.errors import CheckpointError, EngineMismatch
 from irloom.ir.parse import parse
 from irloom.ir.quantized import QuantizedTensor
 from irloom.ir.types import Type
+from irloom.ir.weight_expr import Concat, Reshape, Tensor
 
 from .device import DEVICE
 
@@ -151,3 +153,20 @@ def test_a_weight_of_other_dims_is_refused(checkpoint):
     wrong = Wanted("norm", norm.expr, None, Type(F32, (33,)))
     with pytest.raises(Exception, match=r"weight `norm` is \[32\], but its type is f32\[33\]"):
         wrong.value(checkpoint)
+
+
+def test_experts_that_a_file_has_one_by_one_are_read_from_it(tmp_path):
+    """The library stacks them; bytes lie as they do in the file all the same."""
+    torch.manual_seed(0)
+    names = [f"{e}.{part}" for e in range(3) for part in ("gate", "up")]
+    save_file({n: torch.randn(4, 8).bfloat16() for n in names}, tmp_path / "model.safetensors")
+    raw = SafetensorsCheckpoint(tmp_path)
+    each = [Concat((Tensor(f"{e}.gate"), Tensor(f"{e}.up")), 0) for e in range(3)]
+    stacked = Concat(tuple(Reshape(x, (1, 8, 8)) for x in each), 0)
+    experts = MappedCheckpoint(raw, {"experts": Expressed(stacked)}, {"experts": (3, 8, 8)})
+    found = extents(Tensor("experts"), BF16, experts)
+    assert found is not None
+    data = b"".join(e.path.read_bytes()[e.start : e.start + e.nbytes] for e in found)
+    read = torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(3, 8, 8)
+    assert torch.equal(read, experts.read("experts"))
+    assert extents(Tensor("experts"), F32, experts) is None

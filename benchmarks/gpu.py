@@ -1,7 +1,7 @@
 """irloom on one GPU against vLLM and transformers: same card, same run, same weights, same requests.
 
-    python benchmarks/cuda.py --models /data/models            # every row; an hour with all peers
-    python benchmarks/cuda.py --models /data/models --row 8b-bf16-alone --row ttft-bf16 --without-peers
+    python benchmarks/gpu.py --models /data/models            # every row; an hour with all peers
+    python benchmarks/gpu.py --models /data/models --row 8b-bf16-alone --row ttft-bf16 --without-peers
 
 Rows of one model are served by one engine, and by one process of each peer, one after the other; each has the
 whole card. Weights are random, of the real shape, and written once to `--models`. Figures go to
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,9 +54,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # peers are ended on the way out
     card = measured(args.target)
     kept = Kept.today(args.results, card)
+    models = [Model(names, kept, card, args) for names in by_model(args.row or WORKS)]
     try:
-        for names in by_model(args.row or WORKS):
-            Model(names, kept, card, args).measure()
+        built = [model for model in models if model.timed and model.build()]
+        with ThreadPoolExecutor(args.builds) as pool:
+            rest = [model for model in models if not model.timed]
+            built += [model for model, done in zip(rest, pool.map(Model.build, rest), strict=True) if done]
+        for model in built:  # a peer that takes too long leaves irloom's figures there
+            model.measure()
+        for model in built:
+            model.measure_peers()
     except TimeUp:
         say(f"{args.seconds:.0f} s are over")
     say(f"figures: {kept.path}")
@@ -75,40 +83,58 @@ class Model:
         self.path = checkpoint(self.shape, args.models)
         self.engine = args.models / f"{self.shape}-{args.target}-{len(self.passes)}-engine"
 
-    def measure(self) -> None:
-        """Every row, irloom first: a peer that fails or takes too long leaves irloom's figures there."""
         for name, work in self.works.items():
-            self.kept.begin(name, work)
+            kept.begin(name, work)
+
+    @property
+    def timed(self) -> bool:
+        """Whether its build is a row: nothing else runs then."""
+        return any(work.figure == "build" for work in self.works.values())
+
+    @property
+    def served(self) -> dict[str, Work]:
+        """The rows that are served."""
+        return {name: work for name, work in self.works.items() if work.served}
+
+    def build(self) -> bool:
+        """Build the engine, and again where that is a row; False where that fails."""
         shutil.rmtree(self.engine, ignore_errors=True)
-        if not self._built("build"):
-            return
+        rows = [name for name, work in self.works.items() if work.figure == "build"]
+        first = [name for name in rows if not name.startswith("rebuild")]
+        if reason := self._built(first):
+            for name in self.works:
+                self.kept.fail(name, reason)
+        elif again := [name for name in rows if name not in first]:
+            self._built(again)
+        return reason is None
+
+    def measure(self) -> None:
+        """Irloom's figures."""
         self._opened()
-        served = {name: work for name, work in self.works.items() if work.served}
-        if served:
-            self._serve("irloom", served, self.engine)
-        for text in dict.fromkeys(p for w in served.values() for p in self._peers(w)):
-            rows = {name: w for name, w in served.items() if text in self._peers(w)}
-            self._serve(
-                vllm_int4(self.shape, self.args.models) if text == VLLM_INT4 else text, rows, self.path
-            )
-        if any(name.startswith("rebuild") for name in self.works):
-            self._built("rebuild")
+        if self.served:
+            self._serve("irloom", self.served, self.engine)
+
+    def measure_peers(self) -> None:
+        """Those of each peer."""
+        for text in dict.fromkeys(p for work in self.served.values() for p in self._peers(work)):
+            rows = {name: work for name, work in self.served.items() if text in self._peers(work)}
+            said = vllm_int4(self.shape, self.args.models) if text == VLLM_INT4 else text
+            self._serve(said, rows, self.path)
 
     def _peers(self, work: Work) -> tuple[str, ...]:
         return () if self.args.without_peers else tuple(self.args.peer or work.peers)
 
-    def _built(self, row: str) -> bool:
-        """Build the engine; the seconds are those of the command, from its start to its end."""
+    def _built(self, rows: Sequence[str]) -> str | None:
+        """Build; ``rows`` are the seconds of the whole command. Why it failed, if it did."""
         command = [sys.executable, "-m", "irloom", "compile", str(self.path), "-o", str(self.engine)]
         command += ["--target", self.args.target, *(w for text in self.passes for w in ("--with", text))]
         start = time.perf_counter()
         reason = self._command(command)[1]
-        for name, work in self.works.items():
-            if reason is not None and row == "build":
-                self.kept.fail(name, reason)
-            elif reason is None and work.figure == "build" and name.startswith(f"{row}-"):
-                self.kept.own(name, time.perf_counter() - start)
-        return reason is None
+        seconds = time.perf_counter() - start
+        say(f"  {self.engine.name}: {reason or f'built in {seconds:.1f} s'}")
+        for name in rows if reason is None else ():
+            self.kept.own(name, seconds)
+        return reason
 
     def _opened(self) -> None:
         """Rows of opening: the second of two runs, which finds all files in the page cache."""
@@ -245,6 +271,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--peer-python", help="an interpreter that has the peers")
     p.add_argument("--limit", type=float, default=1800, help="seconds that loading or one answer may take")
     p.add_argument("--seconds", type=float, default=1e6, help="when they are over, nothing more is begun")
+    p.add_argument("--builds", type=int, default=1, help="engines that are built at a time")
     p.add_argument("--without-peers", action="store_true")
     return p.parse_args(argv)
 
