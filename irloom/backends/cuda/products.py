@@ -290,6 +290,6 @@ def _kind(x: Operand | None) -> object:
 
 
 def _rung(rows: int) -> int:
-    """``rows`` rounded up to a power of two, or to one and a half times one."""
+    """``rows`` rounded up to a power of two; up to ``MEDIUM`` to one and a half times one, too."""
     power = 1 << (rows - 1).bit_length()
-    return power * 3 // 4 if rows <= power * 3 // 4 else power
+    return power * 3 // 4 if rows <= power * 3 // 4 and power <= MEDIUM else power

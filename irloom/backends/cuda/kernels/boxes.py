@@ -44,15 +44,19 @@ def _boxes(memory: torch.Tensor, dims: list[int], strides: list[int], of: list[i
 
 
 @kernel
-def prefetch_rows(weight, n0, N, K, row_size, first, BN: tl.constexpr, GATED: tl.constexpr):
-    """Brings a KiB of ``BN`` rows of a weight from ``n0`` on, of both halves where ``GATED``, from entry
-    ``first`` on, to the L2 cache, and waits for nothing. Rows that have no KiB left are left alone.
+def prefetch_rows(
+    weight, n0, N, K, row_size, first, BN: tl.constexpr, GATED: tl.constexpr, KIB: tl.constexpr
+):
+    """Brings ``KIB`` KiB of ``BN`` rows of a weight from ``n0`` on, of both halves where ``GATED``, from
+    entry ``first`` on, to the L2 cache, and waits for nothing. Rows that have less left are left alone.
     """
     size: tl.constexpr = weight.dtype.element_ty.primitive_bitwidth // 8
-    if not INTERPRETED and first + 1024 // size <= K:
+    if not INTERPRETED and first + KIB * 1024 // size <= K:
         row = tl.arange(0, BN * (2 if GATED else 1))
         row = (row // BN) * N + tl.minimum(n0 + row % BN, N - 1)
         at = (weight + row.to(tl.int64) * row_size + first).to(tl.int64, bitcast=True)
-        tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], 1024; mov.b32 $0, 0;", "=r,l", [at], tl.int32, False, 1
-        )
+        for kib in tl.static_range(KIB):
+            tl.inline_asm_elementwise(
+                "cp.async.bulk.prefetch.L2.global [$1], 1024; mov.b32 $0, 0;", "=r,l", [at + kib * 1024],
+                tl.int32, False, 1,
+            )  # fmt: skip

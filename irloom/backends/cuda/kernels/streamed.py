@@ -25,7 +25,7 @@ from .tiled import scale_strides
 class Stream:
     """``n`` rows of the weight (of each half, where gated) by ``t`` tokens, ``k`` entries at a time.
 
-    ``split`` programs share a sum.
+    ``split`` programs share a sum. So many KiB of a row are on their way ``ahead`` of the tokens.
     """
 
     n: int
@@ -34,6 +34,7 @@ class Stream:
     split: int = 1
     warps: int = 4
     stages: int = 4
+    ahead: int = 1
 
 
 def streamed_product(
@@ -63,7 +64,7 @@ def streamed_product(
         matrix.stride(0), 0 if residual is None else residual.stride(0), scale_strides(x)[0],
         scale_strides(weight)[0], float(form.scale), float(form.softcap or 1.0),
         GATED=form.gated, ACT=form.act, CAPPED=form.softcap is not None, SPLIT=tile.split, BN=tile.n,
-        BT=tile.t, BK=tile.k, **options(num_warps=tile.warps, num_stages=tile.stages),
+        BT=tile.t, BK=tile.k, AHEAD=tile.ahead, **options(num_warps=tile.warps, num_stages=tile.stages),
     )  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def streamed_kernel(
     out, x, w, matrix, x_scales, w_scales, bias, residual, parts, counters,
     T, N, K, out_row, w_row, residual_row, x_scale_row, w_scale_row, scale, cap,
     GATED: tl.constexpr, ACT: tl.constexpr, CAPPED: tl.constexpr, SPLIT: tl.constexpr,
-    BN: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, CHAIN: tl.constexpr,
+    BN: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, AHEAD: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """``x`` and ``w`` are boxes, ``matrix`` is the weight's memory. Programs of a tile stand side by side, so
     that those that wait for others are never all that run.
@@ -83,7 +84,7 @@ def streamed_kernel(
     first, last = part * each, tl.minimum(part * each + each, K)
     go_on(CHAIN)
     if CHAIN:
-        prefetch_rows(matrix, n0, N, K, w_row, first, BN, GATED)
+        prefetch_rows(matrix, n0, N, K, w_row, first, BN, GATED, AHEAD)
     wait(CHAIN)
     acc = tl.zeros((BN * (2 if GATED else 1), BT), tl.float32)
     for k in tl.range(first, last, BK):

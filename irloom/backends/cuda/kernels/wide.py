@@ -28,6 +28,7 @@ class Wide:
     """``t`` tokens by ``n`` rows of the weight (of each half, where gated), ``k`` entries at a time.
 
     Tiles of ``group`` times ``t`` tokens go by the same rows of the weight before the next rows follow.
+    So many KiB of a row of the first tile are on their way ``ahead`` of the tokens.
     """
 
     t: int
@@ -36,6 +37,7 @@ class Wide:
     warps: int = 8
     stages: int = 4
     group: int = 16
+    ahead: int = 1
 
 
 def wide_product(
@@ -61,7 +63,7 @@ def wide_product(
         residual, t, n, k, matrix.stride(0), 0 if residual is None else residual.stride(0),
         scale_strides(x)[0], scale_strides(weight)[0], float(form.scale), float(form.softcap or 1.0),
         GATED=form.gated, ACT=form.act, CAPPED=form.softcap is not None, FLAT=bool(tiles > programs),
-        BT=tile.t, BN=tile.n, BK=tile.k, GROUP=tile.group,
+        BT=tile.t, BN=tile.n, BK=tile.k, GROUP=tile.group, AHEAD=tile.ahead,
         **options(num_warps=tile.warps, num_stages=tile.stages),
     )  # fmt: skip
 
@@ -71,7 +73,8 @@ def wide_kernel(
     out, x, w, matrix, x_scales, w_scales, bias, residual,
     T, N, K, w_row, residual_row, x_scale_row, w_scale_row, scale, cap,
     GATED: tl.constexpr, ACT: tl.constexpr, CAPPED: tl.constexpr, FLAT: tl.constexpr,
-    BT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, CHAIN: tl.constexpr,
+    BT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, AHEAD: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):  # fmt: skip
     """``out``, ``x`` and ``w`` are boxes, ``matrix`` is the weight's memory. ``FLAT``: more tiles than
     programs, whose loops become one.
@@ -79,7 +82,7 @@ def wide_kernel(
     token_tiles, row_tiles = tl.cdiv(T, BT), tl.cdiv(N, BN)
     go_on(CHAIN)
     if CHAIN:
-        prefetch_rows(matrix, (tl.program_id(0) // token_tiles) * BN, N, K, w_row, 0, BN, GATED)
+        prefetch_rows(matrix, (tl.program_id(0) // token_tiles) * BN, N, K, w_row, 0, BN, GATED, AHEAD)
     wait(CHAIN)
     for tile in tl.range(tl.program_id(0), token_tiles * row_tiles, tl.num_programs(0), flatten=FLAT):
         first = tile // (GROUP * row_tiles) * GROUP
