@@ -17,6 +17,7 @@ torch.cuda.get_device_capability = lambda *_: (9, 0)
 import importlib, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 asked = json.loads(sys.argv[1])
 fn = getattr(importlib.import_module(asked["module"]), asked["kernel"])
 types = {n: asked["signature"].get(n, "constexpr") for n in fn.arg_names}
@@ -25,10 +26,16 @@ attrs = {(i,): [["tt.divisibility", 16]] for i in aligned}
 signature = {n: t.removesuffix(":16") for n, t in types.items()}
 constants = asked["constants"]
 constants |= {n: getattr(triton.language, x[3:]) for n, x in constants.items() if str(x).startswith("tl.")}
-source = ASTSource(fn, signature, constants, attrs)
+source = (GluonASTSource if fn.is_gluon() else ASTSource)(fn, signature, constants, attrs)
 made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=asked["options"])
 print(json.dumps({"ptx": made.asm.get("ptx"), "shared": made.metadata.shared}))
 """
+
+
+def copied(element: str, bits: int, *box: int) -> str:
+    """The type of a tensor that the copy engine reads a ``box`` of at a time."""
+    layout = f"swizzle_byte_width={box[-1] * bits // 8}, element_bitwidth={bits}, rank={len(box)}"
+    return f"tensordesc<{element}{list(box)},NVMMASharedLayout({layout})>"
 
 
 def compiled(
@@ -36,8 +43,8 @@ def compiled(
 ) -> dict[str, Any]:
     """The kernel's PTX, and bytes of shared memory.
 
-    ``signature`` has the types of tensors (``*bf16``) and numbers (``i32``; ``i32:16`` is divisible by 16,
-    which a launch sees by itself), ``constants`` the values of all other parameters (an
+    ``signature`` has the types of tensors (``*bf16``, or ``copied``) and numbers (``i32``; ``i32:16`` is
+    divisible by 16, which a launch sees by itself), ``constants`` the values of all other parameters (an
     element is ``tl.bfloat16``).
     """
     asked = {

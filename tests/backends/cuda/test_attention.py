@@ -1,5 +1,6 @@
 """Attention kernels against the op's body in f64: ragged, padded, in pages whose free places are poisoned."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,7 @@ def caches(case: Case) -> tuple[PagedCache, torch.Tensor]:
     return PagedCache(k.to(kept), v.to(kept)), table.to(DEVICE)
 
 
-def check(case: Case) -> None:
+def check(case: Case, run: Callable[..., None] = paged_attention) -> None:
     """The kernels' rows are those of the op's body; rows and sequences of nobody change nothing."""
     heads, real, spare = case.group * case.kv, sum(case.lengths), case.spare
     cache, table = caches(case)
@@ -99,7 +100,7 @@ def check(case: Case) -> None:
     size = case.latent or case.value or case.dim
     out = torch.full((real + spare, heads, size), torch.nan, dtype=case.dtype, device=DEVICE)
     work = Workspace(DEVICE)
-    paged_attention(out, q, cache, step, sinks, slopes, **attrs, work=work)
+    run(out, q, cache, step, sinks, slopes, **attrs, work=work)
     exact = PagedCache(cache.k.double(), cache.v.double())
     own = sinks[:real] if sinks is not None and sinks.dim() == 2 else sinks
     wanted = ops.paged_attention(q[:real].double(), exact, seqs, own, slopes, **attrs)

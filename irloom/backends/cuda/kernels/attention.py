@@ -64,6 +64,11 @@ def run_decode(call: Call, tile: Tile, work: Workspace, fresh: Fresh | None = No
 
 def run_prefill(call: Call, tile: Tile, work: Workspace) -> None:
     """Attention of the sequences that bring more than one token."""
+    if tile.groups:
+        from .prefill_groups import run_groups  # compiles for Hopper alone, and is not interpreted
+
+        run_groups(call, tile, work)
+        return
     heads = call.heads(tile.rows)
     blocks = call.step.tokens // (tile.rows // heads.size) + call.step.seqs
     prefill[heads.blocks, blocks](

@@ -18,7 +18,8 @@ from .tiles import power_of_two
 class Tile:
     """How a kernel is cut: blocks of ``keys``, blocks of ``rows`` (queries), and how it is compiled.
 
-    ``resident`` programs are meant to run on one multiprocessor at a time.
+    ``resident`` programs are meant to run on one multiprocessor at a time; with ``groups`` one stays there
+    whose warps load, and multiply, in groups.
     """
 
     keys: int
@@ -26,6 +27,7 @@ class Tile:
     warps: int
     stages: int
     resident: int = 1
+    groups: bool = False
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,32 @@ def prefill_tiles(call: Call) -> tuple[Tile, ...]:
         cuts = [(32, 64, 4, 2), (16, 32, 4, 2)]
     row = call.q.shape[2] * call.q.element_size()
     tiles = [Tile(*cut) for cut in cuts if cut[1] * row + cut[0] * _bytes(call) * cut[3] <= SHARED]
+    if may_group(call):
+        tiles = [Tile(64 if call.value > 128 else 128, 128, 4, 2, groups=True), *tiles]
     return tuple(tiles) or (Tile(16, 16, 4, 1),)
+
+
+def may_group(call: Call) -> bool:
+    """Whether groups of warps may run it: on Hopper, with what its copy engine can copy.
+
+    That takes boxes of a power of two of entries, between which there are a multiple of 16 bytes.
+    """
+    q, k, v = call.q, call.cache.k, call.cache.v
+    fp8 = k.dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+    return (
+        q.device.type == "cuda"
+        and torch.cuda.get_device_capability(q.device)[0] == 9
+        and q.element_size() == 2
+        and k.dtype == v.dtype
+        and (fp8 or k.dtype == q.dtype)
+        and call.values is None
+        and q.shape[2] == k.shape[3] == v.shape[3] in ((64, 128) if fp8 else (64, 128, 256))
+        and k.shape[1] >= 16
+        and k.shape[1] == power_of_two(k.shape[1])
+        and call.group <= 64
+        and not any(t.data_ptr() % 16 for t in (q, k, v))
+        and not any(n * t.element_size() % 16 for t in (q, k, v) for n in t.stride()[:-1])
+    )
 
 
 def chosen(

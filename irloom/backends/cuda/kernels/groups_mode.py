@@ -1,0 +1,32 @@
+"""Gluon, Triton's language of layouts, copies and barriers: kernels for Hopper whose groups of warps differ.
+
+Its own annotations are those of Python, not of what runs on the GPU: here everything may be anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language
+from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra import cuda
+
+gl: Any = language
+mbarrier: Any = hopper.mbarrier
+tma: Any = hopper.tma
+warpgroup_mma: Any = hopper.warpgroup_mma
+warpgroup_mma_wait: Any = hopper.warpgroup_mma_wait
+fence_async_shared: Any = hopper.fence_async_shared
+gdc: Any = cuda
+
+__all__ = [
+    "TensorDescriptor", "fence_async_shared", "gdc", "gl", "groups", "mbarrier", "tma", "warpgroup_mma",
+    "warpgroup_mma_wait",
+]  # fmt: skip
+
+
+def groups(fn: Any) -> Any:
+    """Makes a kernel, or a function that such kernels call."""
+    return gluon.jit(fn)
