@@ -35,10 +35,9 @@ class Job:
     def compile(self) -> None:
         """Put the kernel, and the C module that launches it, into Triton's cache."""
         import triton
-        from triton.compiler import ASTSource
         from triton.runtime.driver import driver
 
-        source = ASTSource(self.fn, self.signature, self.constants, self.attrs)
+        source = self.fn.ASTSource(self.fn, self.signature, self.constants, self.attrs)
         made = triton.compile(source, target=self.target, options=self.options)
         active: Any = driver.active
         active.launcher_cls(made.src, made.metadata)
