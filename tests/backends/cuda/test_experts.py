@@ -7,7 +7,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from irloom.backends.cuda.kernels import experts
+from irloom.backends.cuda.kernels import align, experts
 from irloom.backends.cuda.kernels.form import Gate
 from irloom.backends.cuda.kernels.gather import Gather
 from irloom.backends.cuda.kernels.grouped import Tile
@@ -33,7 +33,7 @@ F8_TENSOR = Quant("f8t", ELEMS["f8e4m3"], 0, ELEMS["f32"], rows=0)
 F8_GROUPS = Quant("f8g32", ELEMS["f8e4m3"], 32, ELEMS["f32"])
 
 ROWS = (Gather(16, 32, 1, 2), Gather(32, 16, 1, 3, 2))
-TILES = (Tile(16, 32, 32, 4, 2), Tile(16, 32, 32, 4, 2, swap=True))
+TILES = (Tile(16, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2, swap=True, rest=16))
 
 
 @dataclass(frozen=True)
@@ -246,9 +246,16 @@ QWEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", [experts.INVARIANT, Tile(128, 128, 64, 8, 3)], ids=str)
+@pytest.mark.parametrize("how", [experts.INVARIANT, Tile(128, 256, 64, 8, 4, rest=32)], ids=str)
 def test_blocks_go_to_tensor_cores_from_loads_under_way(how: Tile):
-    sizes = {"BM": how.height, "BN": how.rows, "BK": how.entries, "SWAP": how.swap, "WHOLE": False}
+    sizes = {
+        "BM": how.height,
+        "BN": how.rows,
+        "BK": how.entries,
+        "SWAP": how.swap,
+        "WHOLE": False,
+        "REST": how.rest,
+    }
     given = {**QWEN, **sizes, "row_stride": 2048, "choice_stride": 0}
     made = compiled(
         "irloom.backends.cuda.kernels.grouped", "_grouped", GROUPED, given, num_warps=how.warps,
@@ -267,3 +274,19 @@ def test_rows_are_read_in_whole_words():
     made = compiled("irloom.backends.cuda.kernels.gather", "_product", signature, given, num_warps=4)
     assert made["ptx"].count(".v4.b32") >= 8 and "griddepcontrol.wait" in made["ptx"]
     assert ".local" not in made["ptx"]
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_many_choices_are_sorted_as_few_are(monkeypatch: pytest.MonkeyPatch, every: bool):
+    SEEDED.manual_seed(0)
+    index = torch.randint(-1, 5, (150, 2), generator=SEEDED).int().to(DEVICE)
+    real = torch.tensor([140], dtype=torch.int32, device=DEVICE)
+
+    def sorted_by(most: int) -> align.Blocks:
+        monkeypatch.setattr(align, "MANY", most)
+        return align.align(index, real, index.shape, 5, 16, Workspace(DEVICE), every=every)
+
+    one, two = sorted_by(1 << 20), sorted_by(0)
+    used = int((one.experts >= 0).sum())
+    assert torch.equal(one.experts, two.experts) and used > 5
+    assert torch.equal(one.rows[: used * 16], two.rows[: used * 16])

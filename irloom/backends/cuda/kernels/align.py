@@ -11,6 +11,9 @@ from irloom.backends.cuda.work import Workspace
 
 from .mode import go_on, kernel, options, tl, triton, wait
 
+MANY = 4096
+"""Choices up to which each expert's program reads all of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
@@ -48,6 +51,16 @@ def align(
     most = used + (choices - used) // height  # every expert in use has a block, and one per height more
     rows = work.take((most * height,), torch.int32)
     owner = work.take((most,), torch.int32)
+    if choices > MANY:
+        part = 256 if choices <= 1 << 15 else 512
+        parts, bins = -(-choices // part), 1 << (kinds - 1).bit_length()
+        counts, places = (work.take((parts, bins), torch.int32) for _ in range(2))
+        sizes = {"E": experts, "KINDS": kinds, "PART": part, **options(num_warps=part // 32)}
+        _count[(parts,)](counts, index, real, choices, dims[1], **sizes)
+        _place[(parts,)](
+            rows, owner, counts, places, index, real, choices, most, dims[1], HEIGHT=height, **sizes
+        )  # fmt: skip
+        return Blocks(rows, owner, height)
     step = max(16, min(2048, triton.next_power_of_2(choices)))
     _align[(kinds,)](
         rows, owner, index, real, choices, most, dims[1],
@@ -66,9 +79,7 @@ def _align(
     me = tl.program_id(0)
     wait(CHAIN)
     go_on(CHAIN)
-    there = choices
-    if real is not None:
-        there = tl.minimum(tl.load(real) * k, choices)
+    there = _there(real, choices, k)
     bins = tl.arange(0, BINS)
     counts = tl.zeros([BINS], tl.int32)
     for start in tl.range(0, choices, STEP):
@@ -106,3 +117,69 @@ def _kinds(
         e = tl.load(index + at, at < there, -1)
     none = tl.where(at < choices, E, -1) if KINDS > E else -1
     return tl.where((e >= 0) & (e < E), e, none)
+
+
+@kernel
+def _count(
+    counts, index, real, choices, k, E: tl.constexpr, KINDS: tl.constexpr, PART: tl.constexpr,
+    CHAIN: tl.constexpr,
+):  # fmt: skip
+    """A program per ``PART`` choices: how many of them each expert has."""
+    BINS: tl.constexpr = triton.next_power_of_2(KINDS)
+    me = tl.program_id(0)
+    wait(CHAIN)
+    go_on(CHAIN)
+    kind = _kinds(index, me * PART, _there(real, choices, k), choices, k, E, KINDS, PART)
+    tl.store(counts + me * BINS + tl.arange(0, BINS), tl.histogram(kind, BINS, mask=kind >= 0))
+
+
+@kernel
+def _place(
+    rows, owner, counts, places, index, real, choices, most, k, E: tl.constexpr, KINDS: tl.constexpr,
+    PART: tl.constexpr, HEIGHT: tl.constexpr, CHAIN: tl.constexpr,
+):  # fmt: skip
+    """A program per ``PART`` choices writes where those go, and what is left of some experts' blocks."""
+    BINS: tl.constexpr = triton.next_power_of_2(KINDS)
+    SLAB: tl.constexpr = 16  # pyright: ignore[reportAssignmentType]
+    me, parts = tl.program_id(0), tl.num_programs(0)
+    bins = tl.arange(0, BINS)
+    wait(CHAIN)
+    go_on(CHAIN)
+    kind = _kinds(index, me * PART, _there(real, choices, k), choices, k, E, KINDS, PART)
+    total, before = tl.zeros([BINS], tl.int32), tl.zeros([BINS], tl.int32)
+    for start in tl.range(0, parts, SLAB):
+        part = start + tl.arange(0, SLAB)
+        slab = tl.load(counts + part[:, None] * BINS + bins[None, :], (part < parts)[:, None], 0)
+        total += tl.sum(slab, 0)
+        before += tl.sum(tl.where((part < me)[:, None], slab, 0), 0)
+    blocks = (total + HEIGHT - 1) // HEIGHT
+    first = tl.cumsum(blocks, 0) - blocks
+    tl.store(places + me * BINS + bins, first * HEIGHT + before)
+    tl.debug_barrier()  # what one thread wrote others read
+    at = tl.arange(0, PART)
+    same = (kind[:, None] == kind[None, :]) & (at[None, :] < at[:, None])
+    ahead = tl.sum(same.to(tl.int32), 1)
+    place = tl.load(places + me * BINS + tl.where(kind >= 0, kind, 0)) + ahead
+    tl.store(rows + place, me * PART + at, kind >= 0)
+    for e in tl.range(me, KINDS, parts):
+        mine = tl.sum(tl.where(bins == e, blocks, 0), 0)
+        begin = tl.sum(tl.where(bins == e, first, 0), 0)
+        done = begin * HEIGHT + tl.sum(tl.where(bins == e, total, 0), 0)
+        for start in tl.range(0, mine, 32):
+            block = start + tl.arange(0, 32)
+            tl.store(owner + begin + block, tl.zeros([32], tl.int32) + e, block < mine)
+        fill = done + tl.arange(0, triton.next_power_of_2(HEIGHT))
+        tl.store(rows + fill, tl.zeros_like(fill) + choices, fill < (begin + mine) * HEIGHT)
+    if me == parts - 1:
+        for start in tl.range(tl.sum(blocks, 0), most, PART):
+            block = start + at
+            tl.store(owner + block, tl.full([PART], -1, tl.int32), block < most)
+
+
+@kernel
+def _there(real, choices, k):
+    """Choices of real tokens."""
+    there = choices
+    if real is not None:
+        there = tl.minimum(tl.load(real) * k, choices)
+    return there

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import torch
 
 from irloom.backends.cuda.quantized import Operand
 from irloom.backends.cuda.step import Step
-from irloom.backends.cuda.tuning import choose
+from irloom.backends.cuda.tuning import choose, settled
 from irloom.backends.cuda.work import Workspace
 
 from .align import align
@@ -18,6 +20,8 @@ from .form import Gate
 from .gather import PRODUCTS, SUMS, Gather, gather_product, gather_sum
 from .grouped import Tile, combine, grouped_product, tiles
 from .stack import Stack
+
+T = TypeVar("T", bound=Gather | Tile)
 
 SILU = Gate()
 
@@ -50,22 +54,50 @@ def moe(
     no expert, and get the residual or 0. Products run as is fastest, or all as ``how`` says: then a token's
     result does not depend on the rest of its batch, only on that.
     """
-    first, second = Stack(gate_up), Stack(down)
+    mixture = Mixture(Stack(gate_up), Stack(down), gate_up_bias, down_bias, gate)
     index, weights = index.contiguous(), weights.contiguous()  # as routers write them
-    real = _real(index, step)
-    hidden = work.take((*index.shape, first.dims[1] // 2), x.dtype)
-    way = how or _way(x, index.shape, first, gate_up_bias, gate)
-    if isinstance(way, Gather):
-        gather_product(hidden, x, index, first, gate_up_bias, real, gate, way)
-        then = way if how else _sum_way(out, hidden, weights, second, down_bias)
-        gather_sum(out, hidden, index, weights, second, down_bias, residual, real, then)
-        return
-    blocks = align(index, real, index.shape, first.dims[0], way.height, work, every=False)
-    grouped_product(hidden, x, blocks, first, gate_up_bias, gate, way)
-    made = work.take((*index.shape, out.shape[1]), x.dtype)
-    way = way if how else _tile_after(way, hidden, second, down_bias)
-    grouped_product(made, hidden, blocks, second, down_bias, None, way)
-    combine(out, made, index, weights, first.dims[0], residual, real)
+    ways = (how, how) if how else _ways(mixture, out, x, weights)
+    mixture.run(out, x, index, weights, residual, _real(index, step), ways, work)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """The matrices of experts, and what is between their products."""
+
+    up: Stack
+    down: Stack
+    up_bias: torch.Tensor | None
+    down_bias: torch.Tensor | None
+    gate: Gate
+
+    def run(
+        self,
+        out: torch.Tensor,
+        x: torch.Tensor,
+        index: torch.Tensor,
+        weights: torch.Tensor,
+        residual: torch.Tensor | None,
+        real: torch.Tensor | None,
+        ways: tuple[Gather | Tile, Gather | Tile],
+        work: Workspace,
+    ) -> None:
+        """``moe``, its products in these ``ways``: both of rows, or both of tiles of one height."""
+        hidden = work.take((*index.shape, self.up.dims[1] // 2), x.dtype)
+        match ways:
+            case Gather() as first, Gather() as second:
+                gather_product(hidden, x, index, self.up, self.up_bias, real, self.gate, first)
+                gather_sum(
+                    out, hidden, index, weights, self.down, self.down_bias, residual, real, second
+                )  # fmt: skip
+            case Tile() as first, Tile() as second:
+                experts = self.up.dims[0]
+                blocks = align(index, real, index.shape, experts, first.height, work, every=False)
+                grouped_product(hidden, x, blocks, self.up, self.up_bias, self.gate, first)
+                made = work.take((*index.shape, out.shape[1]), x.dtype)
+                grouped_product(made, hidden, blocks, self.down, self.down_bias, None, second)
+                combine(out, made, index, weights, experts, residual, real)
+            case _:
+                raise TypeError(f"one product in rows, one in tiles: {ways}")
 
 
 def expert_linear(
@@ -81,7 +113,7 @@ def expert_linear(
 ) -> None:
     """The op ``expert_linear``: ``out`` [t, k, n], ``x`` [t, h] or [t, k, h]; the rest as ``moe`` has it."""
     stack, index = Stack(weight), index.contiguous()
-    way = how or _way(x, index.shape, stack, bias, None)
+    way = how or _way("experts", _all(x, index.shape, stack), x, index.shape, stack, bias, None)
     _product(out, x, index, stack, bias, _real(index, step), None, way, work)
 
 
@@ -93,8 +125,9 @@ def head_linear(out: torch.Tensor, x: torch.Tensor, weight: Operand, *, work: Wo
     if len(x) > FEW and isinstance(weight, torch.Tensor) and weight.dtype == x.dtype:
         torch.bmm(x.transpose(0, 1), weight.transpose(1, 2), out=out.transpose(0, 1))
         return
-    stack = Stack(weight)
-    _product(out, x, None, stack, None, None, None, _way(x, x.shape[:2], stack, None, None), work)
+    stack, dims = Stack(weight), x.shape[:2]
+    way = _way("experts", _all(x, dims, stack), x, dims, stack, None, None)
+    _product(out, x, None, stack, None, None, None, way, work)
 
 
 def weighted_sum(out: torch.Tensor, x: torch.Tensor, weights: torch.Tensor) -> None:
@@ -126,21 +159,54 @@ def _product(
         grouped_product(out, x, blocks, stack, bias, gate, how)
 
 
-def _way(
-    x: torch.Tensor, dims: Sequence[int], stack: Stack, bias: torch.Tensor | None, gate: Gate | None
-) -> Gather | Tile:
-    """How products of ``x`` for ``dims`` choices [t, k] run fastest."""
-    few = PRODUCTS if dims[0] <= FEW else ()
-    many = _tiles(x, dims, stack) if dims[0] > 2 or not few else ()
+def _ways(
+    mixture: Mixture, out: torch.Tensor, x: torch.Tensor, weights: torch.Tensor
+) -> tuple[Gather | Tile, Gather | Tile]:
+    """How both products of a mixture run fastest: the best of rows, or the best of tiles."""
+    up, down, gate, dims = mixture.up, mixture.down, mixture.gate, weights.shape
+    key = _key(x, dims, up, gate)
+    if known := settled("mixture", key):
+        return known
+    ways: list[tuple[Gather | Tile, Gather | Tile]] = []
+    hidden = torch.zeros(*dims, up.dims[1] // 2, dtype=x.dtype, device=x.device)
+    if dims[0] <= FEW:
+        first = _way("experts in rows", PRODUCTS, x, dims, up, mixture.up_bias, gate)
+        ways.append((first, _sum_way(out, hidden, weights, down, mixture.down_bias)))
+    if dims[0] > 1 or not ways:
+        tiles = _tiles(x, dims, up)
+        first = _way("experts in tiles", tiles, x, dims, up, mixture.up_bias, gate)
+        same = [t for t in tiles if t.height == first.height]
+        name = f"experts in tiles of {first.height}"
+        ways.append((first, _way(name, same, hidden, dims, down, mixture.down_bias, None)))
+    index = _spread(*dims, up.dims[0], x.device)
+    rooms = [Workspace(x.device) for _ in ways]
 
+    def run(way: tuple[Gather | Tile, Gather | Tile]) -> None:
+        room = rooms[ways.index(way)]
+        room.reset()
+        mixture.run(torch.empty_like(out), x, index, weights, None, None, way, room)
+
+    return choose("mixture", key, ways, run)
+
+
+def _way(
+    name: str,
+    candidates: Sequence[T],
+    x: torch.Tensor,
+    dims: Sequence[int],
+    stack: Stack,
+    bias: torch.Tensor | None,
+    gate: Gate | None,
+) -> T:
+    """How products of ``x`` for ``dims`` choices [t, k] run fastest."""
     rooms = defaultdict[Gather | Tile, Workspace](lambda: Workspace(x.device))
 
-    def run(how: Gather | Tile) -> None:
+    def run(how: T) -> None:
         rooms[how].reset()
         out = torch.empty(*dims, stack.dims[1] // (2 if gate else 1), dtype=x.dtype, device=x.device)
         _product(out, x, _spread(*dims, stack.dims[0], x.device), stack, bias, None, gate, how, rooms[how])
 
-    return choose("experts", _key(x, dims, stack, gate), (*few, *many), run)
+    return choose(name, _key(x, dims, stack, gate), candidates, run)
 
 
 def _sum_way(
@@ -157,23 +223,12 @@ def _sum_way(
         index = _spread(*dims, stack.dims[0], hidden.device)
         gather_sum(torch.empty_like(out), hidden, index, weights, stack, bias, None, None, how)
 
-    return choose("experts sum", _key(hidden, dims, stack, None), SUMS, run)
+    return choose("experts' sum", _key(hidden, dims, stack, None), SUMS, run)
 
 
-def _tile_after(first: Tile, hidden: torch.Tensor, stack: Stack, bias: torch.Tensor | None) -> Tile:
-    """How the second product runs fastest on blocks that were made for the tile ``first``."""
-    dims = hidden.shape[:2]
-    same = [t for t in _tiles(hidden, dims, stack) if t.height == first.height]
-
-    rooms = defaultdict[Tile, Workspace](lambda: Workspace(hidden.device))
-
-    def run(how: Tile) -> None:
-        rooms[how].reset()
-        made = torch.empty(*dims, stack.dims[1], dtype=hidden.dtype, device=hidden.device)
-        index = _spread(*dims, stack.dims[0], hidden.device)
-        _product(made, hidden, index, stack, bias, None, None, how, rooms[how])
-
-    return choose("experts then", (*_key(hidden, dims, stack, None), first.height), same, run)
+def _all(x: torch.Tensor, dims: Sequence[int], stack: Stack) -> tuple[Gather | Tile, ...]:
+    """What to try for products alone."""
+    return (*(PRODUCTS if dims[0] <= FEW else ()), *(_tiles(x, dims, stack) if dims[0] > 2 else ()))
 
 
 def _tiles(x: torch.Tensor, dims: Sequence[int], stack: Stack) -> tuple[Tile, ...]:
@@ -182,9 +237,10 @@ def _tiles(x: torch.Tensor, dims: Sequence[int], stack: Stack) -> tuple[Tile, ..
 
 @cache
 def _spread(tokens: int, k: int, experts: int, device: torch.device) -> torch.Tensor:
-    """Choices that go to all experts alike: those of a step that warms up may all go to one."""
-    choices = torch.arange(tokens * k, dtype=torch.int32, device=device)
-    return (choices % experts).view(tokens, k)
+    """Choices by chance: those of a step that warms up may all go to one expert, and none fill blocks."""
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.rand(tokens, max(experts, k), generator=draw)
+    return (scores.topk(k, 1).indices % experts).int().to(device)
 
 
 def _key(x: torch.Tensor, dims: Sequence[int], stack: Stack, gate: Gate | None) -> tuple[object, ...]:

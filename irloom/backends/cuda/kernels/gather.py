@@ -80,7 +80,7 @@ def gather_product(
     grid = (tokens * k, triton.cdiv(stack.dims[1], how.rows * how.parts))
     _product[grid](
         out, x, index, bias, real, x.stride(0), x.stride(1) if x.ndim == 3 else 0, **stack.arguments(),
-        TOP=k, **gate_arguments(gate), PARTS=how.parts, **how.sizes(stack, 1),
+        TOP=k, **gate_arguments(gate), PARTS=how.parts, USE=_use(tokens), **how.sizes(stack, 1),
     )  # fmt: skip
 
 
@@ -103,8 +103,14 @@ def gather_sum(
     tokens, k = index.shape
     _sum[(triton.cdiv(stack.dims[1], how.rows), tokens)](
         out, x, index, weights, bias, residual, real, out.stride(0),
-        0 if residual is None else residual.stride(0), **stack.arguments(), TOP=k, **how.sizes(stack, k),
+        0 if residual is None else residual.stride(0), **stack.arguments(), TOP=k, USE=_use(tokens),
+        **how.sizes(stack, k),
     )  # fmt: skip
+
+
+def _use(tokens: int) -> str:
+    """How caches are to treat weights: those of one token are read once."""
+    return "evict_first" if tokens == 1 else ""
 
 
 @kernel
@@ -113,7 +119,7 @@ def _product(
     E: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
     BLOCK: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr, WOVEN: tl.constexpr, LIMIT: tl.constexpr,
     ALPHA: tl.constexpr, SHIFT: tl.constexpr, PARTS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    WIDE: tl.constexpr, DEPTH: tl.constexpr, CHAIN: tl.constexpr,
+    WIDE: tl.constexpr, DEPTH: tl.constexpr, USE: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """A program per choice and ``PARTS`` tiles of rows; programs of the same rows and all choices are
     neighbours. What is behind may start only when this has waited for the experts: see ``_sum``.
@@ -132,7 +138,7 @@ def _product(
     ring = ()
     for q in tl.static_range(DEPTH):
         n = expert_rows(first + q // STEPS, BN, N, APART)
-        ring = ring + (stored(weight, e, n, q % STEPS * BK, chosen, N, K, KIND, BN, BK),)
+        ring = ring + (stored(weight, e, n, q % STEPS * BK, chosen, N, K, KIND, BN, BK, USE),)
     for p in tl.static_range(PARTS):
         n = expert_rows(first + p, BN, N, APART)
         acc = tl.zeros([BN, BK // WIDE], tl.float32)
@@ -140,7 +146,7 @@ def _product(
             if p * STEPS + s + DEPTH < PARTS * STEPS:
                 later = expert_rows(first + p + (s + DEPTH) // STEPS, BN, N, APART)
                 ring = ring + (
-                    stored(weight, e, later, (s + DEPTH) % STEPS * BK, chosen, N, K, KIND, BN, BK),
+                    stored(weight, e, later, (s + DEPTH) % STEPS * BK, chosen, N, K, KIND, BN, BK, USE),
                 )
             acc = added(
                 acc,
@@ -178,7 +184,7 @@ def _sum(
     out, x, index, weights, bias, residual, real, out_stride, residual_stride, weight, scales, zeros,
     E: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
     BLOCK: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr,
-    DEPTH: tl.constexpr, CHAIN: tl.constexpr,
+    DEPTH: tl.constexpr, USE: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """A program per tile of rows and token: the rows of all its experts, joined, are one for it.
 
@@ -193,7 +199,7 @@ def _sum(
         experts = experts + (tl.load(index + token * TOP + j, cache_modifier=".cg"),)
     for s in tl.static_range(DEPTH):
         ring = ring + (
-            joined(weight, scales, zeros, experts, n, s, E, N, K, KIND, GROUP, BLOCK, TOP, BN, BK, WIDE),
+            joined(weight, scales, zeros, experts, n, s, E, N, K, KIND, GROUP, BLOCK, TOP, BN, BK, WIDE, USE),
         )
     wait(CHAIN)
     go_on(CHAIN)
@@ -220,26 +226,11 @@ def _sum(
         if s + AHEAD < STEPS:
             rows = rows + (_row(x, s + AHEAD, mine, K, TOP, BK),)
         if s + DEPTH < STEPS:
-            ring = ring + (
-                joined(
-                    weight,
-                    scales,
-                    zeros,
-                    experts,
-                    n,
-                    s + DEPTH,
-                    E,
-                    N,
-                    K,
-                    KIND,
-                    GROUP,
-                    BLOCK,
-                    TOP,
-                    BN,
-                    BK,
-                    WIDE,
-                ),
-            )
+            tile_ahead = joined(
+                weight, scales, zeros, experts, n, s + DEPTH, E, N, K, KIND, GROUP, BLOCK, TOP, BN, BK, WIDE,
+                USE,
+            )  # fmt: skip
+            ring = ring + (tile_ahead,)
     total += tl.sum(acc, 1)
     tl.store(out + token.to(tl.int64) * out_stride + n, rounded(total, out.dtype.element_ty), n < N)
 
@@ -269,7 +260,7 @@ def of_choices(values, first, COUNT: tl.constexpr, UNIT: tl.constexpr, K: tl.con
 def joined(
     weight, scales, zeros, experts, n, step, E: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     KIND: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, WIDE: tl.constexpr,
+    BK: tl.constexpr, WIDE: tl.constexpr, USE: tl.constexpr,
 ):  # fmt: skip
     """What is stored of rows ``n`` of a token's experts, joined: entries as ``stored`` has them, then scales
     and zeros f32 [BN, BK / WIDE] where there are any.
@@ -282,7 +273,7 @@ def joined(
         to = tl.max_contiguous(tl.multiple_of(to, WIDE // SHARED), WIDE // SHARED)
         there = tl.max_constancy(there, WIDE // SHARED)
     good = there[None, :] if N % BN == 0 else there[None, :] & (n < N)[:, None]
-    tile = (tl.load(weight + n[:, None] * (K // SHARED) + to[None, :], good, 0.0),)
+    tile = (tl.load(weight + n[:, None] * (K // SHARED) + to[None, :], good, 0.0, eviction_policy=USE),)
     if KIND != "plain":
         e, begin, at = of_choices(experts, step * BK, BK // WIDE, WIDE, K, TOP)
         there = (e >= 0) & (e < E) & (at < TOP * K)

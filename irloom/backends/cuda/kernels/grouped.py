@@ -17,7 +17,7 @@ class Tile:
     """What a program computes: ``height`` rows of a block by ``rows`` of a matrix, ``entries`` at a time.
 
     With ``swap`` the matrix is the left operand: a tensor core instruction has at least 64 rows on its left,
-    but may have 8 on its right.
+    but may have 8 on its right. Blocks of at most ``rest`` rows are multiplied so, whatever others are.
     """
 
     height: int
@@ -26,6 +26,7 @@ class Tile:
     warps: int
     stages: int
     swap: bool = False
+    rest: int = 0
 
 
 SMALL = (
@@ -77,7 +78,7 @@ def grouped_product(
         out, x, blocks.rows, blocks.experts, bias, out.shape[0] * k, x.stride(0),
         x.stride(1) if x.ndim == 3 else 0, across, **given, TOP=k, **gate_arguments(gate),
         WHOLE=given["KIND"] == "bytes" and given["GROUP"] == width and given["zeros"] is None,
-        BM=how.height, BN=how.rows, BK=stack.fitting(entries), SWAP=how.swap,
+        BM=how.height, BN=how.rows, BK=stack.fitting(entries), SWAP=how.swap, REST=how.rest,
         **options(num_warps=how.warps, num_stages=how.stages),
     )  # fmt: skip
 
@@ -88,18 +89,40 @@ def _grouped(
     E: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
     BLOCK: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr, WOVEN: tl.constexpr, LIMIT: tl.constexpr,
     ALPHA: tl.constexpr, SHIFT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, SWAP: tl.constexpr, CHAIN: tl.constexpr,
+    BK: tl.constexpr, SWAP: tl.constexpr, REST: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """A program per block and tile of rows of its expert; tiles of a block are neighbours."""
-    OUT: tl.constexpr = N // 2 if ACT is not None else N
     block, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    n = expert_rows(tile, BN, N, ACT is not None and not WOVEN)
     wait(CHAIN)
     go_on(CHAIN)
     e = tl.load(owner + block)
     if e < 0:
         return
-    row = tl.load(rows + block * BM + tl.arange(0, BM))
+    rows += block * BM
+    if REST > 0 and tl.load(rows + REST) >= choices:
+        _multiply(
+            out, x, rows, e, tile, bias, choices, row_stride, choice_stride, weight, scales, zeros,
+            E, N, K, KIND, GROUP, BLOCK, TOP, ACT, WOVEN, LIMIT, ALPHA, SHIFT, WHOLE, REST, BN, BK, True,
+        )  # fmt: skip
+    else:
+        _multiply(
+            out, x, rows, e, tile, bias, choices, row_stride, choice_stride, weight, scales, zeros,
+            E, N, K, KIND, GROUP, BLOCK, TOP, ACT, WOVEN, LIMIT, ALPHA, SHIFT, WHOLE, BM, BN, BK, SWAP,
+        )  # fmt: skip
+
+
+@kernel
+def _multiply(
+    out, x, rows, e, tile, bias, choices, row_stride, choice_stride, weight, scales, zeros,
+    E: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr, WOVEN: tl.constexpr, LIMIT: tl.constexpr,
+    ALPHA: tl.constexpr, SHIFT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, SWAP: tl.constexpr,
+):  # fmt: skip
+    """``BM`` choices ``rows`` with a tile of rows of expert ``e``."""
+    OUT: tl.constexpr = N // 2 if ACT is not None else N
+    n = expert_rows(tile, BN, N, ACT is not None and not WOVEN)
+    row = tl.load(rows + tl.arange(0, BM))
     good = row < choices
     chosen = e < E
     e = tl.where(chosen, e, 0)
@@ -112,7 +135,7 @@ def _grouped(
         if K % BK != 0:
             there = there & (k < K)[None, :]
         a = tl.load(x + k[None, :], there, 0.0)
-        w = stored(weight, e, n, first, True, N, K, KIND, BN, BK)
+        w = stored(weight, e, n, first, True, N, K, KIND, BN, BK, "")
         b = _meaning(
             w, scales, zeros, e, n, first, x.dtype.element_ty, N, K, KIND, GROUP, BLOCK, BN, BK, WHOLE
         )

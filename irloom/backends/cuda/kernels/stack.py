@@ -107,10 +107,12 @@ def expert_rows(tile, BN: tl.constexpr, N: tl.constexpr, APART: tl.constexpr):
 def stored(
     weight, e, n, first, there,
     N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    USE: tl.constexpr,
 ):  # fmt: skip
     """Entries of expert ``e`` as they are stored: rows ``n``, ``BK`` of each from ``first`` on.
 
-    Zeros where there are none, or not ``there``. Two four-bit entries are a byte: [BN, BK / 2].
+    Zeros where there are none, or not ``there``. Two four-bit entries are a byte: [BN, BK / 2]. Caches keep
+    them by the policy ``USE``.
     """
     SHARED: tl.constexpr = 2 if KIND == "signed" or KIND == "unsigned" else 1  # pyright: ignore[reportAssignmentType]
     at = first // SHARED + tl.arange(0, BK // SHARED)
@@ -118,7 +120,7 @@ def stored(
     if K % BK != 0:
         good = good & (at < K // SHARED)[None, :]
     base = weight + e.to(tl.int64) * (N * (K // SHARED))
-    return tl.load(base + n[:, None] * (K // SHARED) + at[None, :], good, 0.0)
+    return tl.load(base + n[:, None] * (K // SHARED) + at[None, :], good, 0.0, eviction_policy=USE)  # pyright: ignore[reportArgumentType]
 
 
 @kernel
