@@ -157,9 +157,10 @@ def test_a_weight_of_other_dims_is_refused(checkpoint):
 
 def test_experts_that_a_file_has_one_by_one_are_read_from_it(tmp_path):
     """The library stacks them; bytes lie as they do in the file all the same."""
-    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(0)
     names = [f"{e}.{part}" for e in range(3) for part in ("gate", "up")]
-    save_file({n: torch.randn(4, 8).bfloat16() for n in names}, tmp_path / "model.safetensors")
+    file = {n: torch.randn(4, 8, generator=draw).bfloat16() for n in names}
+    save_file(file, tmp_path / "model.safetensors")
     raw = SafetensorsCheckpoint(tmp_path)
     each = [Concat((Tensor(f"{e}.gate"), Tensor(f"{e}.up")), 0) for e in range(3)]
     stacked = Concat(tuple(Reshape(x, (1, 8, 8)) for x in each), 0)
