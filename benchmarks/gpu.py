@@ -52,21 +52,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     args.end = time.monotonic() + args.seconds
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # peers are ended on the way out
-    card = measured(args.target)
+    card = None if args.only_peers else measured(args.target)
     kept = Kept.today(args.results, card)
     models = [Model(names, kept, card, args) for names in by_model(args.row or WORKS)]
     try:
-        built = [model for model in models if model.timed and model.build()]
-        with ThreadPoolExecutor(args.builds) as pool:
-            rest = [model for model in models if not model.timed]
-            built += [model for model, done in zip(rest, pool.map(Model.build, rest), strict=True) if done]
-        for model in built:  # a peer that takes too long leaves irloom's figures there
-            model.measure()
-        for model in built:
+        if not args.only_peers:  # irloom first: a peer that takes too long leaves its figures there
+            measure(models, args.builds)
+        for model in models:
             model.measure_peers()
     except TimeUp:
         say(f"{args.seconds:.0f} s are over")
     say(f"figures: {kept.path}")
+
+
+def measure(models: Sequence[Model], builds: int) -> None:
+    """Build all engines, ``builds`` at a time; then each serves its rows."""
+    alone, rest = [m for m in models if m.timed], [m for m in models if not m.timed]
+    done = [model.build() for model in alone]
+    with ThreadPoolExecutor(builds) as pool:
+        done += pool.map(Model.build, rest)
+    for model, built in zip([*alone, *rest], done, strict=True):
+        if built:
+            model.measure()
 
 
 class Model:
@@ -84,7 +91,8 @@ class Model:
         self.engine = args.models / f"{self.shape}-{args.target}-{len(self.passes)}-engine"
 
         for name, work in self.works.items():
-            kept.begin(name, work)
+            if not args.only_peers:
+                kept.begin(name, work)
 
     @property
     def timed(self) -> bool:
@@ -122,7 +130,8 @@ class Model:
             self._serve(said, rows, self.path)
 
     def _peers(self, work: Work) -> tuple[str, ...]:
-        return () if self.args.without_peers else tuple(self.args.peer or work.peers)
+        texts = () if self.args.without_peers else self.args.peer or work.peers
+        return tuple(text for text in texts if text.partition("(")[0] not in self.args.without)
 
     def _built(self, rows: Sequence[str]) -> str | None:
         """Build; ``rows`` are the seconds of the whole command. Why it failed, if it did."""
@@ -272,6 +281,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--limit", type=float, default=1800, help="seconds that loading or one answer may take")
     p.add_argument("--seconds", type=float, default=1e6, help="when they are over, nothing more is begun")
     p.add_argument("--builds", type=int, default=1, help="engines that are built at a time")
+    p.add_argument("--only-peers", action="store_true", help="beside what irloom reached earlier that day")
+    p.add_argument("--without", action="append", default=[], metavar="PEER", help="may be given again")
     p.add_argument("--without-peers", action="store_true")
     return p.parse_args(argv)
 

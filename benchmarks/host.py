@@ -1,6 +1,7 @@
 """What the host costs of each step: the loop on an engine that computes nothing, with all requests decoding.
 
     python benchmarks/host.py --json host.json
+    python benchmarks/host.py --engine ENGINE --requests 256      # beside what a real engine takes
 
 Figures are medians over steps, in microseconds of CPU time for each running request. README.md here says how
 to read the table.
@@ -11,8 +12,10 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from time import thread_time
+from time import perf_counter, thread_time
+from typing import Any
 
 import numpy as np
 from report import machine, print_table, say, write_json
@@ -67,14 +70,83 @@ def measured(engine: Null, params: SamplingParams, streamed: bool, steps: int) -
     return times
 
 
+class Watched:
+    """An engine that takes steps ahead, and for how long the host has waited for its steps."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.waited = engine, 0.0
+        self.vocab, self.pools, self.max_context = engine.vocab, engine.pools, engine.max_context
+        self.max_tokens, self.max_seqs = engine.max_tokens, engine.max_seqs
+
+    def step(self, batch: Batch) -> Sequence[Sampled | None]:
+        """As the engine does."""
+        return self.engine.step(batch)
+
+    def submit(self, batch: Batch) -> Pending:
+        """As the engine does; taking it is timed."""
+        return Taken(self, self.engine.submit(batch))
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step of a watched engine."""
+
+    watched: Watched
+    pending: Pending
+
+    def take(self) -> Chosen:
+        """As the engine does."""
+        start = perf_counter()
+        chosen = self.pending.take()
+        self.watched.waited += perf_counter() - start
+        return chosen
+
+
+def beside(folder: Path, count: int, steps: int) -> None:
+    """Of steps in which ``count`` requests decode: how long they take, and how long the host works on them.
+
+    It does so while the device runs the step before: as long as it also waits, that delays nothing.
+    """
+    from irloom import LLM
+
+    llm = LLM(folder, max_seqs=count, max_context=PROMPT + steps + 64)
+    watched = Watched(llm.engine)
+    rows: list[tuple[str, ...]] = [("requests", "read", "us/step", "host works", "waits")]
+    for streamed in (False, True):
+        loop = Loop(watched)
+        params = SamplingParams(max_tokens=steps + 32, temperature=0, ignore_eos=True)
+        for i in range(count):
+            request = loop._request([(31 * i + j) % 1000 for j in range(PROMPT)], params)
+            loop._enter(request, loop._ready, quiet=not streamed)
+        for _ in range(-(-count * PROMPT // llm.engine.max_tokens) + 8):
+            loop.step()
+        watched.waited, start = 0.0, perf_counter()
+        for _ in range(steps // 2):
+            loop.step()
+        each, waited = ((perf_counter() - start) / (steps // 2), watched.waited / (steps // 2))
+        while loop.unfinished:
+            loop.step()
+        read = "streamed" if streamed else "at the end"
+        rows.append(
+            (str(count), read, f"{each * 1e6:,.0f}", f"{(each - waited) / each:.1%}", f"{waited / each:.1%}")
+        )
+    print_table(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--engine", type=Path, help="an engine directory")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     say(str(machine()))
-    rows, samples = [HEADS], dict[str, list[float]]()
+    if options.engine is not None:
+        for count in options.requests:
+            beside(options.engine, count, options.steps)
+        return
+    rows: list[tuple[str, ...]] = [HEADS]
+    samples = dict[str, list[float]]()
     for count in options.requests:
         for choice, params in CHOICES.items():
             for streamed in (False, True):

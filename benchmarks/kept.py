@@ -36,7 +36,7 @@ class Kept:
         path = folder / f"cuda-{day}.json"
         before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         facts = {"date": day, "versions": versions(), "machine": machine(), "driver": driver()}
-        facts["card"] = card and asdict(card)
+        facts["card"] = asdict(card) if card else before.get("card")
         return Kept(path, {"rows": {}, "measured": {}} | before | facts)
 
     def begin(self, name: str, work: Work) -> None:

@@ -56,7 +56,16 @@ def page(results: dict[str, Any]) -> str:
         for row in results["rows"].values()
         for peer, reason in row.get("left_out", {}).items()
     ]
+    missed = [_missed(row) for row in results["rows"].values() if "failed" not in row and not reached(row)]
+    lines += ["", "Goals that are missed:", "", *missed] if missed else []
     return "\n".join([*lines, *(["", "Left out:", "", *out] if out else []), ""])
+
+
+def _missed(row: dict[str, Any]) -> str:
+    """By how much, and why: what somebody wrote into the file of results as the row's ``note``."""
+    reached = f"{number(row['value'])} of {number(row['goal'])} {row['unit']}"
+    text = f"- {row['title']}: {reached}, {better(row, row['goal']):.0%} of the goal"
+    return f"{text}. {row['note']}" if row.get("note") else text
 
 
 def _rates(card: dict[str, Any]) -> str:
