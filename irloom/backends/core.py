@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -137,6 +137,26 @@ class NetworkBackend(Backend, Protocol):
     """A target that builds networks of a library's layers. What becomes of each op is known before that."""
 
     def networks(self, m: Module) -> Networks:
+        """What becomes of a module whose pipeline has run."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A program as launches of kernels: how many its longest function makes, a layer as a rule; ``bodies``,
+    the ops that run their reference body instead, and why; and whether whole steps are ``graphs``.
+    """
+
+    launches: int
+    graphs: bool
+    bodies: Mapping[str, str]
+
+
+@runtime_checkable
+class KernelBackend(Backend, Protocol):
+    """A target that launches kernels of its own. What each op becomes is known before anything is built."""
+
+    def kernels(self, m: Module) -> Kernels:
         """What becomes of a module whose pipeline has run."""
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,14 @@ import click
 from .core import command, json_option, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..zoo import NetworkRow, Row
+    from ..zoo import KernelRow, NetworkRow, Row
     from ..zoo.told import Broken
 
 
 @command("zoo")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--raised", is_flag=True, help="Show the share of FLOPs in model ops, and what almost matched.")
-@click.option(
-    "--target", metavar="NAME", help="Say what becomes of each op as layers of NAME: tensorrt, onnx."
-)
+@click.option("--target", metavar="NAME", help="Say what becomes of each op on NAME: cuda, tensorrt, onnx.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--limit", type=float, default=180.0, show_default=True, help="Seconds until one is given up.")
 @click.option(
@@ -53,7 +52,7 @@ def zoo(
     irloom zoo --jobs 2 --docs docs/models.md
     irloom zoo llama mamba2 --raised
     irloom zoo --jobs 2 --since docs/models.md      # after an update of transformers
-    irloom zoo --target tensorrt --docs docs/tensorrt_models.md
+    irloom zoo --target cuda --docs docs/cuda_models.md
     """
     from ..zoo import failing, sweep
     from ..zoo import names as known
@@ -66,7 +65,7 @@ def zoo(
     if target is not None:
         if raised or since is not None:
             raise click.UsageError("--target says nothing of --raised or --since")
-        _networks(target, names or tuple(known()), jobs, limit, docs, as_json)
+        _lowered(target, names or tuple(known()), jobs, limit, docs, as_json)
         return
     columns = ("raised",) if raised else None
     say = (lambda row: None) if as_json else _say_raised if raised else _say
@@ -90,22 +89,29 @@ def zoo(
         raise click.exceptions.Exit(1)
 
 
-def _networks(
+def _lowered(
     target: str, names: tuple[str, ...], jobs: int, limit: float, docs: Path | None, as_json: bool
 ) -> None:
-    """Every architecture as networks of a target."""
+    """Every architecture as what a target makes of it: networks of a library's layers, or kernels."""
     from functools import partial
     from importlib.metadata import version
 
-    from ..zoo import NetworkRow, as_networks, check_target, network_page, sweep, verdicts
+    from .. import zoo
+    from ..backends.core import KernelBackend, backend
 
-    check_target(target)
-    say = (lambda row: None) if as_json else _say_networks
-    rows = sweep(names, jobs, limit, report=say, work=partial(as_networks, target), kind=NetworkRow)
+    say: Callable[[NetworkRow | KernelRow], None] = (lambda row: None) if as_json else _say_lowered
+    about = target, version("transformers"), str(docs)
+    if isinstance(backend(target), KernelBackend):
+        work = partial(zoo.as_kernels, target)
+        rows = zoo.sweep(names, jobs, limit, report=say, work=work, kind=zoo.KernelRow)
+        counts, page = zoo.kernel_verdicts(rows), zoo.kernel_page(rows, *about)
+    else:
+        zoo.check_target(target)
+        work = partial(zoo.as_networks, target)
+        rows = zoo.sweep(names, jobs, limit, report=say, work=work, kind=zoo.NetworkRow)
+        counts, page = zoo.verdicts(rows), zoo.network_page(rows, *about)
     if docs is not None:
-        text = network_page(rows, target, version("transformers"), str(docs))
-        docs.write_text(text, encoding="utf-8")
-    counts = verdicts(rows)
+        docs.write_text(page, encoding="utf-8")
     if as_json:
         print_json({"architectures": [row.to_json() for row in rows], "totals": counts})
     else:
@@ -113,10 +119,8 @@ def _networks(
         print_table([tuple(counts), tuple(map(str, counts.values()))])
 
 
-def _say_networks(row: NetworkRow) -> None:
-    said = row.traced if row.traced is not True else row.lowered if row.lowered is not True else ""
-    outside = f": {', '.join(row.outside)}" if row.outside else ""
-    click.echo(f"{row.name:28} {row.seconds:6.1f} s  {row.verdict}{outside}{f': {said}' if said else ''}")
+def _say_lowered(row: NetworkRow | KernelRow) -> None:
+    click.echo(f"{row.name:28} {row.seconds:6.1f} s  {row.verdict}{f': {row.said}' if row.said else ''}")
 
 
 def _broken(rows: list[Row], since: Path) -> Broken:

@@ -58,6 +58,13 @@ class NetworkRow:
             return "untraced"
         return "refused" if self.lowered is not True else "split" if self.outside else "whole"
 
+    @property
+    def said(self) -> str:
+        """What keeps it from being whole."""
+        if self.lowered is not True:
+            return str(self.lowered if self.traced is True else self.traced)
+        return ", ".join(self.outside)
+
     @classmethod
     def failed(cls, name: str, reason: str) -> Self:
         """An architecture of which nothing can be said but why."""

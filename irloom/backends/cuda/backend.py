@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
-from irloom.backends.core import Limits, Report
+from irloom.backends.core import Kernels, Limits, Report
 from irloom.backends.gpu import gpu
 from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
@@ -64,6 +64,12 @@ class CudaBackend:
     def declined(self, m: Module) -> dict[str, str]:
         """What has one that does not fit."""
         return dict(lower(m).declined)
+
+    def kernels(self, m: Module) -> Kernels:
+        """What is launched for it."""
+        p = lower(m)
+        bodies = {op: p.declined.get(op, "no kernel") for op in p.fallbacks}
+        return Kernels(max(len(f.launches) for f in p.functions.values()), not p.exact, bodies)
 
     def fingerprint(self) -> dict[str, str]:
         """The GPU that kernels are compiled for, and what compiles them."""

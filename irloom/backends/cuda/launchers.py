@@ -26,6 +26,7 @@ HOMES = {
     "norm_route": ("norm_route",),
     "experts": ("moe", "expert_linear", "head_linear", "weighted_sum"),
     "reduce": ("topk", "argmax", "softmax"),
+    "reduced": ("reduced",),
 }  # fmt: skip
 """Which module of ``kernels`` has which launchers."""
 

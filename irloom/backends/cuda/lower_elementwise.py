@@ -1,7 +1,8 @@
-"""Lowering of elementwise ops: a node and those behind it that alone read what is made become one kernel.
+"""Lowering of elementwise ops, and of what reduces a dim.
 
-A chain runs where its first node stands, so all that it reads must be there by then. What is between is
-computed in f32 (or in whole numbers) and is nowhere in memory; only a cast rounds it.
+An elementwise node and those behind it that alone read what is made become one kernel. Such a chain runs
+where its first node stands, so all that it reads must be there by then. What is between is computed in f32
+(or in whole numbers) and is nowhere in memory; only a cast rounds it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from irloom.ir.errors import IRError
 from irloom.ir.graph import Arg, Node, Value
 from irloom.ir.ops.elementwise import promoted
 
+from .kernels.reduced import DIMS
 from .lower import Lowering, lowers
 
 Formula = Callable[[Node, list[str]], str]
@@ -77,6 +79,11 @@ def _clamped_silu_mul(n: Node, a: list[str]) -> str:
     return f"clamped_silu_mul({a[0]}, {a[1]}, {limit}, {alpha}, {shift})"
 
 
+def _full(n: Node, a: list[str]) -> str:
+    kind = _computed(n)
+    return f"tl.full((B,), {number(n.attrs['value'], whole=kind in WHOLE.values())}, {kind})"
+
+
 FORMULAS: dict[str, Formula] = {
     "add": _infix("+"),
     "sub": _infix("-"),
@@ -105,6 +112,7 @@ FORMULAS: dict[str, Formula] = {
     "softcap": lambda n, a: f"({number(n.attrs['cap'])} * tanh({a[0]} / {number(n.attrs['cap'])}))",
     "clamped_silu_mul": _clamped_silu_mul,
     "xielu": _call("xielu"),
+    "full": _full,
     **{name: _call(f"tl.{name}") for name in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "erf")},
     **{name: _call(f"tl.{name}") for name in ("abs", "floor")},
     **{name: _call(name) for name in ("expm1", "log1p")},
@@ -117,7 +125,7 @@ FORMULAS: dict[str, Formula] = {
 COMPARED = ("eq", "ne", "lt", "le", "gt", "ge")
 ANY_NUMBER = (
     *COMPARED, "add", "sub", "mul", "neg", "abs", "maximum", "minimum", "floor_div", "mod", "pow", "cast",
-    "where", "logical_and", "logical_or", "logical_not", "bitwise_xor",
+    "where", "logical_and", "logical_or", "logical_not", "bitwise_xor", "full",
 )  # fmt: skip
 """Ops that are not of floats alone."""
 
@@ -173,6 +181,19 @@ def elementwise(f: Lowering, n: Node) -> bool:
         behind.append(after)
     f.folded.update(map(id, behind))
     return f.launch("elementwise", n, *chain.leaves, results=[last.result], attrs={"formula": chain.text})
+
+
+@lowers("sum", "mean", "amax", "amin")
+def reduced(f: Lowering, n: Node) -> bool:
+    """A kernel of its own, wherever the dim is."""
+    x = n.args[0]
+    if not isinstance(x, Value) or x.type.rank > DIMS or not _numbers(x) or not _numbers(n.result):
+        return f.decline(n, f"{n.operands[0]}")
+    return f.launch("reduced", n, x, attrs={"op": n.op.name, "dim": n.attrs["dim"]})
+
+
+def _numbers(v: Value) -> bool:
+    return isinstance(v.type.elem, Elem) and v.type.elem.name in FLOATS | WHOLE
 
 
 def _follower(f: Lowering, first: Node, last: Node) -> Node | None:

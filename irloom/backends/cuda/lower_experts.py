@@ -93,9 +93,14 @@ def weighted_sum(f: Lowering, n: Node) -> bool:
 
 @lowers("topk", "argmax", "softmax")
 def of_rows(f: Lowering, n: Node) -> bool:
-    """A program per row of a matrix."""
+    """A program per row: of a matrix, or of what has all its rows behind each other."""
     x = n.args[0]
-    if not isinstance(x, Value) or not f.rows(x) or n.attrs.get("dim", -1) not in (-1, 1):
+    whole = isinstance(x, Value) and f.storage.get(x) is x and floats(x)
+    if (
+        not isinstance(x, Value)
+        or not (f.rows(x) or whole)
+        or n.attrs.get("dim", -1) not in (-1, x.type.rank - 1)
+    ):
         return f.decline(n, f"{n.operands[0]}")
     width = x.type.dims[-1]
     if n.op.name == "topk" and not (isinstance(width, int) and width <= WIDEST):

@@ -8,6 +8,7 @@ from irloom.backends.cuda.lower import lower
 from irloom.backends.cuda.program import BODY, Launch
 from irloom.ir.interp import Interpreter
 from irloom.ir.parse import parse
+from tests.backends.cuda.cross import compiled
 from tests.backends.cuda.device import DEVICE
 from tests.backends.cuda.near import assert_near, columns, normal, poisoned
 
@@ -145,3 +146,57 @@ def main(x: f32[T, 2, 6], y: f32[T, 2, 3]):
     flat = poisoned(2, 30)
     LAUNCHERS["reshape"](flat, x.transpose(0, 1), dims=(2, 30))
     assert torch.equal(flat, x.transpose(0, 1).reshape(2, 30))
+
+
+def test_what_is_filled_is_part_of_a_chain() -> None:
+    text = """
+def main(x: f32[T, 6]):
+    a = full(dims=(T, 6), value=0.5, elem=f32)
+    b = mul(a, x)
+    c = full(dims=(T, 6), value=3, elem=i32)
+    return b, c
+"""
+    assert_same(text, normal(3, T, 6), count=2)
+
+
+@pytest.mark.parametrize("op", ["sum", "mean", "amax", "amin"])
+@pytest.mark.parametrize("dim", [-1, 1, 0])
+def test_a_dim_is_reduced_wherever_it_is(op: str, dim: int) -> None:
+    text = f"""
+def main(x: f32[T, 3, 1500], y: i32[T, 7]):
+    a = {op}(x, dim={dim}, keep=False)
+    return a
+"""
+    x = columns(4, T, 3 * 1500, dtype=torch.float32).view(T, 3, 1500) if dim != 0 else normal(4, T, 3, 1500)
+    assert_same(text, x, torch.zeros(T, 7, dtype=torch.int32, device=DEVICE))
+
+
+def test_whole_numbers_are_reduced_too() -> None:
+    text = """
+def main(y: i32[T, 7]):
+    b = sum(y)
+    c = amin(y)
+    return b, c
+"""
+    assert_same(text, torch.arange(T * 7, dtype=torch.int32, device=DEVICE).view(T, 7) - 17, count=2)
+
+
+@pytest.mark.parametrize("op", ["sum", "mean", "amax", "amin"])
+def test_what_is_reduced_with_nan_is_nan(op: str) -> None:
+    x, out = normal(5, T, 4), poisoned(T, 1)
+    x[1, 2] = torch.nan
+    LAUNCHERS["reduced"](out, x, op=op, dim=1)
+    assert out.isnan().squeeze(1).tolist() == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize(("kind", "none"), [("bf16", float("-inf")), ("i32", -(2**63))])
+def test_the_kernel_that_reduces_compiles(kind: str, none: float) -> None:
+    numbers = dict.fromkeys(("count", "n", "along", "s0", "s1", "s2", "n1", "n2"), "i32")
+    made = compiled(
+        "irloom.backends.cuda.kernels.reduced",
+        "_reduced",
+        {"out": f"*{kind}", "x": f"*{kind}", **numbers},
+        {"OP": "amax", "NONE": none, "ROWS": 4, "STEP": 256, "CHAIN": True}
+        | {"KIND": "tl.float32" if kind == "bf16" else "tl.int64"},
+    )
+    assert "griddepcontrol.wait" in made["ptx"]
