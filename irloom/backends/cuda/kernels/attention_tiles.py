@@ -53,10 +53,10 @@ def decode_tiles(call: Call) -> tuple[Tile, ...]:
 def prefill_tiles(call: Call) -> tuple[Tile, ...]:
     """Candidates for sequences that bring more tokens, the one to take without measuring first."""
     cuts = [
-        (64, 128, 8, 3),
-        (128, 128, 8, 2),
         (64, 64, 4, 3),
+        (64, 128, 8, 3),
         (64, 64, 4, 2),
+        (128, 128, 8, 2),
         (128, 64, 4, 2),
         (32, 64, 4, 3),
     ]
@@ -67,7 +67,7 @@ def prefill_tiles(call: Call) -> tuple[Tile, ...]:
     row = call.q.shape[2] * call.q.element_size()
     tiles = [Tile(*cut) for cut in cuts if cut[1] * row + cut[0] * _bytes(call) * cut[3] <= SHARED]
     if may_group(call):
-        tiles = [Tile(64 if call.value > 128 else 128, 128, 4, 2, groups=True), *tiles]
+        tiles = [Tile(64 if call.value > 128 else 128, 128, 4, 2, groups=True), *tiles[:2]]
     return tuple(tiles) or (Tile(16, 16, 4, 1),)
 
 
