@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import torch
 
 from irloom.ir.elem import Quant
 
 from .boxed_tiles import boxed_tiles
+from .four_ways import four_ways
+from .fragments import FORM, STRIP
 from .kernels.activation import act_mul
 from .kernels.boxes import has_boxes
 from .kernels.expand import expand
+from .kernels.expand_four import expand_four
+from .kernels.few_four import Few, few_four_product
 from .kernels.few_rows import Strip
 from .kernels.finish import finish
 from .kernels.form import Form
@@ -28,6 +33,7 @@ from .kernels.rows import rms_norm
 from .kernels.small import small_product, strips
 from .kernels.streamed import Stream, streamed_product
 from .kernels.tiled import Tile, tiled_product
+from .kernels.tiled_four import FourTile, tiled_four_product
 from .kernels.wide import Wide, wide_product
 from .product_tiles import MEDIUM, multiprocessors, tiles
 from .quantized import Operand, Quantized, values_of
@@ -41,10 +47,10 @@ CHUNK = 4096
 EXPANDED = 32 << 20
 """Bytes of a quantized weight that are made plain at a time: they stay in the L2 cache."""
 
-Own = Tile | Stream | Wide
-Way = str | Strip | Own
-"""A strip: all in one kernel; ``Own``: our own product; ``library``: cuBLAS; ``expand``: the same, with the
-weight made plain for it.
+Own = Tile | Stream | Wide | FourTile
+Way = str | Strip | Few | Own
+"""A strip, or few: all in one kernel; ``Own``: our own product; ``library``: cuBLAS; ``expand``: the same,
+with the weight made plain for it.
 """
 
 
@@ -120,6 +126,8 @@ class Product:
     @property
     def ways(self) -> list[Way]:
         """All that can be tried; the first stands where nothing is timed."""
+        if _lies_in_fragments(self.weight):
+            return [*four_ways(self.out, self.x, self.weight, self.form), "expand"]
         form, own = self.form, self._own
         if not isinstance(self.weight, Quantized):
             some = ["library", *own]
@@ -156,6 +164,11 @@ class Product:
             assert isinstance(self.out, torch.Tensor) and isinstance(self.x, torch.Tensor)
             given = self.out, self.x, self.weight, self.bias, self.residual, self.norm
             small_product(*given, self.form, way)
+        elif isinstance(way, Few):
+            assert _lies_in_fragments(self.weight)
+            assert isinstance(self.out, torch.Tensor) and isinstance(self.x, torch.Tensor)
+            given = self.out, self.x, self.weight, self.bias, self.residual, self.norm
+            few_four_product(*given, self.form, way)
         elif isinstance(way, Own):
             self._own_product(self._prologue(work), way, work)
         else:
@@ -181,6 +194,9 @@ class Product:
             wide_product(*given, tile, multiprocessors())
         elif isinstance(tile, Stream):
             streamed_product(*given, work, tile)
+        elif isinstance(tile, FourTile):
+            assert _lies_in_fragments(self.weight) and isinstance(x, torch.Tensor)
+            tiled_four_product(to, x, self.weight, self.bias, self.residual, self.form, work, tile)
         else:
             tiled_product(*given, work, tile)
         if isinstance(self.out, Quantized):
@@ -192,7 +208,7 @@ class Product:
         takes = not isinstance(weight, Quantized) and bias is None
         direct = self._simple and (residual is None or takes) and isinstance(self.out, torch.Tensor)
         fits = values_of(self.out).is_contiguous() and values_of(self.out).dtype == self.element
-        wide = self.rows, values_of(weight).shape[0]
+        wide = self.rows, _height(weight)
         sums = values_of(self.out) if direct and fits else work.take(wide, self.element)
         if expanded:
             assert isinstance(weight, Quantized)
@@ -265,7 +281,7 @@ def _expanded_product(out: torch.Tensor, x: Operand, weight: Quantized, work: Wo
     some = work.take((step, k), out.dtype)
     for first in range(0, n, step):
         part = some[: n - first]
-        expand(part, weight, first)
+        (expand_four if _lies_in_fragments(weight) else expand)(part, weight, first)
         matrix_product(out[:, first : first + step], x, part)
 
 
@@ -280,6 +296,15 @@ def _part(x: Operand, first: int, end: int) -> Operand:
     if isinstance(x, torch.Tensor):
         return x[first:end]
     return replace(x, values=x.values[first:end], scales=x.scales[first:end])
+
+
+def _height(weight: Operand) -> int:
+    """Rows of a weight."""
+    return values_of(weight).shape[0] * (STRIP if _lies_in_fragments(weight) else 1)
+
+
+def _lies_in_fragments(x: Operand) -> TypeGuard[Quantized]:
+    return isinstance(x, Quantized) and x.form == FORM
 
 
 def _kind(x: Operand | None) -> object:

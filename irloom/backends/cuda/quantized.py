@@ -16,8 +16,7 @@ class Quantized:
 
     ``form`` ``rows`` is as a checkpoint has it: values [.., k] in the base's dtype, four-bit ones two a byte
     (``pack4``: u8 [.., k / 2], the first in the low half), scales [.., k / group], or [.., 1] for a row.
-    Other forms are what a kernel's ``arrange`` made of that when the engine was built. Activations are
-    ``rows``.
+    Products take four-bit weights as ``fragments`` too, which see. Activations are ``rows``.
     """
 
     values: torch.Tensor
@@ -28,6 +27,7 @@ class Quantized:
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Every entry computed in f32, of ``rows``."""
+        assert self.form == "rows", "products alone read what lies in fragments"
         four = self.quant.base.bits == 4
         values = unpack4(self.values, self.quant.base) if four else self.values
         return QuantizedTensor(values, self.scales, self.zeros, self.quant).dequantize().to(dtype)

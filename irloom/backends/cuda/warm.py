@@ -22,12 +22,14 @@ from irloom.runtime.core import DRAW, Batch
 
 from .ahead import compile_all, rehearsed
 from .engine import CudaEngine
+from .fragments import FORM, beside, dims_of
 from .graphs import Graphs
 from .memory import shape
 from .program import Program, Step
 from .quantized import Operand, Quantized
 from .runner import Weights
 from .tuning import tuner
+from .weights import fragment_spans
 
 
 def warm_up(program: Program, limits: Limits, report: Report) -> None:
@@ -121,28 +123,29 @@ def _pools(program: Program, limits: Limits) -> tuple[Pool, ...]:
 def any_weights(program: Program, device: torch.device | str = "cuda") -> Weights:
     """Random weights of each parameter's type, the same for every layer."""
     held: dict[Param, Operand] = {}
+    spans = fragment_spans(program)
     draw = torch.Generator(device).manual_seed(0)
 
     def value(p: Param, layer: int | None) -> Operand:
         if p not in held:
-            held[p] = _random(p, draw)
+            held[p] = _random(p, draw, spans.get(p, 0))
         return held[p]
 
     return value
 
 
-def _random(p: Param, draw: torch.Generator) -> Operand:
-    dims, elem = shape(p.type.dims, {}), p.type.elem
+def _random(p: Param, draw: torch.Generator, span: int) -> Operand:
+    dims, elem = tuple(shape(p.type.dims, {})), p.type.elem
     if isinstance(elem, Elem) and elem.kind == "float":
         x = torch.empty(dims, dtype=torch.bfloat16, device=draw.device).normal_(0, 0.02, generator=draw)
         return x.to(elem.torch)
     if not isinstance(elem, Quant):
         return torch.zeros(dims, dtype=p.type.plain.torch, device=draw.device)
     width = dims[-1] // 2 if elem.base.bits == 4 else dims[-1]
-    entries = torch.randint(
-        0, 112, (*dims[:-1], width), dtype=torch.uint8, device=draw.device, generator=draw
-    )
+    wide = dims_of(dims, span) if span else (*dims[:-1], width)
+    entries = torch.randint(0, 112, wide, dtype=torch.uint8, device=draw.device, generator=draw)
     values = entries if elem.base.bits == 4 else entries.view(elem.base.torch)
-    scales = torch.full(shape(elem.scale_dims(p.type.dims), {}), 1e-3, device=draw.device)
+    scales = beside(dims, span) if span else shape(elem.scale_dims(p.type.dims), {})
+    scales = torch.full(scales, 1e-3, device=draw.device)
     zeros = None if elem.zero is None else torch.zeros_like(scales).to(elem.zero.torch)
-    return Quantized(values, scales.to(elem.scale.torch), zeros, elem)
+    return Quantized(values, scales.to(elem.scale.torch), zeros, elem, FORM if span else "rows")

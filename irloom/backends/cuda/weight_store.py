@@ -27,6 +27,7 @@ from irloom.ir.types import Type
 from irloom.ir.weight_expr import Const, WeightExpr, show_weight, tensor_name, tensor_names
 from irloom.ir.weights import NO_CONSTS, Consts, materialize
 
+from . import fragments
 from .extents import Extent, extents
 from .quantized import Operand, Quantized
 from .transfer import Copy, transfer
@@ -44,17 +45,21 @@ Device = torch.device | str
 
 @dataclass(frozen=True)
 class Wanted:
-    """A weight as launches read it: ``expr`` for a layer, in the element of ``type``, under a name."""
+    """A weight as launches read it: ``expr`` for a layer, in the element of ``type``, under a name.
+
+    With a ``span`` it lies in ``fragments``.
+    """
 
     name: str
     expr: WeightExpr
     layer: int | None
     type: Type
+    span: int = 0
 
     @property
-    def same(self) -> tuple[str, Type]:
+    def same(self) -> tuple[str, Type, int]:
         """What weights have in common of which one is enough."""
-        return tensor_name(show_weight(self.expr), self.layer), self.type
+        return tensor_name(show_weight(self.expr), self.layer), self.type, self.span
 
     @property
     def tensors(self) -> dict[str, tuple[Elem, tuple[int, ...]]]:
@@ -66,6 +71,11 @@ class Wanted:
         pairs = elem.base.bits == 4
         values = (ELEMS["u8"], (*dims[:-1], dims[-1] // 2)) if pairs else (elem.base, dims)
         scales = _ints(elem.scale_dims(dims))
+        if self.span:
+            values, scales = (
+                (ELEMS["u8"], fragments.dims_of(dims, self.span)),
+                fragments.beside(dims, self.span),
+            )
         made = {f"{self.name}:values": values, f"{self.name}:scales": (elem.scale, scales)}
         return made | ({f"{self.name}:zeros": (_whole(elem.zero), scales)} if elem.zero else {})
 
@@ -91,7 +101,16 @@ class Wanted:
             return tensors[self.name]
         assert isinstance(self.type.elem, Quant)
         values, scales, *zeros = (tensors[name] for name in self.tensors)
-        return Quantized(values, scales, zeros[0] if zeros else None, self.type.elem)
+        form = fragments.FORM if self.span else "rows"
+        return Quantized(values, scales, zeros[0] if zeros else None, self.type.elem, form)
+
+    def parts(self, value: Value) -> list[torch.Tensor]:
+        """What is stored of a value: the ``tensors``."""
+        if isinstance(value, torch.Tensor):
+            return [value]
+        if self.span:
+            return fragments.arranged(value, self.span)
+        return [value.packed(), value.scales, *([] if value.zeros is None else [value.zeros])]
 
 
 def write(
@@ -120,7 +139,7 @@ def write(
             for w in weights:
                 with _alone(w, checkpoint, made):
                     value = w.value(checkpoint, consts, device)
-                for x in _parts(value):
+                for x in w.parts(value):
                     file.write(x.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
                 with lock:
                     done += 1
@@ -169,9 +188,9 @@ def stored_bytes(engine: EngineReader) -> int:
     return own + sum(x.stop - x.start for name, x in links.items() if name.startswith(LINK))
 
 
-def _once(wanted: Iterable[Wanted]) -> dict[tuple[str, Type], Wanted]:
+def _once(wanted: Iterable[Wanted]) -> dict[tuple[str, Type, int], Wanted]:
     """The first of those that are the same."""
-    out: dict[tuple[str, Type], Wanted] = {}
+    out: dict[tuple[str, Type, int], Wanted] = {}
     for w in wanted:
         out.setdefault(w.same, w)
     return out
@@ -216,12 +235,6 @@ def _places(engine: EngineReader) -> dict[str, list[Extent]]:
             key = name.removeprefix(LINK).rpartition(" ")[0]
             out.setdefault(key, []).append(Extent(Path(link.file), link.start, link.stop - link.start))
     return out
-
-
-def _parts(value: Value) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [value.packed(), value.scales, *([] if value.zeros is None else [value.zeros])]
 
 
 def _whole(elem: Elem) -> Elem:

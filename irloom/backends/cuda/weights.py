@@ -7,10 +7,13 @@ import torch
 from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Report
 from irloom.ir.checkpoint import Checkpoint
+from irloom.ir.elem import Quant
 from irloom.ir.graph import Module, Param
+from irloom.ir.graph import Value as Known
 
 from . import weight_store
-from .program import Program
+from .fragments import span_of
+from .program import Launch, Program
 from .quantized import Operand, Quantized
 from .runner import Weights
 from .weight_store import Value, Wanted
@@ -21,9 +24,9 @@ def bound(program: Program) -> dict[tuple[Param, int | None], Wanted]:
     layers: dict[str, dict[int | None, None]] = {"main": {None: None}}
     for c, layer, _ in program.module.calls():
         layers.setdefault(c.callee, {})[layer] = None
-    read = set(program.weights)
+    read, spans = set(program.weights), fragment_spans(program)
     return {
-        (p, layer): _wanted(f"{f.name}.{p.name}.{layer}", p, layer)
+        (p, layer): _wanted(f"{f.name}.{p.name}.{layer}", p, layer, spans.get(p, 0))
         for f in program.functions.values()
         for p in f.params
         if p in read
@@ -31,9 +34,26 @@ def bound(program: Program) -> dict[tuple[Param, int | None], Wanted]:
     }
 
 
-def _wanted(name: str, p: Param, layer: int | None) -> Wanted:
+def _wanted(name: str, p: Param, layer: int | None, span: int = 0) -> Wanted:
     assert p.weight is not None
-    return Wanted(name, p.weight, layer, p.type)
+    return Wanted(name, p.weight, layer, p.type, span)
+
+
+def fragment_spans(program: Program) -> dict[Param, int]:
+    """The weights that lie in fragments, and their spans: products of rows of 16 bits alone read them."""
+    steps = [s for f in program.functions.values() for s in f.steps]
+    others = {v for s in steps for v in s.values if not isinstance(s, Launch) or s.kernel != "product"}
+    given = [s.args for s in steps if isinstance(s, Launch) and s.kernel == "product"]
+    wide = {w for x, w, *_ in given if isinstance(x, Known) and getattr(x.type.elem, "bits", 0) != 16}
+    wide |= {v for _, _, *rest in given for v in rest if isinstance(v, Known)}
+    spans = {w: _span(w) for _, w, *_ in given if isinstance(w, Param) and w not in others | wide}
+    return {w: span for w, span in spans.items() if span}
+
+
+def _span(p: Param) -> int:
+    """Entries of a span of a weight, 0 where it lies in rows."""
+    dims = [d for d in p.type.dims if isinstance(d, int)]
+    return span_of(p.type.elem, tuple(dims)) if p.weight is not None and isinstance(p.type.elem, Quant) else 0
 
 
 def value_of(p: Param, layer: int | None, checkpoint: Checkpoint, m: Module) -> Value:

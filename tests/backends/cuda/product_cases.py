@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from irloom.backends.cuda.fragments import FORM, arranged, span_of
 from irloom.backends.cuda.kernels.form import Form
 from irloom.backends.cuda.quantized import Operand, Quantized
 from irloom.ir.elem import ELEMS, Quant
 from irloom.ir.ops.activation import ACTIVATIONS
-from irloom.ir.quantized import QuantizedTensor, quantize
+from irloom.ir.quantized import QuantizedTensor, quantize, unpack4
 
 from .device import DEVICE
 
@@ -100,3 +101,12 @@ def close(got: torch.Tensor, expected: torch.Tensor, of: torch.dtype, slack: flo
     scale = expected.abs().max().clamp(min=1.0)
     error = (got.double().cpu() - expected).abs().max() / scale
     assert error <= slack * torch.finfo(of).eps, f"off by {error:.2e} of the largest"
+
+
+def in_fragments(weight: Operand | None) -> Quantized:
+    """A weight of four bits as kernels of its own take it."""
+    assert isinstance(weight, Quantized)
+    values = unpack4(weight.values, weight.quant.base)
+    x = QuantizedTensor(values, weight.scales, weight.zeros, weight.quant)
+    values, scales, *zeros = arranged(x, span_of(weight.quant, x.dims))
+    return Quantized(values, scales, zeros[0] if zeros else None, weight.quant, FORM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from irloom.backends.cuda.lower import lower
 from irloom.backends.cuda.program import Launch, Program
+from irloom.backends.cuda.weights import fragment_spans
 from irloom.ir.parse import parse
 from irloom.passes import run_pipeline
 from tests.backends.cuda.serving import Model
@@ -27,6 +28,14 @@ def test_a_layer_of_a_llama_is_five_launches() -> None:
     assert gate_up.attrs["form"].gated and gate_up.attrs["form"].act == "silu"
     assert [p.args[3] is not None for p in (qkv, o, gate_up, down)] == [False, True, False, True]
     assert not program.fallbacks and not program.exact
+
+
+def test_four_bit_weights_that_products_alone_read_lie_in_fragments() -> None:
+    text = PROGRAM.replace("# irloom 1", "# irloom 1\ni4g32 = quant(i4, group=32, scale=bf16)")
+    text = text.replace("f32[16, 32] = weight", "i4g32[16, 32] = weight")
+    for elem, spans in (("bf16", {"a": 32, "b": 32}), ("f32", {})):
+        program = lower(parse(text.replace("f32[", f"{elem}[")))
+        assert {p.name: span for p, span in fragment_spans(program).items()} == spans
 
 
 def test_the_head_takes_the_last_norm_along() -> None:

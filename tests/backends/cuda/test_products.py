@@ -17,7 +17,7 @@ from irloom.backends.cuda.work import Workspace
 from irloom.ir.elem import ELEMS, Quant
 
 from .device import DEVICE
-from .product_cases import BLOCK, F8, ROW, TENSOR, TOKEN_GROUP, Case, close
+from .product_cases import BLOCK, F8, ROW, TENSOR, TOKEN_GROUP, Case, close, in_fragments
 
 I4 = Quant("i4g32", ELEMS["i4"], 32, ELEMS["bf16"])
 I8 = Quant("i8row", ELEMS["i8"], 0, ELEMS["bf16"])
@@ -46,8 +46,10 @@ def product_of(case: Case) -> tuple[Product, torch.Tensor]:
     return Product(case.poisoned(), x, weight, bias, residual, norm, case.form), expected
 
 
-def check(case: Case) -> None:
+def check(case: Case, fragments: bool = False) -> None:
     p, expected = product_of(case)
+    if fragments:
+        p = replace(p, weight=in_fragments(p.weight))
     for chosen in p.ways[::3]:
         out = case.poisoned()
         replace(p, out=out).run(chosen, Workspace(DEVICE))
@@ -67,6 +69,17 @@ def test_every_way_gives_what_the_body_gives(kind: str, data: st.DataObject) -> 
             seed=data.draw(st.integers(0, 9)),
         )
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(1, torch.bfloat16), (20, torch.float16), (3, torch.float32)])
+def test_weights_in_fragments_go_every_way_that_fits(rows: int, dtype: torch.dtype) -> None:
+    case = Case(rows, 48, 192, I4, form=FORMS["gated"], bias=True, residual=True, norm=True, dtype=dtype)
+    check(case, fragments=True)
+    p, _ = product_of(replace(case, form=FORMS["normed"]))
+    names = {type(way).__name__ for way in replace(p, weight=in_fragments(p.weight)).ways}
+    assert names == (
+        {"str"} if dtype == torch.float32 else {"str", "Few"} if rows == 1 else {"str", "FourTile"}
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

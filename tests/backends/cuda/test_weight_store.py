@@ -10,6 +10,7 @@ from irloom.backends.artifact import EngineReader, EngineWriter, Manifest
 from irloom.backends.core import quiet
 from irloom.backends.cuda import transfer, weight_store
 from irloom.backends.cuda.extents import Extent, cut, extents
+from irloom.backends.cuda.fragments import FORM, plain, span_of
 from irloom.backends.cuda.quantized import Quantized
 from irloom.backends.cuda.transfer import Copy
 from irloom.backends.cuda.weight_store import Wanted
@@ -171,3 +172,23 @@ def test_experts_that_a_file_has_one_by_one_are_read_from_it(tmp_path):
     read = torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(3, 8, 8)
     assert torch.equal(read, experts.read("experts"))
     assert extents(Tensor("experts"), F32, experts) is None
+
+
+@pytest.mark.parametrize(
+    "scheme", ["i4g32 = quant(i4, group=32, scale=bf16)", "u4row = quant(u4, group=0, scale=f16, zero=u4)"]
+)
+def test_fragments_hold_what_rows_do(tmp_path, checkpoint, scheme):
+    name = scheme.split()[0]
+    expr = 'concat(weight("l.0.q"), weight("l.1.q"), weight("l.2.q"), dim=1)'
+    f = parse(
+        f"{scheme}\n\ndef layer(x: f32[T], w: {name}[32, 96] = quantize({expr}, {name})):\n    return x\n"
+    )
+    (p,) = f.funcs["layer"].weights
+    dims, quant = (32, 96), p.type.elem
+    assert p.weight is not None and isinstance(quant, Quant)
+    rows = Wanted("rows", p.weight, None, p.type)
+    strips = Wanted("strips", p.weight, None, p.type, span_of(quant, dims))
+    got = weight_store.read(built(tmp_path / "engine", checkpoint, [rows, strips]), [rows, strips], DEVICE)
+    a, b = got["rows"], got["strips"]
+    assert isinstance(a, Quantized) and isinstance(b, Quantized) and b.form == FORM
+    assert torch.equal(plain(b.values, b.scales, b.zeros, quant).dequantize()[:, :96], a.dequantized())

@@ -1,0 +1,79 @@
+"""Products of a few rows by four-bit weights in fragments, against their bodies in f64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from irloom.backends.cuda.kernels.few_four import Few, few_four_product
+from irloom.backends.cuda.kernels.form import Form
+from irloom.backends.cuda.quantized import Quantized
+from irloom.ir.elem import ELEMS, Quant
+
+from .cross import compiled
+from .product_cases import Case, close, in_fragments
+
+I4, U4, BF16, F16 = ELEMS["i4"], ELEMS["u4"], ELEMS["bf16"], ELEMS["f16"]
+KINDS = {
+    "groups": Quant("i4g128", I4, 128, BF16),
+    "small groups": Quant("i4g32", I4, 32, F16),
+    "zeros": Quant("u4g64", U4, 64, F16, zero=U4),
+    "zeros that are no integers": Quant("u4g64", U4, 64, BF16, zero=F16),
+    "rows": Quant("i4", I4, 0, BF16),
+}
+FEWS = (Few(4, 2, 1, 2), Few(8, 2, 2, 1), Few(2, 4, 1, 3), Few(1, 2, 3, 2))
+
+
+def run(case: Case, few: Few) -> None:
+    (x, weight, bias, residual, norm), expected = case.operands()
+    out = case.poisoned()
+    assert isinstance(x, torch.Tensor)
+    assert not isinstance(bias, Quantized)
+    assert not isinstance(residual, Quantized) and not isinstance(norm, Quantized)
+    few_four_product(out, x, in_fragments(weight), bias, residual, norm, case.form, few)
+    close(out, expected, case.dtype)
+    rest = out._base
+    assert rest is None or rest[:, case.n :].isnan().all()
+
+
+@settings(max_examples=5, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_product_is_that_of_its_body(kind: str, data: st.DataObject) -> None:
+    gated, norm = data.draw(st.booleans()), data.draw(st.booleans())
+    form = Form(
+        eps=1e-5 if norm else None, act="silu" if gated else None, gated=gated, scale=0.7,
+        softcap=data.draw(st.sampled_from((None, 3.0))),
+    )  # fmt: skip
+    quant = KINDS[kind]
+    case = Case(
+        rows=data.draw(st.integers(1, 8)), n=16 * data.draw(st.integers(1, 5)),
+        k=(quant.group or 96) * data.draw(st.integers(1, 11)), weight=quant, form=form, norm=norm,
+        bias=data.draw(st.booleans()), residual=data.draw(st.booleans()),
+        dtype=data.draw(st.sampled_from((torch.bfloat16, torch.float16))), seed=data.draw(st.integers(0, 99)),
+    )  # fmt: skip
+    run(case, data.draw(st.sampled_from(FEWS)))
+
+
+def test_weights_are_read_before_waiting_and_stay_in_the_registers_they_come_to() -> None:
+    numbers = ("T", "out_row", "x_row", "residual_row")
+    made = compiled(
+        "irloom.backends.cuda.kernels.few_four_kernel",
+        "few_four_kernel",
+        {
+            **dict.fromkeys(("out", "x", "norm"), "*bf16"), "words": "*i32", "scales": "*i64",
+            **dict.fromkeys(numbers, "i32"), **dict.fromkeys(("eps", "scale", "cap"), "fp32"),
+        },
+        {
+            "zeros": None, "bias": None, "residual": None, "N": 6144, "K": 4096, "SPAN": 128, "SIGNED": 1,
+            "SCALE": "tl.bfloat16", "ZERO": None, "NORM": True, "GATED": False, "ACT": None, "CAPPED": False,
+            "SLICES": 8, "COLUMNS": 8, "STRIPS": 1, "PARTS": 1, "DEPTH": 1, "CHAIN": True,
+        },
+        num_warps=4, num_stages=1,
+    )  # fmt: skip
+    early = made["ptx"][: made["ptx"].index("griddepcontrol.wait")]
+    assert early.count("ld.global.L1::evict_first.L2::cache_hint.v4.b32") == 16
+    assert made["ptx"].count("mma.sync.aligned.m16n8k16") == 64
+    assert made["shared"] <= 4096, "what is shared is a span of the row, not the weight"
