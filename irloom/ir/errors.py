@@ -59,5 +59,9 @@ class EngineMismatch(IrloomError):
     """An engine directory that was edited, is incomplete, or was built for another machine."""
 
 
+class OutOfMemory(IrloomError):
+    """A step that a device had no memory for: nothing of it counts, a smaller one may run."""
+
+
 class RequestError(IrloomError):
     """A request that cannot be served: sampling parameters out of range, a prompt that does not fit."""

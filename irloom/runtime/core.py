@@ -127,7 +127,10 @@ class Engine(Protocol):
     def pools(self) -> tuple[Pool, ...]: ...
 
     def step(self, batch: Batch) -> Sequence[Sampled | None]:
-        """Store the keys and values of ``batch``, and sample where it asks; one entry per sequence."""
+        """Store the keys and values of ``batch``, and sample where it asks; one entry per sequence.
+
+        ``OutOfMemory`` where the device has no memory for a step as large as this.
+        """
         ...
 
 
@@ -160,5 +163,5 @@ class Overlapped(Engine, Protocol):
     """
 
     def submit(self, batch: Batch) -> Pending:
-        """Queue ``batch``; its arrays are not changed until it is taken."""
+        """Queue ``batch``; its arrays are not changed until it is taken. ``OutOfMemory`` as ``step``."""
         ...

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from irloom.ir.errors import RequestError
+from irloom.ir.errors import OutOfMemory, RequestError
 from irloom.runtime.answer import Answer, Delta, Output
 from irloom.runtime.batch import build
 from irloom.runtime.core import BROKEN, Chosen, Engine, Overlapped, Sampled
@@ -203,7 +203,8 @@ class Loop:
         """Submit a step, and take the one before it.
 
         What goes wrong in a step of the engine ends the requests of that step; anything else that goes wrong
-        in here ends all requests. No page stays in use by either.
+        in here ends all requests. No page stays in use by either. A step that is too large for the engine's
+        memory is tried again in smaller ones.
         """
         try:
             if self._flight is not None and self._flight.waited:
@@ -223,7 +224,8 @@ class Loop:
             pending = self._submit(build(chunks, self.pages, sequences)) if len(chunks) else None
         except Exception as error:
             self._land()
-            self._fail(chunks.requests, error)
+            if not (isinstance(error, OutOfMemory) and self.scheduler.shed(chunks)):
+                self._fail(chunks.requests, error)
             return
         self._land()
         if pending is None:

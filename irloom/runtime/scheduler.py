@@ -23,6 +23,8 @@ from irloom.runtime.sequences import Sequences, Slots
 
 PATIENCE = 1000
 """One level of priority is worth this many steps of waiting, so nobody waits forever."""
+RECOVERY = 256
+"""Steps after which they may be twice as large again, where they had to be smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,15 @@ class Scheduler:
     arrives and only finitely many others can come before it. The last in rank keeps its pages and waits a
     step when there is none for it; it loses them when another asks.
 
+    Steps have up to ``max_tokens``, fewer for a while after one that the engine had no memory for: that is
+    ``budget``, and no more requests run than it has tokens.
+
     A step's plan is the slots ``_ready``, which decode a token that they have a page for, and ``_plan`` for
     all others.
     """
 
     def __init__(self, pages: Pages, max_tokens: int) -> None:
-        self.pages, self.max_tokens = pages, max_tokens
+        self.pages, self.max_tokens, self.budget = pages, max_tokens, max_tokens
         self.sequences = Sequences(pages.max_slots, pages.capacity + 1)
         self.running: list[Request] = []  # by rank
         self.waiting: list[tuple[tuple[int, int], Request]] = []  # a heap; those finished in it are skipped
@@ -65,6 +70,7 @@ class Scheduler:
         self._plan: dict[Request, int] = {}
         self._ready: Slots = np.zeros(0, np.intp)
         self._left = max_tokens
+        self._shrunk = 0  # the clock when the budget was last changed
         self._by_rank: Slots | None = None
 
     def add(self, request: Request) -> None:
@@ -76,12 +82,14 @@ class Scheduler:
     def schedule(self) -> Chunks:
         """The next step: pages are taken for every chunk. Empty when there is nothing to do but wait."""
         self.clock += 1
+        if self.budget < self.max_tokens and self.clock - self._shrunk >= RECOVERY:
+            self.budget, self._shrunk = min(2 * self.budget, self.max_tokens), self.clock
         slots = self._slots()
         stored = self.pages.stored[slots]
         wants = self.sequences.wants(slots, stored)
         decode, has_page = wants == 1, stored < self.pages.limit[slots]
         self._ready = slots[decode & has_page]
-        self._plan, self._left = {}, self.max_tokens - len(self._ready)
+        self._plan, self._left = {}, self.budget - len(self._ready)
         others = np.concatenate([slots[decode & ~has_page], slots[wants > 1]])
         for request in self.sequences.requests[others].tolist():
             self._assign(request)
@@ -94,6 +102,25 @@ class Scheduler:
         self.pages.advance(chunks.slots[here], chunks.counts[here])
         rows = np.flatnonzero(here & chunks.samples)
         self.sequences.promise(chunks.slots[rows], rows)
+
+    def shed(self, chunks: Chunks) -> bool:
+        """The engine had no memory for a step of these: the next ones are half as large, at most.
+
+        The last in rank are preempted for that, and whoever may have half a step in its state. False, and
+        nothing is changed, where a step cannot be smaller.
+        """
+        size = min(int(chunks.counts.sum()), self.budget)
+        if size <= 1:
+            return False
+        self.budget, self._shrunk = size // 2, self.clock
+        self._forget_plan()
+        if any(pool.cut for pool in self.pages.specs):
+            for request in chunks.requests:
+                if request.phase is Phase.RUNNING:
+                    self._preempt(request)
+        while len(self.running) > self.budget:
+            self._preempt(self.running[-1])
+        return True
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request wherever it is; its pages are free at once."""
@@ -152,7 +179,7 @@ class Scheduler:
         """
         while self._left and (request := self._next()) is not None and not request.awaiting:
             outranks = bool(self.running) and request.rank < self.running[-1].rank
-            if not self.pages.slots:
+            if not self.pages.slots or len(self.running) >= self.budget:
                 if not outranks:
                     return
                 self._preempt(self.running[-1])
@@ -193,7 +220,7 @@ class Scheduler:
         request.table, self._by_rank = None, None
 
     def _forget_plan(self) -> None:
-        self._plan, self._ready, self._left = {}, self._ready[:0], self.max_tokens
+        self._plan, self._ready, self._left = {}, self._ready[:0], self.budget
         self._by_rank = None
 
     def check(self) -> None:
@@ -202,7 +229,8 @@ class Scheduler:
         self.sequences.check(self.running)
         assert self.running == sorted(self.running, key=lambda r: r.rank), "running is out of order"
         planned = sum(self._plan.values()) + len(self._ready)
-        assert planned + self._left == self.max_tokens, "the budget is off"
+        assert planned + self._left == self.budget <= self.max_tokens, "the budget is off"
+        assert len(self.running) <= self.budget, "more run than a step has tokens"
         assert self._left >= 0, "the budget is overdrawn"
         held = {id(table) for table in self.pages.open_tables.values()}
         assert held == {id(r.table) for r in self.running}, "a table belongs to no running request"
