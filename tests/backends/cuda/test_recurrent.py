@@ -324,3 +324,21 @@ def test_a_convolution_compiles():
     constants = {"C": 5376, "TAPS": 4, "SLOT": 3 * 5376, "EVERY": 256, "SILU": True, "BC": 128, "CHAIN": True}
     module, signature = "irloom.backends.cuda.kernels.recurrent_conv", operands | arrays | numbers
     assert compiled(module, "_conv", signature, {**constants, "BT": 32}, num_warps=4)["ptx"]
+
+
+def test_keys_of_a_real_size_in_short_elements():
+    """They are brought to length 1 by the kernel, in chunks on tensor cores."""
+    sizes, chunks = Sizes(8, 2, 128, 32), [Chunk(90, 16, 15, 3), Chunk(1, 5, 0, 0), Chunk(9, 0, -1, 1)]
+    draw = Draw(100, 8, torch.bfloat16)
+    q, k, v, decay, beta = operands("gated_delta", sizes, draw)
+    assert q is not None and k is not None
+    q, k = q * 3, k * 3
+    states = draw.weight(SLOTS, 2, 128, 32).float()
+    unit = [OPS["l2_norm"].reference(x.float(), eps=1e-3) for x in (q, k)]
+    wide = [unit[0] * 0.1, unit[1], *(x.float() for x in (v, decay, beta) if x is not None)]
+    want, after = body("gated_delta", list(wide), states, chunks)
+    got, cache = result_of("gated_delta", [q, k, v]), StateCache(states, EVERY, in_place=True)
+    work, step = Workspace(DEVICE), step_of(chunks)
+    KERNELS["carried_gated_delta"](got, q, k, v, decay, beta, cache, step, work=work, unit=1e-3, scale=0.1)
+    for made, exact in ((got[:100].float(), want), (states, after)):
+        torch.testing.assert_close(made, exact, rtol=2e-2, atol=2e-2 * exact.abs().max().item())

@@ -112,16 +112,16 @@ def test_random_numbers_are_the_runtime_s():
 
 
 @pytest.mark.parametrize(("name", "kernel", "warps"), [
-    ("sample", "_survey", 4), ("bounds", "narrow", 8), ("bounds", "bounds", 8), ("sample", "_choose_cut", 8),
+    ("sample", "_survey", 4), ("bounds", "narrow", 8), ("bounds", "bounds", 16), ("sample", "_choose_cut", 8),
 ])  # fmt: skip
 def test_they_compile_without_spills(name, kernel, warps):
     """What goes over all logits reads sixteen bytes at a time."""
     types = {"stride": "i32:16", "vocab": "i32:16", "width": "i32:16", "chunks": "i32", "logits": "*bf16"}
-    types |= dict.fromkeys(("best", "found", "scores", "others"), "*fp32") | {"share": "*fp64"}
+    types |= dict.fromkeys(("best", "found", "scores", "near", "others"), "*fp32") | {"share": "*fp64"}
     types |= dict.fromkeys(("draws", "chosen", "tokens", "counts", "heads"), "*i32")
     types |= {"above": "*i64", "kept": "*i64"}
     constants = {"CHUNK": 256, "SPAN": 16, "WORDS": 8, "ALL": 512, "NONE": BROKEN, "CAP": 8192, "TILE": 1024}
-    constants |= {"ONE": 2.0**45, "SAMPLE": 4096, "CHAIN": True}
+    constants |= {"ONE": 2.0**45, "SAMPLE": 8192, "CHAIN": True}
     module = f"irloom.backends.cuda.kernels.{name}"
     takes = getattr(importlib.import_module(module), kernel).arg_names
     given = ({k: v for k, v in of.items() if k in takes} for of in (types, constants))

@@ -11,8 +11,10 @@ from .mode import go_on, kernel, tl, wait
 
 PIVOTS = tl.constexpr(8)
 ROUNDS = tl.constexpr(3)
-SURE = tl.constexpr(3.0)
+SURE = tl.constexpr(4.0)
 """Standard deviations on both sides."""
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+"""Of scores that are finite."""
 PART = tl.constexpr(1024)
 """Scores of the sample that are weighed at a time."""
 SLACK = tl.constexpr(0.002)
@@ -131,34 +133,45 @@ def _between(
     first, end = low, high
     second, last = low, high
     for _ in range(ROUNDS):
-        first, end = _nearer(others, stands, tops, heavy, top, first, end, goal - slack, SURE, TURNED, SAMPLE)
+        near, step = _pivots(first, end)
+        far, wide = _pivots(second, last)
+        least = tl.sum(tl.where(tops[:, None] < near[None, :], heavy[:, None], 0.0), 0)
+        most = tl.sum(tl.where(tops[:, None] < far[None, :], heavy[:, None], 0.0), 0)
         if SAMPLE:
-            second, last = _nearer(
-                others, stands, tops, heavy, top, second, last, goal + slack, -SURE, TURNED, SAMPLE
-            )
+            more, less = _weighed(others, stands, top, near, far, TURNED, SAMPLE)
+            least += more
+            most += less
+        past = tl.sum((least <= goal - slack).to(tl.float32), 0)
+        first, end = first + step * past, tl.where(past < PIVOTS, first + step * (past + 1), end)
+        past = tl.sum((most <= goal + slack).to(tl.float32), 0)
+        second, last = second + wide * past, tl.where(past < PIVOTS, second + wide * (past + 1), last)
     return first, last
 
 
 @kernel
-def _nearer(
-    others, stands, tops, heavy, top, low, high, goal, sure, TURNED: tl.constexpr, SAMPLE: tl.constexpr
-):
-    """The part of ``low`` to ``high`` where what is below comes to ``goal``."""
+def _pivots(low, high):
+    """Scores that cut what is between into equal parts, and how large those are."""
     step = (high - low) / (PIVOTS + 1)
-    pivots = low + step * (1 + tl.arange(0, PIVOTS))
-    sums = tl.sum(tl.where(tops[:, None] < pivots[None, :], heavy[:, None], 0.0), 0)
-    if SAMPLE:
-        held, squares = tl.zeros([PART, PIVOTS], tl.float32), tl.zeros([PART, PIVOTS], tl.float32)
-        for start in range(0, SAMPLE, PART):
-            x = tl.load(others + start + tl.arange(0, PART))
-            mass = tl.where(x == x, stands, 0.0) if TURNED else stands * tl.exp(x - top)
-            x = -x if TURNED else x
-            below = x[:, None] < pivots[None, :]
-            held += tl.where(below, mass[:, None], 0.0)
-            squares += tl.where(below, (mass * mass)[:, None], 0.0)
-        sums += tl.sum(held, 0) + sure * tl.sqrt(tl.sum(squares, 0))
-    past = tl.sum((sums <= goal).to(tl.float32), 0)
-    return low + step * past, tl.where(past < PIVOTS, low + step * (past + 1), high)
+    return low + step * (1 + tl.arange(0, PIVOTS)), step
+
+
+@kernel
+def _weighed(others, stands, top, near, far, TURNED: tl.constexpr, SAMPLE: tl.constexpr):
+    """What others below ``near`` weigh at most, and what those below ``far`` weigh at least."""
+    held, squares = tl.zeros([PART, PIVOTS], tl.float32), tl.zeros([PART, PIVOTS], tl.float32)
+    kept, spread = held, squares
+    for start in range(0, SAMPLE, PART):
+        x = tl.load(others + start + tl.arange(0, PART))
+        mass = tl.where(x == x, stands, 0.0) if TURNED else stands * tl.exp(x - top)
+        x = -x if TURNED else x
+        part = tl.where(x[:, None] < near[None, :], mass[:, None], 0.0)
+        held += part
+        squares += part * part
+        part = tl.where(x[:, None] < far[None, :], mass[:, None], 0.0)
+        kept += part
+        spread += part * part
+    least = tl.sum(held, 0) + SURE * tl.sqrt(tl.sum(squares, 0))
+    return least, tl.sum(kept, 0) - SURE * tl.sqrt(tl.sum(spread, 0))
 
 
 @kernel
@@ -189,31 +202,30 @@ def narrow(
     if lo < float("inf"):
         draw = draws + row * WORDS
         top, least = tl.load(found + row * 4 + 2), tl.load(found + row * 4 + 3)
-        _, floor, top_p, _ = cuts_of(draw, vocab)
+        _, floor, top_p, top_k = cuts_of(draw, vocab)
         floored = (floor > float("-inf")) & (top_p < 1)
         chunk = span * SPAN + tl.arange(0, SPAN)
         of = row * width + chunk
         over = tl.zeros([SPAN], tl.int64)
         number, all = tl.zeros([SPAN], tl.int32), over
+        temperature = tl.load(draw + 4).to(tl.float32, bitcast=True)
+        at = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+        x = tl.load(logits + row * stride + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
         if tl.max(tl.load(best + of), 0) >= tl.where(floored, least, lo):
-            temperature = tl.load(draw + 4).to(tl.float32, bitcast=True)
-            at = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-            x = tl.load(logits + row * stride + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
             x = scaled(x, temperature)
-            if (hi < top) | floored:
-                each = weight(x, top, ONE)
-                over = tl.sum(tl.where(x > hi, each, 0), 1)
-                number = tl.sum((x > hi).to(tl.int32), 1)
-                all = tl.sum(tl.where(x >= least, each, 0), 1)
-            here = ((x >= lo) & (x <= hi) & (x > float("-inf"))).to(tl.int32)
-            so_many = tl.sum(here, 1)
-            whole = tl.sum(so_many, 0)
-            if whole > 0:
-                first = tl.atomic_add(counts + row, whole)
-                place = first + (tl.cumsum(so_many, 0) - so_many)[:, None] + tl.cumsum(here, 1) - 1
-                fits = (here > 0) & (place < CAP)
-                tl.store(scores + row * CAP + place, x, mask=fits)
-                tl.store(tokens + row * CAP + place, at, mask=fits)
+            if hi < top:
+                over = tl.sum(tl.where(x > hi, weight(x, top, ONE), 0), 1)
+                if top_k > 0:
+                    number = tl.sum((x > hi).to(tl.int32), 1)
+            if floored:
+                all = tl.sum(tl.where(x >= least, weight(x, top, ONE), 0), 1)
+            here = ((x >= tl.maximum(lo, LOWEST)) & (x <= hi)).to(tl.int32)
+            many = tl.sum(here, 1)
+            first = tl.atomic_add(counts + row + chunk * 0, many, mask=many > 0)
+            place = first[:, None] + tl.cumsum(here, 1) - 1
+            fits = (here > 0) & (place < CAP)
+            tl.store(scores + row * CAP + place, x, mask=fits)
+            tl.store(tokens + row * CAP + place, at, mask=fits)
         tl.store(above + of, over)
         tl.store(heads + of, number)
         tl.store(kept + of, all)

@@ -32,8 +32,8 @@ def weight(x, top, ONE: tl.constexpr):
 
 @kernel
 def cut(
-    scores, logits, count, listed, lo, hi, top, least, above, heads, whole, top_p, top_k, temperature,
-    ONE: tl.constexpr, TILE: tl.constexpr,
+    scores, near, logits, count, listed, lo, hi, top, least, above, heads, whole, top_p, top_k, temperature,
+    CAP: tl.constexpr, ONE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """The lowest score that is left, and whether it is surely that: all near it were among the ``count``.
 
@@ -46,14 +46,14 @@ def cut(
     goal = whole.to(tl.float64) * top_p.to(tl.float64)
     if top_k > 0:
         more = top_k - heads
-        low, there = among(scores, logits, count, listed, temperature, top, low, high, more, True, ONE, TILE)
+        low, there = among(scores, near, logits, count, listed, temperature, top, low, high, more, True, CAP, ONE, TILE)
         fine = fine & (more > 0) & (everything | (there >= more))
         least = tl.maximum(least, score(low))
         left = weighs(scores, logits, count, listed, temperature, top, least, ONE, TILE)
         goal = (above + left).to(tl.float64) * top_p.to(tl.float64)
     if top_p < 1:
         more = tl.ceil(goal).to(tl.int64) - above
-        low, there = among(scores, logits, count, listed, temperature, top, low, high, more, False, ONE, TILE)
+        low, there = among(scores, near, logits, count, listed, temperature, top, low, high, more, False, CAP, ONE, TILE)
         fine = fine & (more > 0) & (everything | (there >= more))
         least = tl.maximum(least, score(low))
     return least, fine
@@ -61,29 +61,65 @@ def cut(
 
 @kernel
 def among(
-    scores, logits, count, listed, temperature, top, low, high, goal,
-    COUNTS: tl.constexpr, ONE: tl.constexpr, TILE: tl.constexpr,
+    scores, near, logits, count, listed, temperature, top, low, high, goal,
+    COUNTS: tl.constexpr, CAP: tl.constexpr, ONE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """The highest key, of ``low`` to ``high``, from which up scores weigh ``goal``, ``low`` if none do.
 
-    And what those from ``low`` up weigh. With ``COUNTS`` each weighs 1.
+    And what those from ``low`` up weigh. With ``COUNTS`` each weighs 1. ``near`` is scratch for the scores
+    that are still in question, once they are at most ``CAP``.
     """
     held = tl.zeros([TILE], tl.int64)
     for start in range(0, count, TILE):
         x = tile(scores, logits, listed, start, count, temperature, TILE)
-        each = (x > float("-inf")).to(tl.int64) if COUNTS else weight(x, top, ONE)
-        held += tl.where(key(x) >= low, each, 0)
+        held += tl.where(key(x) >= low, _each(x, top, COUNTS, ONE), 0)
+    there, past = tl.sum(held, 0), tl.sum(held, 0) * 0
     while low < high:
         step = (high - low) // (PIVOTS + 1) + 1
         pivots = tl.minimum(low + step * (1 + tl.arange(0, PIVOTS)), high)
         sums = tl.zeros([TILE, PIVOTS], tl.int64)
         for start in range(0, count, TILE):
             x = tile(scores, logits, listed, start, count, temperature, TILE)
-            each = (x > float("-inf")).to(tl.int64) if COUNTS else weight(x, top, ONE)
-            sums += tl.where(key(x)[:, None] >= pivots[None, :], each[:, None], 0)
-        past = tl.sum((tl.sum(sums, 0) >= goal).to(tl.int64), 0)
-        low, high = tl.minimum(low + step * past, high), tl.minimum(low + step * (past + 1) - 1, high)
-    return low, tl.sum(held, 0)
+            sums += tl.where(key(x)[:, None] >= pivots[None, :], _each(x, top, COUNTS, ONE)[:, None], 0)
+        enough = tl.sum((past + tl.sum(sums, 0) >= goal).to(tl.int64), 0)
+        low, high = tl.minimum(low + step * enough, high), tl.minimum(low + step * (enough + 1) - 1, high)
+        if count > TILE:
+            left, over = _kept(
+                scores, near, logits, count, listed, temperature, top, low, high, COUNTS, CAP, ONE, TILE
+            )
+            if left <= CAP:
+                past += over
+                scores, count, listed = near, left, listed | True
+    return low, there
+
+
+@kernel
+def _kept(
+    scores, near, logits, count, listed, temperature, top, low, high,
+    COUNTS: tl.constexpr, CAP: tl.constexpr, ONE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Put the scores from ``low`` to ``high`` into ``near``, which may be where they are.
+
+    How many they are, and what those past ``high`` weigh.
+    """
+    left = count * 0
+    held = tl.zeros([TILE], tl.int64)
+    for start in range(0, count, TILE):
+        x = tile(scores, logits, listed, start, count, temperature, TILE)
+        inside = (key(x) >= low) & (key(x) <= high) & (x > float("-inf"))
+        held += tl.where(key(x) > high, _each(x, top, COUNTS, ONE), 0)
+        place = left + tl.cumsum(inside.to(tl.int32), 0) - 1
+        tl.debug_barrier()
+        tl.store(near + place, x, mask=inside & (place < CAP))
+        left += tl.sum(inside.to(tl.int32), 0)
+    tl.debug_barrier()
+    return left, tl.sum(held, 0)
+
+
+@kernel
+def _each(x, top, COUNTS: tl.constexpr, ONE: tl.constexpr):
+    """What scores weigh, or 1."""
+    return (x > float("-inf")).to(tl.int64) if COUNTS else weight(x, top, ONE)
 
 
 @kernel

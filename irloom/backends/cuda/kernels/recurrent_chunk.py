@@ -8,6 +8,7 @@ triangular system, which is solved for all chunks at once (``recurrent_delta``; 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -38,7 +39,10 @@ def chunks(m: Memory, cache: StateCache, step: Step, work: Workspace, least: int
     tokens = EXACT_CHUNK if exact else CHUNK
     keys = max(16, triton.next_power_of_2(m.keys))
     some = min(VALUES, max(16, triton.next_power_of_2(m.values)))
-    solved = corrections(m, step, work, tokens, least) if m.delta else None
+    solved = None
+    if m.delta:
+        solved, keys_as_they_are = corrections(m, step, work, tokens, least)
+        m = replace(m, k=keys_as_they_are)
     _chunks[triton.cdiv(m.values, some), m.heads, step.seqs](
         *m.operands, solved, *places(cache, step), least, m.heads, *m.strides, **m.sizes, **slots(cache),
         ELEM=ELEMS[m.elem], BT=tokens, KP=keys, BV=some, **options(num_warps=4, num_stages=_stages()),
@@ -64,7 +68,11 @@ def _chunks(
     UNIT: tl.constexpr, SCALE: tl.constexpr, SLOT: tl.constexpr, EVERY: tl.constexpr, ELEM: tl.constexpr,
     BT: tl.constexpr, KP: tl.constexpr, BV: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
-    """``BV`` values of one head of a sequence, ``BT`` tokens at once; ``KP`` >= ``K``."""
+    """``BV`` values of one head of a sequence, ``BT`` tokens at once; ``KP`` >= ``K``.
+
+    Keys are loaded as they are multiplied: what is computed and then transposed as the left of a product is
+    stored to the wrong place on Hopper (Triton 3.4 to 3.7).
+    """
     go_on(CHAIN)
     h = tl.program_id(1)
     n, j, t = tl.arange(0, KP), tl.program_id(0) * BV + tl.arange(0, BV), tl.arange(0, BT)
@@ -82,7 +90,8 @@ def _chunks(
         wide, tall = live[:, None] & (n < K)[None], live[:, None] & (j < V)[None]
         group = h // SHARED
         key = tl.load(k + rows[:, None] * k_row + group * k_head + n[None], mask=wide, other=0.0)
-        key = rounded(unit(key.to(tl.float32), UNIT, 1), ELEM)
+        if not DELTA:
+            key = rounded(key.to(tl.float32), ELEM)
         u = tl.load(v + rows[:, None] * v_row + h * v_head + j[None], mask=tall, other=0.0).to(tl.float32)
         nothing = tl.zeros([BT, BV], tl.float32)
         y = nothing

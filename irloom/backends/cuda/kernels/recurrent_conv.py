@@ -10,7 +10,7 @@ from irloom.ir.seqs import StateCache
 from .mode import go_on, kernel, options, rounded, tl, triton, wait
 from .recurrent_slots import block_of, places, slots, span
 
-TOKENS, CHANNELS, MANY_CHANNELS = 32, 128, 256
+TOKENS, CHANNELS, MANY_CHANNELS = 16, 256, 256
 
 
 def carried_causal_conv(

@@ -23,8 +23,11 @@ PRECISION = "ieee"
 """Of products of f32 where operands are shorter than that."""
 
 
-def corrections(m: Memory, step: Step, work: Workspace, tokens: int, least: int) -> torch.Tensor:
-    """By token and head, the row of the inverse [T, heads, tokens of a chunk], in ``m.elem``.
+def corrections(
+    m: Memory, step: Step, work: Workspace, tokens: int, least: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """By token and head, the row of the inverse [T, heads, tokens of a chunk]; and keys as they are multiplied
+    [T, groups, K]: brought to length 1 where ``m`` says so. Both in ``m.elem``.
 
     Rows are written for sequences of more than ``least`` tokens.
     """
@@ -32,19 +35,20 @@ def corrections(m: Memory, step: Step, work: Workspace, tokens: int, least: int)
     weight = m.weight
     assert weight is not None
     solved = work.take((step.tokens, m.heads, tokens), m.elem)
+    plain = work.take((step.tokens, *m.k.shape[1:]), m.elem)
     strides = [n for x in (m.k, m.log, weight) for n in x.stride()[:2]]
     exact = m.elem == torch.float32
     _inverse[step.tokens // tokens + step.seqs, m.heads](
-        solved, m.k, m.log, weight, step.starts, step.seqs, least, m.heads, *strides, K=m.keys, BT=tokens,
+        solved, plain, m.k, m.log, weight, step.starts, step.seqs, least, m.heads, *strides, K=m.keys, BT=tokens,
         SHARED=m.heads // m.k.shape[1], KP=max(16, triton.next_power_of_2(m.keys)), NEAR=BLOCK, UNIT=m.unit,
         PRECISION="ieee" if exact else PRECISION, **options(num_warps=4),
     )  # fmt: skip
-    return solved
+    return solved, plain
 
 
 @kernel
 def _inverse(
-    solved, k, log, weight, starts, seqs, least, heads, k_row, k_head, log_row, log_head, weight_row,
+    solved, plain, k, log, weight, starts, seqs, least, heads, k_row, k_head, log_row, log_head, weight_row,
     weight_head, K: tl.constexpr, BT: tl.constexpr, SHARED: tl.constexpr, KP: tl.constexpr,
     NEAR: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
@@ -65,6 +69,9 @@ def _inverse(
     keys = k + rows[:, None] * k_row + h // SHARED * k_head + n[None]
     key = tl.load(keys, mask=live[:, None] & (n < K)[None], other=0.0).to(tl.float32)
     key = rounded(unit(key, UNIT, 1), solved.dtype.element_ty)
+    if h % SHARED == 0:
+        at = plain + (rows[:, None] * (heads // SHARED) + h // SHARED) * K + n[None]
+        tl.store(at, key, mask=live[:, None] & (n < K)[None])
     falls = tl.load(log + rows * log_row + h * log_head, mask=live, other=0.0).to(tl.float32)
     rates = tl.load(weight + rows * weight_row + h * weight_head, mask=live, other=0.0).to(tl.float32)
     since = tl.cumsum(falls, 0)

@@ -14,7 +14,7 @@ from irloom.ir.seqs import StateCache
 from .mode import go_on, kernel, options, rounded, tl, triton, wait
 from .recurrent_slots import places, slots, span
 
-TOKENS, CHANNELS = 32, 32
+TOKENS, CHANNELS = 128, 16
 SELECTIVE_TOKENS, SELECTIVE_CHANNELS = 16, 16
 """Tokens and channels of a block; an entry of the state for each pair more."""
 

@@ -24,9 +24,11 @@ CHUNK = 256
 """Logits whose sum is kept: a warp reads so many at a time."""
 SPAN = 16
 """Chunks of one program of the first kernel."""
+NARROW = 8
+"""Chunks of one program of the kernel that lists, and its warps."""
 TILE = 1024
 """Scores that are cut at a time."""
-SAMPLE = 4096
+SAMPLE = 8192
 """Logits that say where a cut will be; a power of two, and at most ``CAP``."""
 CAP = 8192
 """Scores of a row that are listed where it is cut; where more may be left, it is read over and over."""
@@ -61,19 +63,19 @@ def sample(
     found = work.take((rows, 4), torch.float32)
     counts, heads = work.take((rows,), torch.int32), work.take((rows, width), torch.int32)
     above, kept = (work.take((rows, width), torch.int64) for _ in range(2))
-    scores, tokens = work.take((rows, CAP), torch.float32), work.take((rows, CAP), torch.int32)
-    others = work.take((rows, SAMPLE), torch.float32)
+    scores, near = (work.take((rows, CAP), torch.float32) for _ in range(2))
+    tokens, others = work.take((rows, CAP), torch.int32), work.take((rows, SAMPLE), torch.float32)
     bounds[(rows,)](
         found, counts, others, best, share, logits, draws, logits.stride(0), vocab, width, chunks,
-        CHUNK=CHUNK, ALL=every, SAMPLE=SAMPLE, CAP=CAP, WORDS=WORDS, **options(num_warps=8),
+        CHUNK=CHUNK, ALL=every, SAMPLE=SAMPLE, CAP=CAP, WORDS=WORDS, **options(num_warps=16),
     )  # fmt: skip
-    narrow[rows, spans](
+    narrow[rows, width // NARROW](
         scores, tokens, counts, above, heads, kept, found, best, logits, draws, logits.stride(0), vocab,
-        width, CHUNK=CHUNK, SPAN=SPAN, CAP=CAP, WORDS=WORDS, ONE=one, **options(num_warps=8),
+        width, CHUNK=CHUNK, SPAN=NARROW, CAP=CAP, WORDS=WORDS, ONE=one, **options(num_warps=NARROW),
     )  # fmt: skip
     _choose_cut[(rows,)](
-        chosen, best, share, logits, draws, logits.stride(0), vocab, width, chunks, scores, tokens, counts,
-        above, heads, kept, found, CHUNK=CHUNK, ALL=every, WORDS=WORDS, NONE=BROKEN, CAP=CAP, TILE=TILE,
+        chosen, best, share, logits, draws, logits.stride(0), vocab, width, chunks, scores, near, tokens,
+        counts, above, heads, kept, found, CHUNK=CHUNK, ALL=every, WORDS=WORDS, NONE=BROKEN, CAP=CAP, TILE=TILE,
         ONE=one, **options(num_warps=8),
     )  # fmt: skip
 
@@ -122,8 +124,8 @@ def _choose(
 
 @kernel
 def _choose_cut(
-    chosen, best, share, logits, draws, stride, vocab, width, chunks, scores, tokens, counts, above, heads,
-    kept, found, CHUNK: tl.constexpr, ALL: tl.constexpr, WORDS: tl.constexpr, NONE: tl.constexpr,
+    chosen, best, share, logits, draws, stride, vocab, width, chunks, scores, near, tokens, counts, above,
+    heads, kept, found, CHUNK: tl.constexpr, ALL: tl.constexpr, WORDS: tl.constexpr, NONE: tl.constexpr,
     CAP: tl.constexpr, TILE: tl.constexpr, ONE: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """The token of a row that may be cut."""
@@ -140,7 +142,7 @@ def _choose_cut(
         else:
             token = _drawn_cut(
                 above + of, heads + of, kept + of, share + of, best + of, found + row * 4,
-                scores + row * CAP, tokens + row * CAP, tl.load(counts + row), logits + row * stride, draw,
+                scores + row * CAP, near + row * CAP, tokens + row * CAP, tl.load(counts + row), logits + row * stride, draw,
                 top, floor, top_p, top_k, vocab, chunks, CHUNK, ALL, CAP, TILE, ONE,
             )  # fmt: skip
     else:
@@ -206,7 +208,7 @@ def _drawn(logits, share, top, temperature, number, vocab, CHUNK: tl.constexpr, 
 
 @kernel
 def _drawn_cut(
-    above, heads, kept, share, best, found, scores, tokens, count, logits, draw, top, floor, top_p, top_k,
+    above, heads, kept, share, best, found, scores, near, tokens, count, logits, draw, top, floor, top_p, top_k,
     vocab, chunks, CHUNK: tl.constexpr, ALL: tl.constexpr, CAP: tl.constexpr, TILE: tl.constexpr,
     ONE: tl.constexpr,
 ):  # fmt: skip
@@ -227,8 +229,8 @@ def _drawn_cut(
     )
     listed = tl.minimum(count, CAP)
     low, fine = cut(
-        scores, logits, listed, True, lo, hi, top, least, over, many, whole, top_p, top_k, temperature,
-        ONE, TILE,
+        scores, near, logits, listed, listed >= 0, lo, hi, top, least, over, many, whole, top_p, top_k,
+        temperature, CAP, ONE, TILE,
     )  # fmt: skip
     if fine & (count <= CAP):
         for start in range(0, listed, TILE):
@@ -237,7 +239,7 @@ def _drawn_cut(
             token = tl.load(tokens + at, mask=at < listed, other=0)
             tl.atomic_add(above + token // CHUNK, weight(x, top, ONE), mask=(at < listed) & (x >= low))
     else:
-        low = _cut_all(above, scores, logits, top, least, top_p, top_k, temperature, vocab, CHUNK, TILE, ONE)
+        low = _cut_all(above, scores, near, logits, top, least, top_p, top_k, temperature, vocab, CHUNK, CAP, TILE, ONE)
     tl.debug_barrier()
     mass = tl.load(above + each, mask=there, other=0, cache_modifier=".cg")
     total = tl.sum(mass, 0)
@@ -253,15 +255,15 @@ def _drawn_cut(
 
 @kernel
 def _cut_all(
-    above, scores, logits, top, least, top_p, top_k, temperature, vocab,
-    CHUNK: tl.constexpr, TILE: tl.constexpr, ONE: tl.constexpr,
+    above, scores, near, logits, top, least, top_p, top_k, temperature, vocab,
+    CHUNK: tl.constexpr, CAP: tl.constexpr, TILE: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     """The cut looked for in the row itself; ``above`` gets what each chunk has from it up."""
-    whole = weighs(scores, logits, vocab, False, temperature, top, least, ONE, TILE)
+    whole = weighs(scores, logits, vocab, vocab < 0, temperature, top, least, ONE, TILE)
     none = whole * 0
     low, _ = cut(
-        scores, logits, vocab, False, least, float("inf"), top, least, none, none, whole, top_p, top_k,
-        temperature, ONE, TILE,
+        scores, near, logits, vocab, vocab < 0, least, float("inf"), top, least, none, none, whole, top_p,
+        top_k, temperature, CAP, ONE, TILE,
     )  # fmt: skip
     PARTS: tl.constexpr = TILE // CHUNK
     for start in range(0, vocab, TILE):
