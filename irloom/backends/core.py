@@ -31,7 +31,8 @@ class Limits:
     ``max_tokens`` tokens of one step, ``max_seqs`` sequences of one step, ``max_context`` tokens of one
     sequence (None: what the model was made for, as far as the pages reach), ``memory`` bytes for caches
     (None: what ``max_seqs`` sequences of ``max_context`` need, but at most a quarter of the machine's),
-    ``threads`` (None: every core).
+    ``threads`` (None: every core). With ``batch_invariant`` a request's greedy text is the same alone and in
+    any batch: on ``cuda`` kernels then run one way for all sizes, and slower.
     """
 
     max_tokens: int = 512
@@ -39,6 +40,7 @@ class Limits:
     max_context: int | None = None
     memory: int | None = None
     threads: int | None = None
+    batch_invariant: bool = False
 
     def context(self, longest: int) -> int:
         """Tokens a sequence may have, of a model made for ``longest``."""

@@ -41,6 +41,7 @@ class Talker(Protocol):
 @click.option("--repetition-penalty", type=float, help="Above 1 makes tokens already seen less likely.")
 @click.option("--seed", type=int, help="Makes the draws repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given again.")
+@click.option("--batch-invariant", is_flag=True, help="Say what would be said in any batch; slower on a GPU.")
 @pipeline_options
 @adapter_option
 @trust_option
@@ -50,6 +51,7 @@ def run(
     passes: Choice,
     adapter: str | None,
     trust: bool,
+    batch_invariant: bool,
     **sampling: Any,
 ) -> None:
     """Trace, compile and generate, streaming the text to stdout.
@@ -67,7 +69,8 @@ def run(
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
     with progress_bars() as report:
-        llm = open_llm(model, passes, adapter=adapter, progress=report, trust_remote_code=trust)
+        more = {"adapter": adapter, "trust_remote_code": trust, "batch_invariant": batch_invariant}
+        llm = open_llm(model, passes, progress=report, **more)
     if prompt is not None:
         _stream(llm, prompt, params)
     else:

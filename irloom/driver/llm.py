@@ -32,7 +32,7 @@ class LLM:
     the cache, with the LoRA matrices of the directory ``adapter`` merged into its weights. It may also be an
     ``nn.Module`` with its ``tokenizer``, whose engine lives as long as this object. The rest are run-time
     settings, see ``backends.core.Limits``: ``max_tokens``, ``max_seqs``, ``max_context``, ``memory`` (bytes),
-    ``threads``.
+    ``threads``, ``batch_invariant``.
     """
 
     def __init__(

@@ -52,9 +52,9 @@ def ready(model: Model) -> Counted:
         for batch in steps:
             engine.submit(batch)
 
-    graphs, engine.graphs.enabled = engine.graphs.enabled, False
+    graphs, engine.graphs.most = engine.graphs.most, 0
     compile_all(rehearsed(run), lambda done, total: None)
-    engine.graphs.enabled = graphs
+    engine.graphs.most = graphs
     return engine
 
 

@@ -10,9 +10,11 @@ import torch
 
 from irloom.backends.caches import empty_caches
 from irloom.backends.core import Limits
+from irloom.ir.errors import OutOfMemory
 from irloom.ir.plan import Pool
 from irloom.runtime.core import DRAW, Batch, Draws, Sampled, draw_of
 
+from .alike import rows_alike
 from .answers import Answers, Submitted
 from .arrays import StepArrays
 from .buckets import Bucket, Buckets
@@ -22,6 +24,7 @@ from .kernels.sample import sample
 from .memory import Block
 from .program import Program
 from .rare import Reports, choose_again
+from .room import out_of_memory
 from .runner import Runner, Weights, planned
 from .work import Workspace
 
@@ -53,6 +56,7 @@ class CudaEngine:
         self.graphs = Graphs(enabled=self.device.type == "cuda" and not program.exact)
         self.chosen = torch.zeros(self.max_seqs, dtype=torch.int32, device=self.device)
         self.answers, self.work = Answers(self.max_seqs, self.device), Workspace(self.device)
+        self.alike = limits.batch_invariant
         self._logits: dict[Bucket, torch.Tensor] = {}
 
     def step(self, batch: Batch) -> Sequence[Sampled | None]:
@@ -69,10 +73,26 @@ class CudaEngine:
 
     def submit(self, batch: Batch) -> Submitted:
         """Queue a step: see ``runtime.core.Overlapped``."""
-        logits = self.logits(batch)
-        with torch.inference_mode():
-            reports = self._rare(batch, logits) if batch.rare else None
-            return Submitted(self.answers.send(self.chosen[: len(batch.context)]), reports)
+        try:
+            logits = self.logits(batch)
+            with torch.inference_mode():
+                reports = self._rare(batch, logits) if batch.rare else None
+                return Submitted(self.answers.send(self.chosen[: len(batch.context)]), reports)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            self._let_go()
+            raise OutOfMemory(
+                f"cuda: no memory for a step of {len(batch.tokens)} tokens of {len(batch.context)} sequences",
+                hint="a smaller `memory` for caches leaves more, a smaller `max_tokens` needs less",
+            ) from error
+
+    def _let_go(self) -> None:
+        """Give back what can be had again: graphs, and memory that nothing lies in."""
+        self.runner.work.reset()
+        self.graphs.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _rare(self, batch: Batch, logits: torch.Tensor) -> Reports | None:
         """Choose again where scores are changed or reported."""
@@ -86,7 +106,8 @@ class CudaEngine:
         with torch.inference_mode():
             self.arrays.load(batch, bucket)
             cuts = any_cut(batch.draws)
-            self.graphs.run((bucket, cuts), lambda: self._queue(bucket, cuts))
+            with rows_alike(self.alike):
+                self.graphs.run((bucket, cuts), lambda: self._queue(bucket, cuts))
         return self._logits[bucket][: len(batch.context)]
 
     def _queue(self, bucket: Bucket, cuts: bool) -> None:

@@ -14,7 +14,9 @@ from typing import TypeGuard
 import torch
 
 from irloom.ir.elem import Quant
+from irloom.ir.errors import RequestError
 
+from .alike import alike
 from .boxed_tiles import boxed_tiles
 from .four_ways import four_ways
 from .fragments import FORM, STRIP
@@ -42,6 +44,8 @@ from .work import Workspace
 
 FEW, SMALL = 2, 16
 """Rows that want no tensor cores, where one kernel can do all; rows whose every number is timed by itself."""
+ALIKE = 64
+"""Rows that the tile suits which runs for any number of them, where rows must be alike."""
 CHUNK = 4096
 """Rows at a time: more make no product faster, and what lies between kernels takes memory for so many."""
 EXPANDED = 32 << 20
@@ -120,8 +124,29 @@ class Product:
     @property
     def way(self) -> Way:
         """The fastest way, as far as that is known."""
+        if alike():
+            return self._alike
         key = self.key
         return settled("product", key) or choose("product", key, self.ways, Trial(self))
+
+    @property
+    def _alike(self) -> Way:
+        """A tile that is the same for any number of rows, and sums whole rows of the weight."""
+        if self.element == torch.float32 and not isinstance(self.weight, Quantized) and self.quant is None:
+            return Tile(32, 16, 32, stages=2)
+        columns = values_of(self.out).shape[1]
+        some = tiles(ALIKE, columns, self.weight, self.quant, self.element, self.form.gated)
+        if whole := [t for t in some if t.split == 1]:
+            return whole[0]
+        raise RequestError(
+            f"cuda: no product of {self.element} with weights {self._scheme} is the same for any number of rows",
+            hint="run without batch_invariant, or quantize to fp8 or int4",
+        )
+
+    @property
+    def _scheme(self) -> str:
+        """What the weight's entries are."""
+        return self.weight.quant.declaration() if isinstance(self.weight, Quantized) else str(self.weight.dtype)
 
     @property
     def ways(self) -> list[Way]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from irloom.ir.errors import RequestError
 
 SCRATCH = 1 << 30
@@ -49,6 +51,15 @@ class Room:
         if self.step > self.weights // 4:
             return "a smaller `max_tokens`: a step's values grow with it"
         return "end what else runs on the GPU, or quantize the weights: --with 'quantize(fp8)'"
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an allocation failed: a capture that breaks off by it raises something else on top."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _gb(n: int) -> str:

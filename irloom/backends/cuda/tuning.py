@@ -22,6 +22,7 @@ import torch
 
 from irloom.backends.locks import locked
 
+from .alike import alike
 from .clock import microseconds
 
 T = TypeVar("T")
@@ -41,8 +42,10 @@ def choose(name: str, key: tuple[object, ...], candidates: Sequence[T], run: Cal
     is called from several threads, so that kernels are compiled side by side. A candidate that fails (too
     much shared memory, not on this GPU) is passed over; when all fail, the first one's error is raised.
     Candidates are told apart by their ``repr``. Scratch memory is ``run``'s own: no ``Workspace`` is for
-    several threads.
+    several threads. Where rows must be alike, the first candidate is taken.
     """
+    if alike():
+        return candidates[0]
     return tuner().choose(name, key, candidates, run)
 
 

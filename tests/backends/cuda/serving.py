@@ -33,13 +33,16 @@ PLAN = f"kv-plan(page=8, context={CONTEXT}, max_seqs=5, max_tokens=13)"
 
 
 class Counted(CudaEngine):
-    """An engine that keeps its batches."""
+    """An engine that keeps its batches, and the logits of those since ``kept`` was last emptied."""
 
     batches: list[Batch]
+    kept: list[torch.Tensor]
 
     def logits(self, batch: Batch) -> torch.Tensor:
         self.batches = [*getattr(self, "batches", []), batch]
-        return super().logits(batch)
+        logits = super().logits(batch)
+        self.kept = [*getattr(self, "kept", []), logits.float().cpu().clone()]
+        return logits
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from irloom.ir.seqs import PagedCache
 
+from ..alike import alike
 from ..step import Step
 from ..work import Workspace
 from .attention_call import Call, Fresh, Tile
@@ -42,6 +43,9 @@ def paged_attention(
     Of each tensor the last dim is contiguous. ``sinks`` [h] or [t, h], ``slopes`` [h].
     """
     call = Call(out, q, cache, step, sinks, slopes, scale, window, softcap, chunk, values)
+    if alike():
+        run_prefill(call, next(t for t in prefill_tiles(call) if not t.groups), work)
+        return
     if not step.decode:
         run_prefill(call, chosen("prefill", call, prefill_tiles(call), run_prefill), work)
     run_decode(call, chosen("decode", call, decode_tiles(call), run_decode), work)
@@ -63,7 +67,7 @@ def run_decode(call: Call, tile: Tile, work: Workspace, fresh: Fresh | None = No
 
 
 def run_prefill(call: Call, tile: Tile, work: Workspace) -> None:
-    """Attention of the sequences that bring more than one token."""
+    """Attention of the sequences that bring more than one token; of all, where rows must be alike."""
     if tile.groups:
         from .prefill_groups import run_groups  # compiles for Hopper alone, and is not interpreted
 
@@ -72,7 +76,7 @@ def run_prefill(call: Call, tile: Tile, work: Workspace) -> None:
     heads = call.heads(tile.rows)
     blocks = call.step.tokens // (tile.rows // heads.size) + call.step.seqs
     prefill[heads.blocks, blocks](
-        call.out, *call.tensors(), *call.sizes(), **call.constants(tile),
+        call.out, *call.tensors(), *call.sizes(), **call.constants(tile), ALIKE=alike(),
         **options(num_warps=tile.warps, num_stages=tile.stages),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 
+from irloom.backends.cuda.alike import alike
 from irloom.backends.cuda.quantized import Operand
 from irloom.backends.cuda.step import Step
 from irloom.backends.cuda.tuning import choose, settled
@@ -56,6 +57,7 @@ def moe(
     """
     mixture = Mixture(Stack(gate_up), Stack(down), gate_up_bias, down_bias, gate)
     index, weights = index.contiguous(), weights.contiguous()  # as routers write them
+    how = how or (INVARIANT if alike() else None)
     ways = (how, how) if how else _ways(mixture, out, x, weights)
     mixture.run(out, x, index, weights, residual, _real(index, step), ways, work)
 
@@ -113,6 +115,7 @@ def expert_linear(
 ) -> None:
     """The op ``expert_linear``: ``out`` [t, k, n], ``x`` [t, h] or [t, k, h]; the rest as ``moe`` has it."""
     stack, index = Stack(weight), index.contiguous()
+    how = how or (INVARIANT if alike() else None)
     way = how or _way("experts", _all(x, index.shape, stack), x, index.shape, stack, bias, None)
     _product(out, x, index, stack, bias, _real(index, step), None, way, work)
 
@@ -122,11 +125,11 @@ def head_linear(out: torch.Tensor, x: torch.Tensor, weight: Operand, *, work: Wo
 
     A head is an expert that every token chooses. Many rows of plain elements are a product of the library.
     """
-    if len(x) > FEW and isinstance(weight, torch.Tensor) and weight.dtype == x.dtype:
+    if len(x) > FEW and not alike() and isinstance(weight, torch.Tensor) and weight.dtype == x.dtype:
         torch.bmm(x.transpose(0, 1), weight.transpose(1, 2), out=out.transpose(0, 1))
         return
     stack, dims = Stack(weight), x.shape[:2]
-    way = _way("experts", _all(x, dims, stack), x, dims, stack, None, None)
+    way = INVARIANT if alike() else _way("experts", _all(x, dims, stack), x, dims, stack, None, None)
     _product(out, x, None, stack, None, None, None, way, work)
 
 

@@ -34,11 +34,13 @@ def prefill(
     DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr, VALUES: tl.constexpr,
     SHARED: tl.constexpr, PAGE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
     SLOPED: tl.constexpr, SUNK: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
-    PAIRS: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr,
+    PAIRS: tl.constexpr, BLOCK: tl.constexpr, ALIKE: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """Program (h, b): block ``b`` of tokens, the last first, for block ``h`` of query heads.
 
-    Of ``ROWS`` rows, each token has ``HEADS``, and ``BLOCKS`` blocks of heads share a KV head.
+    Of ``ROWS`` rows, each token has ``HEADS``, and ``BLOCKS`` blocks of heads share a KV head. With ``ALIKE``
+    sequences that bring one token run here too, and all blocks of keys with a mask: what is computed for a
+    token does not depend on the tokens that are beside it.
     """
     WHOLE: tl.constexpr = MAIN if MAIN < DIM else DIM
     wait(CHAIN)
@@ -49,7 +51,7 @@ def prefill(
     start = tl.load(starts + s)
     count = tl.load(starts + s + 1) - start
     offset = (block - start // TOKENS - s) * TOKENS
-    if count <= 1 or offset >= count:
+    if count <= (0 if ALIKE else 1) or offset >= count:
         return
     n = tl.load(context + s)
     kv = heads // BLOCKS
@@ -76,6 +78,8 @@ def prefill(
     first = since(low, WINDOW, CHUNK)
     begin = first // BLOCK * BLOCK
     full_end = tl.maximum((low + 1) // BLOCK * BLOCK, begin)
+    if ALIKE:
+        full_end = begin
     full_begin = begin
     acc = tl.zeros((ROWS, VALUES), tl.float32)
     top = tl.full((ROWS,), NOTHING, tl.float32)

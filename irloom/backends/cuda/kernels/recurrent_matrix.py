@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from irloom.backends.cuda.alike import alike
 from irloom.backends.cuda.step import Step
 from irloom.backends.cuda.work import Workspace
 from irloom.ir.seqs import StateCache
@@ -109,7 +110,7 @@ def carried_mlstm(
 
 def _run(m: Memory, cache: StateCache, step: Step, work: Workspace) -> None:
     """Few tokens and many, each by its kernel; wide keys, and such as decay one by one, token by token."""
-    long = not step.decode and not m.by_key and m.keys <= WIDEST
+    long = not step.decode and not alike() and not m.by_key and m.keys <= WIDEST
     _token_by_token(m, cache, step, FEW if long else ANY)
     if long:
         chunks(m, cache, step, work, FEW)

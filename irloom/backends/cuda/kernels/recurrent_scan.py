@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from irloom.backends.cuda.alike import alike
 from irloom.backends.cuda.step import Step
 from irloom.ir.seqs import StateCache
 
@@ -25,7 +26,7 @@ def carried_linear_scan(
     """See ``ir.ops.recurrent``."""
     out, x, decay = (z.flatten(1) for z in (out, x, decay))
     assert out.stride(1) == x.stride(1) == decay.stride(1) == 1
-    tokens, channels = (1, 128) if step.decode else (TOKENS, CHANNELS)
+    tokens, channels = (1, 128) if step.decode or alike() else (TOKENS, CHANNELS)
     _linear[triton.cdiv(x.shape[1], channels), step.seqs](
         out, x, decay, *places(cache, step), out.stride(0), x.stride(0), decay.stride(0), x.shape[1],
         **slots(cache), BT=tokens, BC=channels, **options(num_warps=4),
@@ -46,7 +47,7 @@ def carried_selective_scan(
     assert a.is_contiguous()
     assert out.stride(1) == x.stride(1) == dt.stride(1) == b.stride(1) == c.stride(1) == 1
     channels, entries = a.shape
-    tokens, some = (1, 64) if step.decode else (SELECTIVE_TOKENS, SELECTIVE_CHANNELS)
+    tokens, some = (1, 64) if step.decode or alike() else (SELECTIVE_TOKENS, SELECTIVE_CHANNELS)
     rows = [z.stride(0) for z in (out, x, dt, b, c)]
     _selective[triton.cdiv(channels, some), step.seqs](
         out, x, dt, a, b, c, *places(cache, step), *rows, channels, entries, triton.next_power_of_2(entries),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from irloom.ir.seqs import PagedCache
 
+from ..alike import alike
 from ..step import Step
 from ..work import Workspace
 from .attention import paged_attention, run_decode
@@ -51,7 +52,7 @@ def rope_attention(
     No kernel writes ``q_norm``, ``k_norm`` and ``inv_freq``.
     """
     dim = q.shape[2]
-    if not step.decode or step.seqs > FEW or dim != power_of_two(dim):
+    if alike() or not step.decode or step.seqs > FEW or dim != power_of_two(dim):
         turned = work.take(q.shape, q.dtype)
         given = {"eps": eps, "theta": theta, "rotary": rotary, "interleaved": interleaved, "scale": turn}
         rope_append(turned, q, k, v, cache, step, q_norm, k_norm, inv_freq, **given)

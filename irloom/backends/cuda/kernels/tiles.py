@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from irloom.backends.cuda.alike import alike
 from irloom.backends.cuda.quantized import Operand, Quantized
 from irloom.ir.errors import IRError
 
@@ -26,7 +27,7 @@ FEW = 1 << 20
 
 def amount(entries: int) -> str:
     """What a choice of tiles depends on of the number of rows, so that buckets share one."""
-    return "few" if entries <= FEW else "many"
+    return "few" if entries <= FEW and not alike() else "many"
 
 
 def power_of_two(n: int) -> int:

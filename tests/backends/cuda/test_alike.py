@@ -1,0 +1,86 @@
+"""The batch-invariant setting: a row's logits are the same to the bit, whatever else is in its step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from irloom.backends.cuda.alike import rows_alike
+from irloom.backends.cuda.kernels.form import Form
+from irloom.backends.cuda.products import product
+from irloom.backends.cuda.work import Workspace
+from irloom.ir.errors import RequestError
+from irloom.zoo.serve import Script
+from tests.backends.cuda.device import DEVICE
+from tests.backends.cuda.near import columns, normal, poisoned, quantized
+from tests.backends.cuda.serving import LIMITS, Counted, Model
+
+MORE = ["qwen3_moe", "gemma3_text", "gpt_oss", "deepseek_v3", "mamba2", "qwen3_next", "jamba"]
+SETTING = replace(LIMITS, batch_invariant=True)
+
+
+@pytest.fixture(autouse=True)
+def a_row_of_a_tile_sees_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter multiplies by BLAS, whose rows differ by where in a matrix they stand; a GPU's do not."""
+
+    def product(a: Any, b: Any, **_: Any) -> Any:
+        return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)
+
+    monkeypatch.setattr(numpy, "matmul", product)
+
+
+def alone(model: Model, engine: Counted, tokens: torch.Tensor) -> torch.Tensor:
+    """The logits [T, vocab] of a sequence that comes token by token, with nobody beside it."""
+    first = len(getattr(engine, "batches", []))
+    engine.kept = []
+    model.served(engine, [Script(tokens, 1, torch.zeros(len(tokens), engine.vocab))])
+    assert len(engine.batches) - first == len(tokens)
+    return torch.cat(engine.kept)
+
+
+def differ(family: str) -> None:
+    """Requests in chunks beside each other, and what each of their tokens gave alone."""
+    model = Model.of(family)
+    engine = model.engine(model.program(), SETTING, DEVICE)
+    given = ((9, 8, 0), (4, 2, 1), (3, 3, 1))  # tokens, the prompt, and when it arrives
+    drawn = [(model.specimen.draw(length, i), prompt, at) for i, (length, prompt, at) in enumerate(given)]
+    scripts = [Script(t, prompt, alone(model, engine, t), at) for t, prompt, at in drawn]
+    found = model.served(engine, scripts)
+    assert found.error == 0.0, found.where
+
+
+def test_logits_alone_and_in_any_batch_are_the_same_to_the_bit() -> None:
+    differ("llama")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MORE)
+def test_so_are_those_of_other_families(family: str) -> None:
+    differ(family)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_a_product_does_not_see_the_others(dtype: torch.dtype) -> None:
+    weight, norm = normal(1, 40, 96, dtype=dtype), normal(2, 96, dtype=dtype)
+    x = columns(3, 37, 96, dtype=dtype)
+    made: list[torch.Tensor] = []
+    for rows in (x, x[5:6], x[5:25]):
+        out = poisoned(len(rows), 40, dtype=dtype)
+        with rows_alike():
+            product(out, rows, weight, None, None, norm, form=Form(eps=1e-5), work=Workspace(DEVICE))
+        made.append(out)
+    assert torch.equal(made[0][5:6], made[1])
+    assert torch.equal(made[0][5:25], made[2])
+
+
+def test_what_has_no_such_product_is_refused() -> None:
+    """Weights of fp8 by rows that are not."""
+    weight = quantized(32, 64, "f8e4m3", 0)
+    with rows_alike(), pytest.raises(RequestError, match="is the same for any number of rows"):
+        product(
+            poisoned(3, 32), normal(2, 3, 64), weight, None, None, None, form=Form(), work=Workspace(DEVICE)
+        )

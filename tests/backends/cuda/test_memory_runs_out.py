@@ -1,0 +1,110 @@
+"""Memory that runs out while an engine runs, or captures: smaller steps say what large ones would have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from irloom.backends.cuda.buckets import Bucket
+from irloom.backends.cuda.graphs import Graphs
+from irloom.backends.cuda.runner import Runner
+from irloom.backends.cuda.step import Step
+from irloom.ir.errors import OutOfMemory
+from irloom.runtime.loop import Loop
+from irloom.runtime.request import SamplingParams
+from tests.backends.cuda.device import DEVICE
+from tests.backends.cuda.serving import LIMITS, Model
+
+GREEDY = SamplingParams(max_tokens=2, temperature=0.0)
+PROMPTS = [[3, 1, 4, 1, 5], [6, 5]]
+
+
+def said(family: str) -> tuple[list[list[int]], Loop]:
+    """What a tiny model says to all prompts together."""
+    model = Model.of(family)
+    loop = Loop(model.engine(model.program(), LIMITS, DEVICE))
+    return [output.token_ids for output in loop.generate(PROMPTS, GREEDY)], loop
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba2"])
+def test_a_step_that_runs_out_of_memory_is_run_in_smaller_ones(family, monkeypatch):
+    """It breaks off behind its last layer, with caches written, and states if there are some."""
+    want, _ = said(family)
+    run, failed = Runner.run, list[int]()
+
+    def breaks_off(self: Runner, step: Step) -> torch.Tensor:
+        logits = run(self, step)
+        if step.tokens > 4:
+            failed.append(step.tokens)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return logits
+
+    monkeypatch.setattr(Runner, "run", breaks_off)
+    got, loop = said(family)
+    assert failed
+    assert got == want
+    assert loop.scheduler.budget < LIMITS.max_tokens
+    loop.check()
+
+
+def test_one_token_that_runs_out_of_memory_is_refused(monkeypatch):
+    def none(self: Runner, step: Step) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Runner, "run", none)
+        model = Model.of("llama")
+        loop = Loop(model.engine(model.program(), LIMITS, DEVICE))
+        with pytest.raises(OutOfMemory, match=r"no memory for a step of 1 tokens of 1 seq[^$]*hint: a smaller"):
+            loop.generate(PROMPTS[:1], GREEDY)
+    assert loop.unfinished == loop.pages.in_use == 0
+    loop.check()
+    assert len(loop.generate(PROMPTS[:1], GREEDY)[0].token_ids) == 2
+
+
+class Captures(Graphs):
+    """Graphs that take ``room`` of memory in all, counted instead of captured."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(enabled=False)
+        self.most, self.room = 160, room
+
+    def _capture(self, queue: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        if sum(g is not None for g in self.graphs.values()) == self.room:
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            except torch.OutOfMemoryError:
+                raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
+        return Replayed(queue)  # type: ignore[return-value]
+
+
+class Replayed:
+    """A graph that runs what it was made of."""
+
+    def __init__(self, queue: Callable[[], None]) -> None:
+        self.replay = queue
+
+
+def test_fewer_graphs_are_kept_where_there_is_no_memory_for_more():
+    graphs, ran = Captures(4), list[int]()
+    steps = [*range(1, 6)] * 2 + [1, 2] * 2
+    with pytest.warns(RuntimeWarning, match="no memory for another graph: 2 are kept from now on"):
+        for tokens in steps:
+            graphs.run((Bucket(tokens, tokens, True), False), lambda n=tokens: ran.append(n))
+    assert ran == steps
+    assert graphs.replayed == 4 + 2
+
+
+def test_other_errors_of_a_capture_are_told():
+    graphs = Captures(1)
+
+    def broken() -> torch.cuda.CUDAGraph:
+        raise RuntimeError("a kernel failed")
+
+    graphs._capture = lambda queue: broken()  # type: ignore[method-assign]
+    kind = Bucket(1, 1, True), False
+    graphs.run(kind, lambda: None)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        graphs.run(kind, lambda: None)
