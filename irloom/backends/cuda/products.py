@@ -146,7 +146,9 @@ class Product:
     @property
     def _scheme(self) -> str:
         """What the weight's entries are."""
-        return self.weight.quant.declaration() if isinstance(self.weight, Quantized) else str(self.weight.dtype)
+        return (
+            self.weight.quant.declaration() if isinstance(self.weight, Quantized) else str(self.weight.dtype)
+        )
 
     @property
     def ways(self) -> list[Way]:

@@ -46,14 +46,18 @@ def cut(
     goal = whole.to(tl.float64) * top_p.to(tl.float64)
     if top_k > 0:
         more = top_k - heads
-        low, there = among(scores, near, logits, count, listed, temperature, top, low, high, more, True, CAP, ONE, TILE)
+        low, there = among(
+            scores, near, logits, count, listed, temperature, top, low, high, more, True, CAP, ONE, TILE
+        )
         fine = fine & (more > 0) & (everything | (there >= more))
         least = tl.maximum(least, score(low))
         left = weighs(scores, logits, count, listed, temperature, top, least, ONE, TILE)
         goal = (above + left).to(tl.float64) * top_p.to(tl.float64)
     if top_p < 1:
         more = tl.ceil(goal).to(tl.int64) - above
-        low, there = among(scores, near, logits, count, listed, temperature, top, low, high, more, False, CAP, ONE, TILE)
+        low, there = among(
+            scores, near, logits, count, listed, temperature, top, low, high, more, False, CAP, ONE, TILE
+        )
         fine = fine & (more > 0) & (everything | (there >= more))
         least = tl.maximum(least, score(low))
     return least, fine

@@ -239,7 +239,9 @@ def _drawn_cut(
             token = tl.load(tokens + at, mask=at < listed, other=0)
             tl.atomic_add(above + token // CHUNK, weight(x, top, ONE), mask=(at < listed) & (x >= low))
     else:
-        low = _cut_all(above, scores, near, logits, top, least, top_p, top_k, temperature, vocab, CHUNK, CAP, TILE, ONE)
+        low = _cut_all(
+            above, scores, near, logits, top, least, top_p, top_k, temperature, vocab, CHUNK, CAP, TILE, ONE
+        )
     tl.debug_barrier()
     mass = tl.load(above + each, mask=there, other=0, cache_modifier=".cg")
     total = tl.sum(mass, 0)
