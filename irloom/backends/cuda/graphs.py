@@ -63,8 +63,8 @@ class Graphs:
                 raise
             self.most = sum(g is not None for g in self.graphs.values()) // 2
             warnings.warn(
-                f"cuda: no memory for another graph: {self.most} are kept from now on, other steps are slower; "
-                "a smaller `memory` leaves more",
+                f"cuda: no memory for another graph: {self.most} are kept from now on, other steps are "
+                "slower; a smaller `memory` leaves more",
                 RuntimeWarning,
                 stacklevel=2,
             )

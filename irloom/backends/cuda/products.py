@@ -139,7 +139,7 @@ class Product:
         if whole := [t for t in some if t.split == 1]:
             return whole[0]
         raise RequestError(
-            f"cuda: no product of {self.element} with weights {self._scheme} is the same for any number of rows",
+            f"cuda: no product of {self.element} with {self._scheme} is the same for any number of rows",
             hint="run without batch_invariant, or quantize to fp8 or int4",
         )
 

@@ -58,7 +58,7 @@ def test_one_token_that_runs_out_of_memory_is_refused(monkeypatch):
         model = Model.of("llama")
         loop = Loop(model.engine(model.program(), LIMITS, DEVICE))
         with pytest.raises(
-            OutOfMemory, match=r"no memory for a step of 1 tokens of 1 seq[^$]*hint: a smaller"
+            OutOfMemory, match=r"a step of 1 tokens of 1 seq[^$]*hint: a smaller"
         ):
             loop.generate(PROMPTS[:1], GREEDY)
     assert loop.unfinished == loop.pages.in_use == 0
@@ -92,9 +92,13 @@ class Replayed:
 def test_fewer_graphs_are_kept_where_there_is_no_memory_for_more():
     graphs, ran = Captures(4), list[int]()
     steps = [*range(1, 6)] * 2 + [1, 2] * 2
-    with pytest.warns(RuntimeWarning, match="no memory for another graph: 2 are kept from now on"):
+
+    def run() -> None:
         for tokens in steps:
             graphs.run((Bucket(tokens, tokens, True), False), lambda n=tokens: ran.append(n))
+
+    with pytest.warns(RuntimeWarning, match="no memory for another graph: 2 are kept from now on"):
+        run()
     assert ran == steps
     assert graphs.replayed == 4 + 2
 

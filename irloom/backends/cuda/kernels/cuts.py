@@ -47,8 +47,9 @@ def cut(
     if top_k > 0:
         more = top_k - heads
         low, there = among(
-            scores, near, logits, count, listed, temperature, top, low, high, more, True, CAP, ONE, TILE
-        )
+            scores, near, logits, count, listed, temperature, top, low, high, more, True, CAP, ONE,
+            TILE,
+        )  # fmt: skip
         fine = fine & (more > 0) & (everything | (there >= more))
         least = tl.maximum(least, score(low))
         left = weighs(scores, logits, count, listed, temperature, top, least, ONE, TILE)
@@ -56,8 +57,9 @@ def cut(
     if top_p < 1:
         more = tl.ceil(goal).to(tl.int64) - above
         low, there = among(
-            scores, near, logits, count, listed, temperature, top, low, high, more, False, CAP, ONE, TILE
-        )
+            scores, near, logits, count, listed, temperature, top, low, high, more, False, CAP, ONE,
+            TILE,
+        )  # fmt: skip
         fine = fine & (more > 0) & (everything | (there >= more))
         least = tl.maximum(least, score(low))
     return least, fine

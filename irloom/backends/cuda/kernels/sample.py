@@ -75,8 +75,8 @@ def sample(
     )  # fmt: skip
     _choose_cut[(rows,)](
         chosen, best, share, logits, draws, logits.stride(0), vocab, width, chunks, scores, near, tokens,
-        counts, above, heads, kept, found, CHUNK=CHUNK, ALL=every, WORDS=WORDS, NONE=BROKEN, CAP=CAP, TILE=TILE,
-        ONE=one, **options(num_warps=8),
+        counts, above, heads, kept, found, CHUNK=CHUNK, ALL=every, WORDS=WORDS, NONE=BROKEN, CAP=CAP,
+        TILE=TILE, ONE=one, **options(num_warps=8),
     )  # fmt: skip
 
 
@@ -142,8 +142,8 @@ def _choose_cut(
         else:
             token = _drawn_cut(
                 above + of, heads + of, kept + of, share + of, best + of, found + row * 4,
-                scores + row * CAP, near + row * CAP, tokens + row * CAP, tl.load(counts + row), logits + row * stride, draw,
-                top, floor, top_p, top_k, vocab, chunks, CHUNK, ALL, CAP, TILE, ONE,
+                scores + row * CAP, near + row * CAP, tokens + row * CAP, tl.load(counts + row),
+                logits + row * stride, draw, top, floor, top_p, top_k, vocab, chunks, CHUNK, ALL, CAP, TILE, ONE,
             )  # fmt: skip
     else:
         token = _whole(best + of, share + of, logits + row * stride, draw, vocab, chunks, CHUNK, ALL, NONE)
@@ -208,8 +208,8 @@ def _drawn(logits, share, top, temperature, number, vocab, CHUNK: tl.constexpr, 
 
 @kernel
 def _drawn_cut(
-    above, heads, kept, share, best, found, scores, near, tokens, count, logits, draw, top, floor, top_p, top_k,
-    vocab, chunks, CHUNK: tl.constexpr, ALL: tl.constexpr, CAP: tl.constexpr, TILE: tl.constexpr,
+    above, heads, kept, share, best, found, scores, near, tokens, count, logits, draw, top, floor, top_p,
+    top_k, vocab, chunks, CHUNK: tl.constexpr, ALL: tl.constexpr, CAP: tl.constexpr, TILE: tl.constexpr,
     ONE: tl.constexpr,
 ):  # fmt: skip
     """The token of a row for what the cuts leave: the cut, what each chunk has from it up, the token."""
