@@ -25,7 +25,7 @@ SETTING = replace(LIMITS, batch_invariant=True)
 
 @pytest.fixture(autouse=True)
 def a_row_of_a_tile_sees_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter multiplies by BLAS, where a row's bits hang on its place in a matrix; a GPU's do not."""
+    """The interpreter multiplies by BLAS, where a row's bits hang on its place in a tile; a GPU's do not."""
 
     def product(a: Any, b: Any, **_: Any) -> Any:
         return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)

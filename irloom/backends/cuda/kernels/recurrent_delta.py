@@ -26,8 +26,8 @@ PRECISION = "tf32x3"
 def corrections(
     m: Memory, step: Step, work: Workspace, tokens: int, least: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """By token and head, the row of the inverse [T, heads, tokens of a chunk]; and keys [T, groups, K] as they
-    are multiplied, of length 1 where ``m`` says so. Both in ``m.elem``.
+    """By token and head, the row of the inverse [T, heads, tokens of a chunk]; keys [T, groups, K] as they are
+    multiplied, of length 1 where ``m`` says so. Both in ``m.elem``.
 
     Rows are written for sequences of more than ``least`` tokens.
     """
@@ -40,8 +40,8 @@ def corrections(
     exact = m.elem == torch.float32
     _inverse[step.tokens // tokens + step.seqs, m.heads](
         solved, plain, m.k, m.log, weight, step.starts, step.seqs, least, m.heads, *strides, K=m.keys,
-        BT=tokens, SHARED=m.heads // m.k.shape[1], KP=max(16, triton.next_power_of_2(m.keys)), NEAR=BLOCK, UNIT=m.unit,
-        PRECISION="ieee" if exact else PRECISION, **options(num_warps=4),
+        BT=tokens, SHARED=m.heads // m.k.shape[1], KP=max(16, triton.next_power_of_2(m.keys)), NEAR=BLOCK,
+        UNIT=m.unit, PRECISION="ieee" if exact else PRECISION, **options(num_warps=4),
     )  # fmt: skip
     return solved, plain
 

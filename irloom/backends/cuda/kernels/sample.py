@@ -143,7 +143,8 @@ def _choose_cut(
             token = _drawn_cut(
                 above + of, heads + of, kept + of, share + of, best + of, found + row * 4,
                 scores + row * CAP, near + row * CAP, tokens + row * CAP, tl.load(counts + row),
-                logits + row * stride, draw, top, floor, top_p, top_k, vocab, chunks, CHUNK, ALL, CAP, TILE, ONE,
+                logits + row * stride, draw, top, floor, top_p, top_k, vocab, chunks, CHUNK, ALL, CAP, TILE,
+                ONE,
             )  # fmt: skip
     else:
         token = _whole(best + of, share + of, logits + row * stride, draw, vocab, chunks, CHUNK, ALL, NONE)
