@@ -57,9 +57,7 @@ def test_one_token_that_runs_out_of_memory_is_refused(monkeypatch):
         patched.setattr(Runner, "run", none)
         model = Model.of("llama")
         loop = Loop(model.engine(model.program(), LIMITS, DEVICE))
-        with pytest.raises(
-            OutOfMemory, match=r"a step of 1 tokens of 1 seq[^$]*hint: a smaller"
-        ):
+        with pytest.raises(OutOfMemory, match=r"a step of 1 tokens of 1 seq[^$]*hint: a smaller"):
             loop.generate(PROMPTS[:1], GREEDY)
     assert loop.unfinished == loop.pages.in_use == 0
     loop.check()
