@@ -26,8 +26,8 @@ PRECISION = "tf32x3"
 def corrections(
     m: Memory, step: Step, work: Workspace, tokens: int, least: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """By token and head, the row of the inverse [T, heads, tokens of a chunk]; keys [T, groups, K] as they are
-    multiplied, of length 1 where ``m`` says so. Both in ``m.elem``.
+    """By token and head, the row of the inverse [T, heads, tokens of a chunk]; keys [T, groups, K] as they
+    are multiplied, of length 1 where ``m`` says so. Both in ``m.elem``.
 
     Rows are written for sequences of more than ``least`` tokens.
     """
