@@ -207,6 +207,8 @@ SIGNATURE = {
     **dict.fromkeys(("seqs", "q_row", "q_head", "out_row", "out_head", "table_row", "sink_row"), "i32"),
 }  # fmt: skip
 
+SUMS = dict.fromkeys(("sums", "tops", "totals"), "*fp32") | {"counts": "*i32"}
+
 
 def test_prefill_compiles_to_warp_group_products_of_prefetched_keys() -> None:
     made = compiled(
@@ -218,30 +220,42 @@ def test_prefill_compiles_to_warp_group_products_of_prefetched_keys() -> None:
     assert "ld.local" not in made["ptx"]
 
 
-FRESH = ("new_k", "new_v", "keys", "values", "q_norm", "k_norm", "freq")
+def test_decode_compiles_with_three_blocks_of_keys_in_flight() -> None:
+    """Keys and values go from shared memory to tensor cores as matrices: in fp8 too, in pairs of entries."""
+    signature = SIGNATURE | SUMS
+    for pairs in (0, 4):
+        kept = dict.fromkeys(("k", "v"), "*u16") if pairs else {}
+        made = compiled(
+            "irloom.backends.cuda.kernels.decode_attention", "decode", signature | kept,
+            constants(16, 64) | {"MIXED": False, "SCAN": 32, "PARTS": 8, "LINES": 4, "PAIRS": pairs},
+            num_warps=4, num_stages=4,
+        )  # fmt: skip
+        assert made["shared"] >= 3 * 2 * 64 * 128 * (1 if pairs else 2)
+        assert "atom.global.gpu.acq_rel" in made["ptx"]
+        assert "ldmatrix.sync.aligned.m8n8.x4.trans" in made["ptx"]
+        assert "ld.shared.b8" not in made["ptx"]
+        assert "ld.local" not in made["ptx"]
 
 
-@pytest.mark.parametrize("fresh", [False, True], ids=["bf16", "e4m3"])
-def test_decode_compiles_with_three_blocks_of_keys_in_flight(fresh: bool) -> None:
-    """Keys and values go from shared memory to tensor cores as matrices: in fp8 too, in pairs of entries.
-
-    The latter with queries and keys that are yet to be normed and rotated.
-    """
-    signature = (
-        SIGNATURE | dict.fromkeys(("sums", "tops", "totals"), "*fp32") | {"counts": "*i32", "eps": "fp32"}
-    )
+@pytest.mark.parametrize("pairs", [0, 4], ids=["bf16", "e4m3"])
+def test_keys_are_on_their_way_before_the_kernel_in_front_has_ended(pairs: int) -> None:
+    """And shared memory is small, so that products run beside it."""
+    signature = SIGNATURE | SUMS | {"eps": "fp32", "pieces": "i32", "freq": "*fp32"}
     signature |= dict.fromkeys(("k_row", "k_head", "v_row", "v_head"), "i32")
-    given = constants(16, 64) | {"MIXED": False, "SCAN": 32, "PARTS": 8, "LINES": 4, "INTERLEAVED": False}
-    given |= {"PAIRS": 4, "UNIT": 2, "HALF": 64} if fresh else {"UNIT": 1, "HALF": 0, **dict.fromkeys(FRESH)}
-    if fresh:
-        signature |= dict.fromkeys(("k", "v"), "*u16") | dict.fromkeys(("keys", "values"), "*fp8e4nv")
-        signature |= dict.fromkeys(("new_k", "new_v", "q_norm", "k_norm"), "*bf16") | {"freq": "*fp32"}
+    signature |= dict.fromkeys(("new_k", "new_v", "q_norm", "k_norm", "kept_k", "kept_v"), "*bf16")
+    if pairs:
+        signature |= dict.fromkeys(("k", "v"), "*u16") | dict.fromkeys(("kept_k", "kept_v"), "*fp8e4nv")
+    given = constants(16, 128) | {
+        "PAIRS": pairs, "UNIT": 2 if pairs else 1, "HALF": 64, "INTERLEAVED": False, "TURN": 1.0,
+        "NORM": True, "SCAN": 1, "PARTS": 8, "LINES": 4,
+    }  # fmt: skip
+    for absent in ("REST", "SHARED"):
+        del given[absent]
     made = compiled(
-        "irloom.backends.cuda.kernels.decode_attention", "decode", signature,
-        given | {"TURN": 1.0, "NORM": fresh}, num_warps=4, num_stages=4,
-    )  # fmt: skip
-    assert made["shared"] >= 3 * 2 * 64 * 128 * (1 if fresh else 2)
-    assert "atom.global.gpu.acq_rel" in made["ptx"]
-    assert "ldmatrix.sync.aligned.m8n8.x4.trans" in made["ptx"]
-    assert "ld.shared.b8" not in made["ptx"]
+        "irloom.backends.cuda.kernels.few_attention", "few", signature, given, num_warps=8, num_stages=1
+    )
+    before, behind = made["ptx"].split("griddepcontrol.wait", 1)
+    blocks = 8 if pairs else 16
+    assert before.count("ld.global.v4") >= blocks > behind.count("ld.global.v4")
+    assert made["shared"] <= 40 << 10
     assert "ld.local" not in made["ptx"]

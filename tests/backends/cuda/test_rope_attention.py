@@ -38,6 +38,7 @@ class Case:
     window: int | None = None
     softcap: float | None = None
     slopes: bool = False
+    sinks: bool = False
 
 
 def draw(*dims: int) -> torch.Tensor:
@@ -66,6 +67,7 @@ def check(case: Case) -> None:
     weighted = case.eps is not None and case.weights
     q_norm, k_norm = (draw(case.dim).abs().to(case.dtype) if weighted else None for _ in range(2))
     slopes = draw(heads).abs() if case.slopes else None
+    sinks = draw(heads) if case.sinks else None
     how = {
         "eps": case.eps, "theta": 1e4, "rotary": case.rotary, "interleaved": case.interleaved,
     }  # fmt: skip
@@ -75,7 +77,7 @@ def check(case: Case) -> None:
         *own, held, rows[:real], seqs, q_norm, k_norm, None, **how, scale=case.turn
     )
     exact = PagedCache(wanted.k.double(), wanted.v.double())
-    seen = ops.paged_attention(turned.double(), exact, seqs, None, slopes, **attrs)
+    seen = ops.paged_attention(turned.double(), exact, seqs, sinks, slopes, **attrs)
     cache = PagedCache(held.k.clone(), held.v.clone(), in_place=True)
     out = torch.full((real + SPARE, heads, case.dim), torch.nan, dtype=case.dtype, device=DEVICE)
     work = Workspace(DEVICE)
@@ -89,7 +91,7 @@ def check(case: Case) -> None:
         q_norm,
         k_norm,
         None,
-        None,
+        sinks,
         slopes,
         **how,
         turn=case.turn,
@@ -105,6 +107,12 @@ def check(case: Case) -> None:
 
 def test_a_token_that_is_alone_sees_itself() -> None:
     check(Case((1, 1)))
+
+
+@pytest.mark.parametrize("kept", [None, torch.float8_e4m3fn])
+def test_a_long_sequence_is_cut(kept: torch.dtype | None) -> None:
+    """And a short one beside it is not."""
+    check(Case((900, 3, 257), dim=32, dtype=torch.bfloat16, kept=kept, sinks=True))
 
 
 def test_steps_that_bring_more_tokens_run_the_parts() -> None:
@@ -129,6 +137,7 @@ cases = st.builds(
     window=st.sampled_from([None, 1, 20]),
     softcap=st.sampled_from([None, 5.0]),
     slopes=st.booleans(),
+    sinks=st.booleans(),
 )
 
 

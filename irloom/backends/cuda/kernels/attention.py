@@ -16,11 +16,12 @@ from irloom.ir.seqs import PagedCache
 from ..alike import alike
 from ..step import Step
 from ..work import Workspace
-from .attention_call import Call, Fresh, Tile
+from .attention_call import Call, Tile
 from .attention_tiles import chosen, decode_tiles, prefill_tiles
 from .decode_attention import decode
 from .mode import options
 from .prefill_attention import prefill
+from .tiles import power_of_two
 
 
 def paged_attention(
@@ -51,19 +52,23 @@ def paged_attention(
     run_decode(call, chosen("decode", call, decode_tiles(call), run_decode), work)
 
 
-def run_decode(call: Call, tile: Tile, work: Workspace, fresh: Fresh | None = None) -> None:
-    """Attention of the sequences that bring one token, which their caches hold already unless ``fresh``."""
-    step, blocks, fresh = call.step, call.heads(tile.rows).blocks, fresh or Fresh()
+def run_decode(call: Call, tile: Tile, work: Workspace) -> None:
+    """Attention of the sequences that bring one token, which their caches hold already."""
+    step, blocks = call.step, call.heads(tile.rows).blocks
     most = step.seqs * -(-call.table.shape[1] * call.cache.page // tile.keys)
     programs = max(1, min(multiprocessors(call.q.device) * tile.resident // blocks, most))
     sums = work.take((blocks, 2 * programs, tile.rows, call.value), torch.float32)
     tops, totals = (work.take((blocks, 2 * programs, tile.rows), torch.float32) for _ in range(2))
     decode[blocks, programs](
         call.out, sums, tops, totals, work.counters, *call.tensors(), *call.sizes(),
-        *fresh.operands(call.cache), **fresh.constants(), **call.constants(tile), MIXED=not step.decode,
-        SCAN=32 if step.seqs <= 32 else 1024, PARTS=2 * tile.warps, LINES=max(1, 512 // call.value),
-        UNIT=2 if call.kept()[2] else 1, **options(num_warps=tile.warps, num_stages=tile.stages),
+        **call.constants(tile), MIXED=not step.decode, SCAN=32 if step.seqs <= 32 else 1024, PARTS=8,
+        LINES=lines(call, tile), **options(num_warps=tile.warps, num_stages=tile.stages),
     )  # fmt: skip
+
+
+def lines(call: Call, tile: Tile) -> int:
+    """Rows of a sequence that is put together at once: a thread has eight entries of each part, or fewer."""
+    return max(1, min(power_of_two(call.heads(tile.rows).size), 256 * tile.warps // call.value))
 
 
 def run_prefill(call: Call, tile: Tile, work: Workspace) -> None:

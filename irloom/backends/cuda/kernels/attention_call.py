@@ -135,20 +135,18 @@ class Fresh:
     As the operands and attributes of ``rope_append`` say, ``half`` pairs of features by ``freq``.
     """
 
-    k: Tensor | None = None
-    v: Tensor | None = None
-    q_norm: Tensor | None = None
-    k_norm: Tensor | None = None
-    freq: Tensor | None = None
-    eps: float | None = None
-    half: int = 0
-    interleaved: bool = False
-    scale: float = 1.0
+    k: Tensor
+    v: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    freq: Tensor
+    eps: float | None
+    half: int
+    interleaved: bool
+    scale: float
 
     def operands(self, cache: PagedCache) -> tuple[Any, ...]:
-        """The last operands of ``decode``."""
-        if self.k is None or self.v is None:
-            return (None,) * 7 + (0,) * 4 + (0.0,)
+        """The last operands of ``few``."""
         strides = self.k.stride(0), self.k.stride(1), self.v.stride(0), self.v.stride(1)
         norms = self.q_norm, self.k_norm
         return (self.k, self.v, cache.k, cache.v, *norms, self.freq, *strides, self.eps or 0.0)

@@ -6,9 +6,10 @@ sequence that is cut is put together by whichever of its programs ends last, whi
 All query heads that share a KV head are rows of one product, so keys are read once.
 """
 
+# ruff: noqa: RUF005 (Triton joins tuples, but does not unpack them)
+
 from __future__ import annotations
 
-from .fresh_heads import own_key, turned
 from .mode import go_on, kernel, rounded, tl, wait
 from .over_keys import over_keys
 from .paged_keys import ALL_ALIKE, NOTHING, columns, finish, since, widened
@@ -54,13 +55,14 @@ def part_of(
 
 @kernel
 def joined(
-    out, sums, tops, totals, sinks, first, last, heads, out_head, VALUE: tl.constexpr, ROWS: tl.constexpr,
-    VALUES: tl.constexpr, SUNK: tl.constexpr, PARTS: tl.constexpr, LINES: tl.constexpr,
+    out, sums, tops, totals, sinks, first, parts, heads, out_head, VALUE: tl.constexpr, ROWS: tl.constexpr,
+    VALUES: tl.constexpr, SUNK: tl.constexpr, PARTS: tl.constexpr, LINES: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
-    """Write what programs ``first`` to ``last`` have made of one sequence, for its first ``heads`` rows.
+    """Write what ``parts`` programs from the ``first`` on have made of one sequence, for ``heads`` rows.
 
-    Program ``p`` left a sequence that it began at ``2 * p + 1``, one that it went on with at ``2 * p``.
-    ``PARTS`` of them are read at a time, and ``LINES`` rows of each.
+    A program has ``EACH`` places: of two, the first is for a sequence that it goes on with. ``PARTS`` parts
+    are read at a time, and ``LINES`` rows of each: a thread reads the same entries of all, so that no thread
+    waits for another.
     """
     feature = tl.arange(0, VALUES)
     for start in range(0, heads, LINES):
@@ -69,22 +71,24 @@ def joined(
         top = tl.full((LINES,), NOTHING, tl.float32)
         total = tl.zeros((LINES,), tl.float32)
         acc = tl.zeros((LINES, VALUES), tl.float32)
-        for p in range(first, last + 1, PARTS):
-            program = p + tl.arange(0, PARTS)
-            place = (2 * program + (program == first).to(tl.int32))[:, None] * ROWS + row[None]
-            known = (program <= last)[:, None] & real[None]
-            parts = tl.load(
-                sums + place[:, :, None] * VALUES + feature[None, None], known[:, :, None], 0.0,
-                cache_modifier=".cg",
-            )  # fmt: skip
-            above = tl.load(tops + place, known, NOTHING, cache_modifier=".cg")
-            below = tl.load(totals + place, known, 0.0, cache_modifier=".cg")
-            higher = tl.maximum(top, tl.max(above, 0))
-            weight = tl.exp2(above - higher[None])
+        for p in range(0, parts, PARTS):
+            some, above, below = (), (), ()
+            higher = top
+            for i in tl.static_range(PARTS):
+                place = (EACH * (first + p + i) + tl.where(p + i > 0, 0, EACH - 1)) * ROWS + row
+                known = real & (p + i < parts)
+                at = sums + place.to(tl.int64)[:, None] * VALUES + feature[None]
+                some = some + (tl.load(at, known[:, None], 0.0, cache_modifier=".cg"),)
+                above = above + (tl.load(tops + place, known, NOTHING, cache_modifier=".cg"),)
+                below = below + (tl.load(totals + place, known, 0.0, cache_modifier=".cg"),)
+            for i in tl.static_range(PARTS):
+                higher = tl.maximum(higher, above[i])
             kept = tl.exp2(top - higher)
-            total = total * kept + tl.sum(below * weight, 0)
-            acc = acc * kept[:, None] + tl.sum(parts * weight[:, :, None], 0)
-            top = higher
+            total, acc, top = total * kept, acc * kept[:, None], higher
+            for i in tl.static_range(PARTS):
+                weight = tl.exp2(above[i] - higher)
+                total += below[i] * weight
+                acc += some[i] * weight[:, None]
         sink = tl.zeros((LINES,), tl.float32)
         if SUNK:
             sink = tl.load(sinks + row, real, 0.0).to(tl.float32)
@@ -97,7 +101,6 @@ def joined(
 def decode(
     out, sums, tops, totals, counts, q, k, v, table, starts, context, sinks, slopes,
     seqs, q_row, q_head, out_row, out_head, table_row, sink_row,
-    new_k, new_v, keys, values, q_norm, k_norm, freq, k_row, k_head, v_row, v_head, eps,
     GROUP: tl.constexpr, HEADS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr,
     K_PAGE: tl.constexpr, K_TOKEN: tl.constexpr, K_HEAD: tl.constexpr,
     V_PAGE: tl.constexpr, V_TOKEN: tl.constexpr, V_HEAD: tl.constexpr,
@@ -105,15 +108,12 @@ def decode(
     SHARED: tl.constexpr, PAGE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
     SLOPED: tl.constexpr, SUNK: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
     PAIRS: tl.constexpr, BLOCK: tl.constexpr, MIXED: tl.constexpr, SCAN: tl.constexpr,
-    PARTS: tl.constexpr, LINES: tl.constexpr, UNIT: tl.constexpr, HALF: tl.constexpr,
-    INTERLEAVED: tl.constexpr, TURN: tl.constexpr, NORM: tl.constexpr, CHAIN: tl.constexpr,
+    PARTS: tl.constexpr, LINES: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """Program (h, p): part ``p`` of all keys for block ``h`` of query heads, ``BLOCKS`` of them a KV head.
 
     ``sums`` f32[h, 2 p, ROWS, VALUES], ``tops`` and ``totals`` f32[h, 2 p, ROWS] are for sequences that are
-    cut; ``counts`` i32[h, p] of zeros is left as zeros. With ``new_k`` queries are yet to be rotated, and
-    this step's keys and values to be kept in ``keys`` and ``values``: ``k`` and ``v``, ``UNIT`` times as many
-    entries.
+    cut; ``counts`` i32[h, p] of zeros is left as zeros.
     """
     WHOLE: tl.constexpr = MAIN if MAIN < DIM else DIM
     wait(CHAIN)
@@ -150,30 +150,13 @@ def decode(
             top, total = tl.full((ROWS,), NOTHING, tl.float32), tl.zeros((ROWS,), tl.float32)
             acc = tl.zeros((ROWS, VALUES), tl.float32)
             pages = table + s.to(tl.int64) * table_row
-            kept = n
-            if new_k is None:
-                main = widened(columns(here, row * q_head, inside, 0, WHOLE, MAIN), k, PAIRS)
-            else:
-                kept = n - 1
-                main = turned(
-                    here, row * q_head, inside, kept, q_norm, freq, eps, DIM, MAIN, HALF, INTERLEAVED, TURN,
-                    NORM,
-                )  # fmt: skip
-                main = widened(main, k, PAIRS)
-                if until == passed + count:
-                    acc, top, total = own_key(
-                        acc, top, total, main, new_k + token.to(tl.int64) * k_row + kv * k_head,
-                        new_v + token.to(tl.int64) * v_row + kv * v_head, keys + kv * K_HEAD * UNIT,
-                        values + kv * V_HEAD * UNIT, tl.load(pages + kept // PAGE), kept, at, slope, k_norm,
-                        freq, eps, K_PAGE * UNIT, K_TOKEN * UNIT, V_PAGE * UNIT, V_TOKEN * UNIT, DIM, MAIN,
-                        VALUE, VALUES, PAGE, SCALE, SOFTCAP, SLOPED, HALF, INTERLEAVED, TURN, NORM,
-                    )  # fmt: skip
+            main = widened(columns(here, row * q_head, inside, 0, WHOLE, MAIN), k, PAIRS)
             rest = main
             if REST:
                 rest = widened(columns(here, row * q_head, inside, MAIN, DIM - MAIN, REST), k, PAIRS)
             acc, top, total = over_keys(
                 acc, top, total, main, rest, k, v, pages, at, slope,
-                (zero + begin) * BLOCK, (zero + until) * BLOCK, first, kept,
+                (zero + begin) * BLOCK, (zero + until) * BLOCK, first, n,
                 K_PAGE, K_TOKEN, V_PAGE, V_TOKEN, DIM, MAIN, REST, VALUE, VALUES, SHARED, PAGE, SCALE,
                 SOFTCAP, SLOPED, WINDOW, CHUNK, BLOCK, ALL_ALIKE, PAIRS,
             )  # fmt: skip
@@ -203,8 +186,8 @@ def decode(
                 if tl.atomic_add(counted, 1, sem="acq_rel", scope="gpu") == closed - opened:
                     tl.store(counted, 0)
                     joined(
-                        there, sums, tops, totals, own, opened, closed, real, out_head, VALUE, ROWS, VALUES,
-                        SUNK, PARTS, LINES,
+                        there, sums, tops, totals, own, opened, closed - opened + 1, real, out_head, VALUE,
+                        ROWS, VALUES, SUNK, PARTS, LINES, 2,
                     )  # fmt: skip
             begin = until
         passed += count
