@@ -1,5 +1,6 @@
-"""Products of some dozens of rows by four-bit weights: entries become floats in registers, on their way from
-memory to the tensor cores, whose left operand they are.
+"""Products of some dozens of rows by four-bit weights, which become floats on their way to the tensor cores.
+
+They do so in registers, as the left operand.
 """
 
 from __future__ import annotations
