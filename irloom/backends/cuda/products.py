@@ -22,9 +22,12 @@ from .four_ways import four_ways
 from .fragments import FORM, STRIP
 from .kernels.activation import act_mul
 from .kernels.boxes import has_boxes
+from .kernels.eight_bits import Sweep
 from .kernels.expand import expand
 from .kernels.expand_four import expand_four
+from .kernels.few import few_product, sheaves
 from .kernels.few_four import Few, few_four_product
+from .kernels.few_kernel import Sheaf
 from .kernels.few_rows import Strip
 from .kernels.finish import finish
 from .kernels.form import Form
@@ -42,8 +45,8 @@ from .quantized import Operand, Quantized, values_of
 from .tuning import choose, settled
 from .work import Workspace
 
-FEW, SMALL = 2, 16
-"""Rows that want no tensor cores, where one kernel can do all; rows whose every number is timed by itself."""
+SMALL = 16
+"""Rows whose every number is timed by itself."""
 ALIKE = 64
 """Rows that the tile suits which runs for any number of them, where rows must be alike."""
 CHUNK = 4096
@@ -52,9 +55,9 @@ EXPANDED = 32 << 20
 """Bytes of a quantized weight that are made plain at a time: they stay in the L2 cache."""
 
 Own = Tile | Stream | Wide | FourTile
-Way = str | Strip | Few | Own
-"""A strip, or few: all in one kernel; ``Own``: our own product; ``library``: cuBLAS; ``expand``: the same,
-with the weight made plain for it.
+Way = str | Strip | Sweep | Sheaf | Few | Own
+"""A strip, a sweep or few: all in one kernel; a sheaf: all but rounding; ``Own``: our own product of more
+rows; ``library``: cuBLAS; ``expand``: the same, with the weight made plain for it.
 """
 
 
@@ -163,7 +166,8 @@ class Product:
         else:
             some = [*own, "expand"] if self.rows <= MEDIUM else ["expand", *own]
         whole = strips(self.out, self.x, self.weight, form)
-        return [*whole, *(some[:1] if whole and self.rows <= FEW else some)]
+        few = sheaves(self.out, self.x, self.weight, form)
+        return [*whole, some[0]] if whole and self.rows == 1 else [*whole, *some, *few]
 
     @property
     def _own(self) -> list[Own]:
@@ -187,7 +191,7 @@ class Product:
 
     def run(self, way: Way, work: Workspace) -> None:
         """Launch it one way."""
-        if isinstance(way, Strip):
+        if isinstance(way, Strip | Sweep):
             assert isinstance(self.out, torch.Tensor) and isinstance(self.x, torch.Tensor)
             given = self.out, self.x, self.weight, self.bias, self.residual, self.norm
             small_product(*given, self.form, way)
@@ -196,6 +200,8 @@ class Product:
             assert isinstance(self.out, torch.Tensor) and isinstance(self.x, torch.Tensor)
             given = self.out, self.x, self.weight, self.bias, self.residual, self.norm
             few_four_product(*given, self.form, way)
+        elif isinstance(way, Sheaf):
+            self._few(way, work)
         elif isinstance(way, Own):
             self._own_product(self._prologue(work), way, work)
         else:
@@ -212,6 +218,14 @@ class Product:
         elif isinstance(made, Quantized):
             quantize(made, x)
         return made
+
+    def _few(self, sheaf: Sheaf, work: Workspace) -> None:
+        """The norm in our own kernel, unless what it makes is rounded."""
+        x, norm, form = self.x, self.norm, self.form
+        if form.quant is not None:
+            x, norm, form = self._prologue(work), None, replace(form, eps=None, quant=None)
+        assert isinstance(self.out, torch.Tensor)
+        few_product(self.out, x, self.weight, self.bias, self.residual, norm, form, sheaf)
 
     def _own_product(self, x: Operand, tile: Own, work: Workspace) -> None:
         """Our own kernel, which finishes what it sums."""

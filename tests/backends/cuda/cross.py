@@ -28,7 +28,7 @@ constants = asked["constants"]
 constants |= {n: getattr(triton.language, x[3:]) for n, x in constants.items() if str(x).startswith("tl.")}
 source = (GluonASTSource if fn.is_gluon() else ASTSource)(fn, signature, constants, attrs)
 made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=asked["options"])
-print(json.dumps({"ptx": made.asm.get("ptx"), "shared": made.metadata.shared}))
+print(json.dumps({n: made.asm.get(n) for n in ("ptx", "ttgir")} | {"shared": made.metadata.shared}))
 """
 
 
@@ -41,7 +41,7 @@ def copied(element: str, bits: int, *box: int) -> str:
 def compiled(
     module: str, kernel: str, signature: Mapping[str, str], constants: Mapping[str, Any], **options: Any
 ) -> dict[str, Any]:
-    """The kernel's PTX, and bytes of shared memory.
+    """The kernel's PTX, its ``ttgir`` (Triton's code with layouts), and bytes of shared memory.
 
     ``signature`` has the types of tensors (``*bf16``, or ``copied``) and numbers (``i32``; ``i32:16`` is
     divisible by 16, which a launch sees by itself), ``constants`` the values of all other parameters (an

