@@ -15,7 +15,7 @@ SURE = tl.constexpr(4.0)
 """Standard deviations on both sides."""
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 """Of scores that are finite."""
-PART = tl.constexpr(1024)
+PART = tl.constexpr(512)
 """Scores of the sample that are weighed at a time."""
 SLACK = tl.constexpr(0.002)
 """Share of the whole that is left on both sides beside that."""
@@ -59,10 +59,10 @@ def bounds(
         if (vocab > CAP) & ((top_p < 1) | (top_k > 0)):
             part = tl.load(share + row * width + each, mask=each < chunks, other=0.0).to(tl.float32)
             part = tl.where(tops > float("-inf"), part * tl.exp(tops - top), 0.0)
-            stands = _sampled(
-                others, logits + row * stride, best + row * width, temperature, vocab, chunks, CHUNK, SAMPLE
-            )
-            lo, hi = _around(others, stands, tops, top, least, tl.sum(part, 0), top_p, top_k, vocab, SAMPLE)
+            lo, hi = _around(
+                others, logits + row * stride, best + row * width, temperature, tops, top, least,
+                tl.sum(part, 0), top_p, top_k, vocab, chunks, CHUNK, SAMPLE,
+            )  # fmt: skip
     tl.store(found + row * 4, lo)
     tl.store(found + row * 4 + 1, hi)
     tl.store(found + row * 4 + 2, top)
@@ -85,31 +85,36 @@ def _sampled(others, logits, best, temperature, vocab, chunks, CHUNK: tl.constex
 
 
 @kernel
-def _around(others, stands, tops, top, least, whole, top_p, top_k, vocab, SAMPLE: tl.constexpr):
+def _around(
+    others, logits, best, temperature, tops, top, least, whole, top_p, top_k, vocab, chunks,
+    CHUNK: tl.constexpr, SAMPLE: tl.constexpr,
+):  # fmt: skip
     """The scores between which the cuts surely are, or very likely; ``whole`` is what all scores weigh."""
     one = (tops > float("-inf")).to(tl.float32)
     heavy = one * tl.exp(tops - top)
     few, bottom = tl.sum(one, 0), tl.min(tl.where(one > 0, tops, top), 0)
-    lo, hi, base = least, float("inf") + top * 0, least
-    if top_k > few:  # of the scores turned around the k lowest
-        under = tl.minimum(bottom, _lowest(others, SAMPLE))
-        low, high = _between(
-            others, stands, -tops, one, top, -top, -under, top_k.to(tl.float32), SLACK * 0, True, SAMPLE
-        )
-        lo = tl.maximum(lo, tl.where(high < -under, -high, least))
-        hi = -low
-        base = hi
-    elif top_k > 0:  # the best scores of the chunks alone are as many
-        low, high = _between(others, stands, tops, one, top, bottom, top, few - top_k, SLACK * 0, False, 0)
+    start = tl.maximum(least, top + tl.log((1 - top_p) * whole / vocab) - 0.001)
+    known = tl.sum(heavy, 0) - top_p * whole * 1.0001
+    lo, hi = least, float("inf") + top * 0
+    if (top_k > 0) & (top_k <= few):  # the best scores of the chunks alone are as many
+        low, high = _between(others, top, tops, one, top, bottom, top, few - top_k, SLACK * 0, False, 0)
         lo = tl.maximum(lo, low)
-    if (top_p < 1) & ((top_k == 0) | (top_k > few)):
-        start = tl.maximum(least, top + tl.log((1 - top_p) * whole / vocab) - 0.001)
-        known = tl.sum(heavy, 0) - top_p * whole * 1.0001
-        if (known >= 0) & (top_k == 0):  # the best scores of the chunks alone weigh enough
-            first = tl.maximum(start, bottom)
-            low, high = _between(others, stands, tops, heavy, top, first, top, known, SLACK * 0, False, 0)
-            lo = tl.maximum(lo, low)
-        else:
+    elif (top_k == 0) & (known >= 0):  # they weigh enough
+        first = tl.maximum(start, bottom)
+        low, high = _between(others, top, tops, heavy, top, first, top, known, SLACK * 0, False, 0)
+        lo = tl.maximum(lo, low)
+    else:
+        stands = _sampled(others, logits, best, temperature, vocab, chunks, CHUNK, SAMPLE)
+        base = least
+        if top_k > 0:  # of the scores turned around the k lowest
+            under = tl.minimum(bottom, _lowest(others, SAMPLE))
+            low, high = _between(
+                others, stands, -tops, one, top, -top, -under, top_k.to(tl.float32), SLACK * 0, True, SAMPLE
+            )
+            lo = tl.maximum(lo, tl.where(high < -under, -high, least))
+            hi = -low
+            base = hi
+        if top_p < 1:
             under = tl.sum(tl.where(tops < base, heavy, 0.0), 0)
             under += _below(others, stands, base, top, SAMPLE)
             goal = (1 - top_p) * whole + top_p * under
@@ -134,17 +139,16 @@ def _between(
     second, last = low, high
     for _ in range(ROUNDS):
         near, step = _pivots(first, end)
-        far, wide = _pivots(second, last)
         least = tl.sum(tl.where(tops[:, None] < near[None, :], heavy[:, None], 0.0), 0)
-        most = tl.sum(tl.where(tops[:, None] < far[None, :], heavy[:, None], 0.0), 0)
         if SAMPLE:
+            far, wide = _pivots(second, last)
+            most = tl.sum(tl.where(tops[:, None] < far[None, :], heavy[:, None], 0.0), 0)
             more, less = _weighed(others, stands, top, near, far, TURNED, SAMPLE)
             least += more
-            most += less
+            past = tl.sum((most + less <= goal + slack).to(tl.float32), 0)
+            second, last = second + wide * past, tl.where(past < PIVOTS, second + wide * (past + 1), last)
         past = tl.sum((least <= goal - slack).to(tl.float32), 0)
         first, end = first + step * past, tl.where(past < PIVOTS, first + step * (past + 1), end)
-        past = tl.sum((most <= goal + slack).to(tl.float32), 0)
-        second, last = second + wide * past, tl.where(past < PIVOTS, second + wide * (past + 1), last)
     return first, last
 
 

@@ -24,7 +24,7 @@ CHUNK = 256
 """Logits whose sum is kept: a warp reads so many at a time."""
 SPAN = 16
 """Chunks of one program of the first kernel."""
-NARROW = 8
+NARROW = 4
 """Chunks of one program of the kernel that lists, and its warps."""
 TILE = 1024
 """Scores that are cut at a time."""
@@ -76,7 +76,7 @@ def sample(
     _choose_cut[(rows,)](
         chosen, best, share, logits, draws, logits.stride(0), vocab, width, chunks, scores, near, tokens,
         counts, above, heads, kept, found, CHUNK=CHUNK, ALL=every, WORDS=WORDS, NONE=BROKEN, CAP=CAP,
-        TILE=TILE, ONE=one, **options(num_warps=8),
+        TILE=TILE, ONE=one, **options(num_warps=8, maxnreg=128),
     )  # fmt: skip
 
 
