@@ -8,9 +8,10 @@ import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Kernels, Limits, Report
-from irloom.backends.gpu import gpu
+from irloom.backends.gpu import gpu, lacking
 from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
+from irloom.ir.errors import EngineMismatch
 from irloom.ir.graph import Module
 from irloom.ir.show import show
 from irloom.runtime.core import Engine
@@ -22,6 +23,10 @@ from .room import Room
 from .tuning import tuner
 from .weight_store import FOLDER, LINK
 from .weights import read_weights, stored_bytes, write_weights
+
+
+LEAST = (8, 0)
+"""Compute capability of the oldest GPU that the kernels are for: it has bf16 and asynchronous copies."""
 
 
 class CudaBackend:
@@ -50,8 +55,8 @@ class CudaBackend:
     )
 
     def lacks(self) -> str | None:
-        """A GPU that torch sees."""
-        return None if torch.cuda.is_available() else "an NVIDIA GPU and torch for CUDA"
+        """A GPU that is new enough, and a driver that is."""
+        return lacking(LEAST)
 
     def lowered(self, m: Module) -> str:
         """The program as text."""
@@ -100,6 +105,8 @@ class CudaBackend:
         from .engine import CudaEngine
         from .runner import planned
 
+        if (lack := self.lacks()) is not None:
+            raise EngineMismatch(f"{engine.folder}: the engine runs on the GPU, but this machine lacks {lack}")
         engine.require(engine.manifest.settings["fingerprint"], self.fingerprint())
         kernels_used()
         seed(engine, triton_cache())
