@@ -61,14 +61,20 @@ def test_an_engine_of_another_gpu_is_refused_with_both(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    told = r"gpu NVIDIA A100 when built, NVIDIA H200 here; sm 8.0 when built, 9.0 here[^$]*hint: build it again"
+    told = (
+        r"gpu NVIDIA A100 when built, NVIDIA H200 here; sm 8.0 when built, 9.0 here[^$]*hint: build it again"
+    )
     with pytest.raises(EngineMismatch, match=told):
         BACKEND.open(EngineReader(tmp_path / "engine"), Limits())
 
 
 def test_a_machine_without_a_gpu_says_so_of_any_engine(tmp_path, monkeypatch):
-    with EngineWriter(tmp_path / "engine", Manifest("cuda", "tiny", [], {}, {}, settings={"fingerprint": {}})):
+    with EngineWriter(
+        tmp_path / "engine", Manifest("cuda", "tiny", [], {}, {}, settings={"fingerprint": {}})
+    ):
         pass
     monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(EngineMismatch, match="runs on the GPU, but this machine lacks an NVIDIA GPU and torch"):
+    with pytest.raises(
+        EngineMismatch, match="runs on the GPU, but this machine lacks an NVIDIA GPU and torch"
+    ):
         BACKEND.open(EngineReader(tmp_path / "engine"), Limits())

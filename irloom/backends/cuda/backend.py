@@ -24,7 +24,6 @@ from .tuning import tuner
 from .weight_store import FOLDER, LINK
 from .weights import read_weights, stored_bytes, write_weights
 
-
 LEAST = (8, 0)
 """Compute capability of the oldest GPU that the kernels are for: it has bf16 and asynchronous copies."""
 
@@ -106,7 +105,9 @@ class CudaBackend:
         from .runner import planned
 
         if (lack := self.lacks()) is not None:
-            raise EngineMismatch(f"{engine.folder}: the engine runs on the GPU, but this machine lacks {lack}")
+            raise EngineMismatch(
+                f"{engine.folder}: the engine runs on the GPU, but this machine lacks {lack}"
+            )
         engine.require(engine.manifest.settings["fingerprint"], self.fingerprint())
         kernels_used()
         seed(engine, triton_cache())
