@@ -64,8 +64,24 @@ def _index_scalars() -> None:
     interpreter._patch_lang_tensor = patched
 
 
+def _keep_masks() -> None:
+    """A scalar that is compared stays a mask where it meets a block: newer interpreters make a number of it."""
+    from triton.runtime import interpreter
+
+    splat = interpreter.InterpreterBuilder.create_splat
+
+    def create_splat(self: Any, ret_ty: Any, arg: Any) -> Any:
+        made = splat(self, ret_ty, arg)
+        if arg.data.dtype == numpy.bool_:
+            made.data = made.data.astype(numpy.bool_)
+        return made
+
+    interpreter.InterpreterBuilder.create_splat = create_splat
+
+
 if INTERPRETED:
     _index_scalars()
+    _keep_masks()
 
 
 def options(**more: Any) -> dict[str, Any]:
