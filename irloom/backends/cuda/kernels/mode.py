@@ -65,7 +65,7 @@ def _index_scalars() -> None:
 
 
 def _keep_masks() -> None:
-    """A scalar that is compared stays a mask where it meets a block: newer interpreters make a number of it."""
+    """A scalar that is compared stays a mask where it meets a block: newer ones make a number of it."""
     from triton.runtime import interpreter
 
     splat = interpreter.InterpreterBuilder.create_splat
