@@ -10,6 +10,8 @@ from .product_tiles import MEDIUM, SHARED, multiprocessors
 
 PART = 128
 """Bytes of a row in a box: as many as are moved at a time."""
+HEIGHTS = 128, 64, 256
+"""Rows of the weight that a program may have."""
 
 
 def boxed_tiles(rows: int, n: int, k: int, size: int, gated: bool, residual: bool) -> list[Wide | Stream]:
@@ -29,18 +31,26 @@ def _wide(step: int, gated: bool, residual: bool) -> list[Wide | Stream]:
 
 
 def _streams(rows: int, n: int, k: int, step: int, gated: bool) -> Iterator[Wide | Stream]:
-    """As many programs as there are multiprocessors, or twice as many, two of which one of these holds."""
+    """About a program for each multiprocessor, or half as many, or twice where there is room for two.
+
+    Boxes of tokens come from the L2 cache, once for each program: the more rows of the weight it has, the
+    less goes that way.
+    """
     width = max(16, min(128, 1 << (rows - 1).bit_length()))
-    for height in (64,) if gated else (128, 64):
+    for height in (64,) if gated else HEIGHTS:
         tiles = -(-n // height) * -(-rows // width)
-        stage = PART * (height * (1 + gated) + width)
-        for split in _splits(tiles, k // (4 * step)):
-            yield Stream(height, width, step, split, stages=max(2, min(8, SHARED // 2 // stage)))
+        room = SHARED if height > HEIGHTS[0] else SHARED // 2
+        stages = room // (PART * (height * (1 + gated) + width))
+        warps = 8 if height > HEIGHTS[0] else 4
+        for split in _splits(tiles, k // (4 * step), 2 if height < HEIGHTS[0] else 1):
+            yield Stream(height, width, step, split, warps, max(2, min(8, stages)))
 
 
-def _splits(tiles: int, most: int) -> list[int]:
-    """Into how many parts, up to ``most``, sums may go."""
+def _splits(tiles: int, most: int, each: int) -> list[int]:
+    """Into how many parts, up to ``most``, sums may go, with up to so many programs on ``each``
+    multiprocessor.
+    """
     possible = [s for s in (1, 2, 4, 8) if s <= max(1, most)]
-    some, twice = multiprocessors() * 0.4, multiprocessors() * 2
-    good = [s for s in possible if some <= tiles * s <= twice]
-    return good or (possible[:1] if tiles > twice else possible[-1:])
+    programs = multiprocessors() * each
+    good = [s for s in possible if multiprocessors() * 0.4 <= tiles * s <= programs]
+    return good or (possible[:1] if tiles > programs else possible[-1:])

@@ -128,7 +128,10 @@ def test_the_copy_engine_feeds_the_tensor_cores_of_hopper(name: str) -> None:
             "residual_row": "i32:16", "x_scale_row": "i32", "w_scale_row": "i32", "scale": "fp32",
             "cap": "fp32", **types,
         },
-        {"AHEAD": 1, "bias": None, "x_scales": None, "w_scales": None, "CAPPED": False, "CHAIN": True, **constants},
+        {
+            "AHEAD": 1, "bias": None, "x_scales": None, "w_scales": None, "CAPPED": False, "CHAIN": True,
+            **constants,
+        },
         **options,
     )  # fmt: skip
     ptx = made["ptx"]
