@@ -1,6 +1,6 @@
 """Models that are written in a test, built into engines, and served."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -61,7 +61,7 @@ class Written:
 def serve(engine: Path, **limits: int) -> Loop:
     """A loop on an engine."""
     reader = EngineReader(engine)
-    return Loop(backend(reader.manifest.target).open(reader, Limits(threads=1, **limits)))
+    return Loop(backend(reader.manifest.target).open(reader, replace(Limits(threads=1), **limits)))
 
 
 def answers(loop: Loop, prompts: list[list[int]]) -> list[list[int]]:

@@ -40,7 +40,7 @@ def test_the_delta_rule_reads_the_convolution():
     rule = launch_of(p, "carried_gated_delta")
     assert rule.attrs == {"unit": 1e-6, "scale": 0.25}
     q, k, v = rule.values[:3]
-    assert [math.prod(x.type.dims[1:]) for x in (q, k, v)] == [2 * 16, 2 * 16, 4 * 16]  # type: ignore[arg-type]
+    assert [math.prod(x.type.dims[1:]) for x in (q, k, v)] == [2 * 16, 2 * 16, 4 * 16]
     assert {x.type.plain.name for x in (rule.results[0], q, k, v)} == {"bf16"}
     assert "l2_norm" not in p.fallbacks and "permute" not in p.fallbacks
 

@@ -107,7 +107,7 @@ def test_other_errors_of_a_capture_are_told():
     def broken() -> torch.cuda.CUDAGraph:
         raise RuntimeError("a kernel failed")
 
-    graphs._capture = lambda queue: broken()  # type: ignore[method-assign]
+    graphs._capture = lambda queue: broken()
     kind = Bucket(1, 1, True), False
     graphs.run(kind, lambda: None)
     with pytest.raises(RuntimeError, match="a kernel failed"):

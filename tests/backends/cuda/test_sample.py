@@ -124,8 +124,9 @@ def test_they_compile_without_spills(name, kernel, warps):
     constants |= {"ONE": 2.0**45, "SAMPLE": 8192, "CHAIN": True}
     module = f"irloom.backends.cuda.kernels.{name}"
     takes = getattr(importlib.import_module(module), kernel).arg_names
-    given = ({k: v for k, v in of.items() if k in takes} for of in (types, constants))
-    made = compiled(module, kernel, *given, num_warps=warps)
+    signature = {k: v for k, v in types.items() if k in takes}
+    known = {k: v for k, v in constants.items() if k in takes}
+    made = compiled(module, kernel, signature, known, num_warps=warps)
     assert made["shared"] < 100_000
     assert ".local" not in made["ptx"]
     if kernel in ("_survey", "narrow"):

@@ -1,5 +1,8 @@
 """Matrices as Hopper's copy engine (TMA) moves them: a box of rows and columns at a time."""
 
+# pyright: reportGeneralTypeIssues=false
+# (Triton's loops that are unrolled are no iterators)
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
