@@ -97,11 +97,14 @@ def may_group(call: Call) -> bool:
 def chosen(
     name: str, call: Call, tiles: Sequence[Tile], run: Callable[[Call, Tile, Workspace], None]
 ) -> Tile:
-    """The fastest of ``tiles`` for calls such as this one: its shapes, and the bucket of its step."""
+    """The fastest of ``tiles`` for calls such as this one: its shapes, and the size of its step up to a power
+    of two, so that what mixed steps take is known before they come.
+    """
     if len(tiles) == 1 or call.q.device.type != "cuda":
         return tiles[0]
     constants = tuple(v for k, v in call.constants(tiles[0]).items() if k != "BLOCK")
-    key = (call.q.dtype, call.cache.k.dtype, *constants, call.step.tokens, call.step.seqs)
+    size = power_of_two(call.step.tokens), power_of_two(call.step.seqs)
+    key = (call.q.dtype, call.cache.k.dtype, *constants, *size)
     usual = cache(lambda: typical(call))  # made for the clock alone, which runs outside of captures
     space = cache(lambda tile: Workspace(call.q.device))
 
