@@ -1,24 +1,14 @@
-"""Every architecture as launches of a target's kernels: all of it, with bodies, or not at all.
-
-No weights are made and no GPU is needed: a tiny config is traced, rewritten and lowered.
-"""
+"""Every architecture as launches of a target's kernels: all of it, with bodies, or not at all."""
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from irloom.backends.core import KernelBackend, backend
-from irloom.frontends.core import TraceOptions
-from irloom.frontends.hf.trace import trace_config
-from irloom.ir.elem import ELEMS
-from irloom.passes import run_pipeline
-from irloom.zoo.core import Outcome
-from irloom.zoo.examine import reason
-from irloom.zoo.models import tiny
+from irloom.ir.graph import Module
+from irloom.zoo.lowered import LoweredRow, lowered, table
 
 HEAD = """# Architectures on {target}
 
@@ -33,69 +23,36 @@ Every causal language model of transformers {version} that traces, as launches o
 
 
 @dataclass
-class KernelRow:
-    """One architecture: whether it traces, and its ops as kernels.
+class KernelRow(LoweredRow):
+    """One architecture, and its ops as kernels: ``bodies`` maps those without one to the reason."""
 
-    ``traced`` and ``lowered`` are true or say why not; ``bodies`` maps ops without a kernel to the reason.
-    """
-
-    name: str
-    target: str = ""
-    traced: Outcome = False
-    lowered: Outcome = False
     launches: int = 0
     graphs: bool = False
     bodies: dict[str, str] = field(default_factory=dict[str, str])
-    seconds: float = 0.0
 
     @property
     def verdict(self) -> str:
         """``kernels``, ``bodies``, ``stepwise``, ``refused``, or ``untraced``."""
-        if self.traced is not True:
-            return "untraced"
         if self.lowered is not True:
-            return "refused"
+            return super().verdict
         return "stepwise" if not self.graphs else "bodies" if self.bodies else "kernels"
 
     @property
     def said(self) -> str:
         """What keeps it from being kernels alone."""
-        if self.lowered is not True:
-            return str(self.lowered if self.traced is True else self.traced)
-        return ", ".join(self.bodies)
-
-    @classmethod
-    def failed(cls, name: str, reason: str) -> Self:
-        """An architecture of which nothing can be said but why."""
-        return cls(name, traced=reason)
-
-    def to_json(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return {**asdict(self), "verdict": self.verdict}
-
-    @classmethod
-    def from_json(cls, made: Mapping[str, Any]) -> Self:
-        """The row that ``to_json`` was made of."""
-        return cls(**{f.name: made[f.name] for f in fields(cls) if f.name in made})
+        return self.refusal or ", ".join(self.bodies)
 
 
 def as_kernels(target: str, name: str, columns: Sequence[str] | None = None) -> KernelRow:
     """One architecture on a target; nothing else is asked of it, whatever ``columns`` are."""
-    row, start = KernelRow(name, target), time.perf_counter()
-    made = backend(target)
+    row, made = KernelRow(name, target), backend(target)
     assert isinstance(made, KernelBackend)
-    try:
-        m = trace_config(tiny(name), TraceOptions(dtype=ELEMS[made.dtype], check=False))
-        row.traced = True
-        m, _ = run_pipeline(m, made.pipeline)
+
+    def fill(m: Module) -> None:
         found = made.kernels(m)
-    except Exception as error:  # whatever goes wrong is the reason
-        setattr(row, "traced" if row.traced is False else "lowered", reason(error))
-    else:
-        row.lowered, row.launches, row.graphs = True, found.launches, found.graphs
-        row.bodies = dict(found.bodies)
-    row.seconds = round(time.perf_counter() - start, 2)
-    return row
+        row.launches, row.graphs, row.bodies = found.launches, found.graphs, dict(found.bodies)
+
+    return lowered(row, made, fill)
 
 
 def kernel_verdicts(rows: Sequence[KernelRow]) -> dict[str, int]:
@@ -108,10 +65,10 @@ def kernel_page(rows: Sequence[KernelRow], target: str, version: str, file: str)
     """The page of a sweep: counts, a line per architecture, and every reason with those it holds for."""
     counts, why = kernel_verdicts(rows), defaultdict[str, list[str]](list)
     lines = [HEAD.format(target=target, version=version, page=file)]
-    lines += _table([tuple(counts), tuple(map(str, counts.values()))])
+    lines += table([tuple(counts), tuple(map(str, counts.values()))])
     there = [row for row in rows if row.traced is True]
     each = [(row.name, row.verdict, str(row.launches), ", ".join(row.bodies)) for row in there]
-    lines += ["", "## One by one", "", *_table([("architecture", "", "launches a layer", "bodies"), *each])]
+    lines += ["", "## One by one", "", *table([("architecture", "", "launches a layer", "bodies"), *each])]
     for row in there:
         for op, said in row.bodies.items():
             why[f"`{op}`: {said}"].append(row.name)
@@ -120,8 +77,3 @@ def kernel_page(rows: Sequence[KernelRow], target: str, version: str, file: str)
     lines += ["", "## What runs its body, or is refused, and why", ""]
     lines += [f"- {said}: {', '.join(names)}" for said, names in sorted(why.items())]
     return "\n".join(lines) + "\n"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = [f"| {' | '.join(cells)} |" for cells in rows]
-    return [head, f"|{' --- |' * len(rows[0])}", *body]

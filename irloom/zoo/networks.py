@@ -1,25 +1,15 @@
-"""Every architecture as the networks of a target: whole, with ops between networks, or not at all.
-
-No weights are made and no library is needed: a tiny config is traced, rewritten and lowered.
-"""
+"""Every architecture as the networks of a target: whole, with ops between networks, or not at all."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from irloom.backends.core import NetworkBackend, backend
-from irloom.frontends.core import TraceOptions
-from irloom.frontends.hf.trace import trace_config
-from irloom.ir.elem import ELEMS
 from irloom.ir.errors import PipelineError
-from irloom.passes import run_pipeline
-from irloom.zoo.core import Outcome
-from irloom.zoo.examine import reason
-from irloom.zoo.models import tiny
+from irloom.ir.graph import Module
+from irloom.zoo.lowered import LoweredRow, lowered, table
 
 HEAD = """# Architectures on {target}
 
@@ -34,70 +24,43 @@ built.
 
 
 @dataclass
-class NetworkRow:
-    """One architecture: whether it traces, and its ops as layers.
+class NetworkRow(LoweredRow):
+    """One architecture, and its ops as layers.
 
-    ``traced`` and ``lowered`` are true or say why not. ``native`` and ``composed`` map ops to the layers they
-    are made of, ``outside`` those between the ``segments`` to the reason.
+    ``native`` and ``composed`` map ops to the layers they are made of, ``outside`` those between the
+    ``segments`` to the reason.
     """
 
-    name: str
-    target: str = ""
-    traced: Outcome = False
-    lowered: Outcome = False
     segments: int = 0
     native: dict[str, str] = field(default_factory=dict[str, str])
     composed: dict[str, str] = field(default_factory=dict[str, str])
     outside: dict[str, str] = field(default_factory=dict[str, str])
-    seconds: float = 0.0
 
     @property
     def verdict(self) -> str:
         """``whole``, ``split``, ``refused``, or ``untraced``."""
-        if self.traced is not True:
-            return "untraced"
-        return "refused" if self.lowered is not True else "split" if self.outside else "whole"
+        if self.lowered is not True:
+            return super().verdict
+        return "split" if self.outside else "whole"
 
     @property
     def said(self) -> str:
         """What keeps it from being whole."""
-        if self.lowered is not True:
-            return str(self.lowered if self.traced is True else self.traced)
-        return ", ".join(self.outside)
-
-    @classmethod
-    def failed(cls, name: str, reason: str) -> Self:
-        """An architecture of which nothing can be said but why."""
-        return cls(name, traced=reason)
-
-    def to_json(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return {**asdict(self), "verdict": self.verdict}
-
-    @classmethod
-    def from_json(cls, made: Mapping[str, Any]) -> Self:
-        """The row that ``to_json`` was made of."""
-        return cls(**{f.name: made[f.name] for f in fields(cls) if f.name in made})
+        return self.refusal or ", ".join(self.outside)
 
 
 def as_networks(target: str, name: str, columns: Sequence[str] | None = None) -> NetworkRow:
     """One architecture on a target; nothing else is asked of it, whatever ``columns`` are."""
-    row, start = NetworkRow(name, target), time.perf_counter()
-    made = backend(target)
+    row, made = NetworkRow(name, target), backend(target)
     assert isinstance(made, NetworkBackend)
-    try:
-        m = trace_config(tiny(name), TraceOptions(dtype=ELEMS[made.dtype], check=False))
-        row.traced = True
-        m, _ = run_pipeline(m, made.pipeline)
+
+    def fill(m: Module) -> None:
         found = made.networks(m)
-    except Exception as error:  # whatever goes wrong is the reason
-        setattr(row, "traced" if row.traced is False else "lowered", reason(error))
-    else:
-        row.lowered, row.segments = True, found.segments
+        row.segments = found.segments
         for e in found.ops:
             getattr(row, e.how).setdefault(e.op, e.reason or ", ".join(e.layers))
-    row.seconds = round(time.perf_counter() - start, 2)
-    return row
+
+    return lowered(row, made, fill)
 
 
 def check_target(target: str) -> None:
@@ -117,27 +80,19 @@ def verdicts(rows: Sequence[NetworkRow]) -> dict[str, int]:
 def network_page(rows: Sequence[NetworkRow], target: str, version: str, file: str) -> str:
     """The page of a sweep: counts, a line per architecture, and every reason with those it holds for."""
     counts = verdicts(rows)
-    lines = [
-        HEAD.format(target=target, version=version, page=file),
-        _line(list(counts)),
-        _line(["---"] * len(counts)),
-        _line([str(n) for n in counts.values()]),
-        "",
-        "## One by one",
-        "",
-        _line(["architecture", "", "segments", "composed of several layers", "between segments"]),
-        _line(["---"] * 5),
-    ]
+    lines = [HEAD.format(target=target, version=version, page=file)]
+    lines += table([tuple(counts), tuple(map(str, counts.values()))])
+    each = [("architecture", "", "segments", "composed of several layers", "between segments")]
     for row in rows:
         if row.traced is True:
-            told = [", ".join(sorted(ops)) for ops in (row.composed, row.outside)]
-            lines.append(_line([row.name, row.verdict, str(row.segments), *told]))
+            composed, outside = (", ".join(sorted(ops)) for ops in (row.composed, row.outside))
+            each.append((row.name, row.verdict, str(row.segments), composed, outside))
+    lines += ["", "## One by one", "", *table(each)]
     lines += ["", "## What is between segments, or refused, and why", ""]
     for why, names in sorted(_reasons(rows).items()):
         lines.append(f"- {why}: {', '.join(names)}")
-    lines += ["", "## Ops in layers", "", _line(["op", "layers", "architectures"]), _line(["---"] * 3)]
-    for (op, layers), n in sorted(_layers(rows).items()):
-        lines.append(_line([op, layers, str(n)]))
+    layers = [(op, made, str(n)) for (op, made), n in sorted(_layers(rows).items())]
+    lines += ["", "## Ops in layers", "", *table([("op", "layers", "architectures"), *layers])]
     return "\n".join(lines) + "\n"
 
 
@@ -153,7 +108,3 @@ def _reasons(rows: Sequence[NetworkRow]) -> dict[str, list[str]]:
 
 def _layers(rows: Sequence[NetworkRow]) -> Counter[tuple[str, str]]:
     return Counter(kind for row in rows for kind in (*row.native.items(), *row.composed.items()))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -51,8 +51,8 @@ def page(rows: Sequence[Row], version: str, former: str = "") -> str:
     versions = sorted(told.totals, key=cmp_to_key(lambda a, b: 1 if newer(b, a) else -1))
     lines = [
         HEAD.format(version=told.version),
-        _line(["transformers", "of", *COLUMNS, "all"]),
-        _line(["---"] * (len(COLUMNS) + 3)),
+        line(["transformers", "of", *COLUMNS, "all"]),
+        line(["---"] * (len(COLUMNS) + 3)),
         *(f"| {v} {told.totals[v]}" for v in versions),
         "",
         told.body,
@@ -63,7 +63,7 @@ def page(rows: Sequence[Row], version: str, former: str = "") -> str:
 
 def _totals(rows: Sequence[Row]) -> str:
     counts = totals(rows)
-    return _line([str(counts[c]) for c in ("of", *COLUMNS, "all")])
+    return line([str(counts[c]) for c in ("of", *COLUMNS, "all")])
 
 
 def _otherwise(rows: Sequence[Row], promised: dict[str, set[str]]) -> str:
@@ -87,9 +87,9 @@ def _body(rows: Sequence[Row]) -> list[str]:
     lines += [
         "## One by one",
         "",
-        _line(["architecture", *COLUMNS[1:], "model ops", "tensor ops that stayed"]),
+        line(["architecture", *COLUMNS[1:], "model ops", "tensor ops that stayed"]),
     ]
-    lines.append(_line(["---"] * (len(COLUMNS) + 2)))
+    lines.append(line(["---"] * (len(COLUMNS) + 2)))
     lines += [_row(row) for row in built]
     lines += ["", "## What does not pass, and why", ""]
     for (column, reason), names in sorted(
@@ -117,10 +117,11 @@ def _row(row: Row) -> str:
         share += f", {row.flops_at_full_size:.1%} at full size"
     share = share if row.raised is True else f"no {share}".rstrip()
     ops = [", ".join(sorted(names)) for names in (row.model_ops, row.tensor_ops)]
-    return _line([row.name, *marks, share, *ops])
+    return line([row.name, *marks, share, *ops])
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """A line of a table."""
     return f"| {' | '.join(cells)} |"
 
 
