@@ -58,3 +58,10 @@ class Workspace:
             self.blocks.append(torch.empty(max(room, BLOCK), dtype=torch.uint8, device=self.device))
         start, self.at = self.at, self.at + room
         return self.blocks[self.block][start : start + size].view(dtype).view(*dims)
+
+    def parts(self, tiles: int, split: int, entries: int) -> torch.Tensor | None:
+        """Room in f32 where ``split`` programs a tile leave ``entries`` each; none where nothing is split."""
+        if split == 1:
+            return None
+        assert tiles <= COUNTERS
+        return self.take((tiles * split * entries,), torch.float32)

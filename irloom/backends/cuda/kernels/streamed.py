@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ..quantized import Operand, scales_of, values_of
-from ..work import COUNTERS, Workspace
+from ..work import Workspace
 from .boxes import box, prefetch_rows, weight_box
 from .finish import finished
 from .form import Form
@@ -54,10 +54,7 @@ def streamed_product(
     values, matrix = values_of(x), values_of(weight)
     (t, n), k = out.shape, values.shape[1]
     tiles = int(triton.cdiv(t, tile.t) * triton.cdiv(n, tile.n))
-    parts = None
-    if tile.split > 1:
-        assert tiles <= COUNTERS
-        parts = work.take((tiles * tile.split * (1 + form.gated) * tile.n * tile.t,), torch.float32)
+    parts = work.parts(tiles, tile.split, (1 + form.gated) * tile.n * tile.t)
     streamed_kernel[(tiles * tile.split,)](
         out, box(values, tile.t, tile.k), weight_box(matrix, tile.n, tile.k, form.gated), matrix,
         scales_of(x), scales_of(weight), bias, residual, parts, work.counters, t, n, k, out.stride(0),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ..quantized import Operand, Quantized, scales_of, values_of
-from ..work import COUNTERS, Workspace
+from ..work import Workspace
 from .finish import finished
 from .form import Form
 from .mode import INTERPRETED, dot, go_on, kernel, options, rounded, tl, triton, wait
@@ -55,10 +55,7 @@ def tiled_product(
     group = max(_group(x, k), _group(weight, k))
     assert not group or group % tile.k == 0, f"{tile} has parts of two groups of {group}"
     tiles = triton.cdiv(n, tile.n) * triton.cdiv(t, tile.t)
-    parts = None
-    if tile.split > 1:
-        assert tiles <= COUNTERS
-        parts = work.take((int(tiles) * tile.split * (1 + form.gated) * tile.n * tile.t,), torch.float32)
+    parts = work.parts(int(tiles), tile.split, (1 + form.gated) * tile.n * tile.t)
     zeros = weight.zeros if isinstance(weight, Quantized) else None
     tiled_kernel[(tiles * tile.split,)](
         out, values, scales_of(x), matrix, scales_of(weight), zeros, bias, residual, parts, work.counters,

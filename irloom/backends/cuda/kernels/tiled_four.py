@@ -11,7 +11,7 @@ import torch
 
 from ..fragments import STRIP, blocks_of
 from ..quantized import Quantized
-from ..work import COUNTERS, Workspace
+from ..work import Workspace
 from .few_four import kinds, words
 from .finish import finished
 from .form import Form
@@ -49,10 +49,7 @@ def tiled_four_product(
     """
     (t, k), strips, span = x.shape, weight.values.shape[0], weight.values.shape[2] * 16
     tiles = triton.cdiv(strips, tile.strips) * triton.cdiv(t, tile.t)
-    parts = None
-    if tile.split > 1:
-        assert tiles <= COUNTERS
-        parts = work.take((int(tiles) * tile.split * tile.strips * STRIP * tile.t,), torch.float32)
+    parts = work.parts(int(tiles), tile.split, tile.strips * STRIP * tile.t)
     tiled_four_kernel[(tiles * tile.split,)](
         out, x, *words(weight), bias, residual, parts, work.counters, t, out.stride(0), x.stride(0),
         0 if residual is None else residual.stride(0), tile.split, float(form.scale),

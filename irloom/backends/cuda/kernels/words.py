@@ -12,9 +12,6 @@ from __future__ import annotations
 
 from .mode import INTERPRETED, kernel, rounded, tl
 
-FOUR_BITS = tl.constexpr(8)
-"""Entries of four bits in a word."""
-
 # ptxas makes two operations of (a & b) ^ c, but for the one that can do both
 _CUT = tl.constexpr(
     tuple(
