@@ -63,7 +63,7 @@ def test_weights_are_read_before_waiting_and_stay_in_the_registers_they_come_to(
         "irloom.backends.cuda.kernels.few_four_kernel",
         "few_four_kernel",
         {
-            **dict.fromkeys(("out", "x", "norm"), "*bf16"), "words": "*i32", "scales": "*i64",
+            **dict.fromkeys(("out", "x", "norm"), "*bf16"), "words": "*i16", "scales": "*i64",
             **dict.fromkeys(numbers, "i32"), **dict.fromkeys(("eps", "scale", "cap"), "fp32"),
         },
         {

@@ -35,8 +35,8 @@ def expand_four_kernel(
     b, to = tl.program_id(1), tl.program_id(0) * STRIPS
     go_on(CHAIN)
     strip = tl.minimum(to + tl.arange(0, STRIPS), count - 1) + first
-    at = words + ((strip * blocks + b).to(tl.int64) * (SPAN * 8))[:, None, None]
-    four = tl.load(at + (tl.arange(0, SPAN // 16) * 128)[None, :, None] + tl.arange(0, 128)[None, None, :])
+    at = words + ((strip * blocks + b).to(tl.int64) * (SPAN * 16))[:, None, None]
+    four = tl.load(at + (tl.arange(0, SPAN // 16) * 256)[None, :, None] + tl.arange(0, 256)[None, None, :])
     r = tl.arange(0, STRIPS * 16)
     row = tl.minimum(to * 16 + r, count * 16 - 1) + first * 16
     by = tl.load(scales + row * blocks + b)

@@ -20,6 +20,8 @@ from .mode import options, tl, triton
 
 ROWS = 8
 """More columns are for kernels that read rows from shared memory."""
+STEPS = 8
+"""More steps make more instructions than stay near a multiprocessor: a step is no lap of a loop."""
 KINDS = {"f16": tl.float16, "bf16": tl.bfloat16, "u8": tl.uint8, "u4": tl.uint8, "i8": tl.int8, "i4": tl.int8}
 
 
@@ -52,7 +54,7 @@ def few_four_product(
     ``few`` is one of ``fews``. ``out`` may be ``residual``.
     """
     (t, k), strips, span = x.shape, weight.values.shape[0], weight.values.shape[2] * 16
-    steps = -(-blocks_of(k, span) // few.slices)
+    steps = _steps(k, span, few)
     few_four_kernel[(triton.cdiv(strips, few.strips * few.parts),)](
         out, x, *words(weight), bias, residual, norm, t, out.stride(0), x.stride(0),
         0 if residual is None else residual.stride(0), form.eps or 0.0, float(form.scale),
@@ -70,7 +72,14 @@ def fews(out: Operand, x: Operand, weight: Quantized, form: Form) -> list[Few]:
         return []
     if not 0 < x.shape[0] <= ROWS or not fits(x, weight, form):
         return []
-    return FEW[1 << (x.shape[0] - 1).bit_length(), form.gated]
+    (rows, k), span = x.shape, weight.values.shape[2] * 16
+    some = FEW[1 << (rows - 1).bit_length(), form.gated]
+    return [few for few in some if _steps(k, span, few) <= STEPS]
+
+
+def _steps(k: int, span: int, few: Few) -> int:
+    """Blocks of a row in each slice, which come after each other."""
+    return -(-blocks_of(k, span) // few.slices)
 
 
 def fits(x: torch.Tensor, weight: Quantized, form: Form) -> bool:
@@ -84,11 +93,11 @@ def columns(rows: int, few: Few) -> int:
 
 
 def words(weight: Quantized) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Values as words of 32 bits, scales and zeros as words of four."""
+    """Values as words of 16 bits, scales and zeros as words of four."""
     zeros = None
     if weight.zeros is not None:
         zeros = weight.zeros.view(torch.int64 if weight.zeros.itemsize == 2 else torch.int32)[..., 0]
-    return weight.values.view(torch.int32), weight.scales.view(torch.int64)[..., 0], zeros
+    return weight.values.view(torch.int16), weight.scales.view(torch.int64)[..., 0], zeros
 
 
 def kinds(weight: Quantized) -> dict[str, object]:

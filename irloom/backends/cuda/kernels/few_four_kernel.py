@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from .finish import finished
-from .mode import dot, go_on, kernel, rounded, tl, wait
+from .mode import INTERPRETED, dot, go_on, kernel, rounded, tl, wait
 from .nibbles import cut, matrix, one_of, strip_of
 
 
@@ -20,7 +20,7 @@ def few_four_kernel(
     SLICES: tl.constexpr, COLUMNS: tl.constexpr, STRIPS: tl.constexpr, PARTS: tl.constexpr,
     DEPTH: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
-    """Rows ``x`` [T, K], at most ``COLUMNS / SLICES``, by words i32[N / 16, blocks, SPAN / 16, 128].
+    """Rows ``x`` [T, K], at most ``COLUMNS / SLICES``, by words i16[N / 16, blocks, SPAN / 16, 256].
 
     ``scales`` i64[N, blocks] are four of ``SCALE`` each; ``zeros``, where there are some, four of ``ZERO``.
     The rows of a program's tensors are ``STRIPS`` by ``SLICES`` by 16 rows of the weight: each slice of ``k``
@@ -38,9 +38,9 @@ def few_four_kernel(
     squares, sums = tl.zeros((COLUMNS,), tl.float32), ()
     for _ in tl.static_range(PARTS):
         sums = sums + (tl.zeros((M, COLUMNS), tl.float32),)
-    for s in range(STEPS):
+    for s in tl.static_range(STEPS):
         hs, totals, squares = prepared(xs, norms, squares, x, zeros, NORM)
-        if STEPS > 1:
+        if s + 1 < STEPS:
             norms = norms_at(norm, s + 1, K, SPAN, SLICES, COLUMNS, STEPS)
             xs = rows_at(x, T, x_row, s + 1, K, SPAN, SLICES, COLUMNS, STEPS)
         for p in tl.static_range(PARTS):
@@ -92,8 +92,19 @@ def prepared(xs, norms, squares, x, zeros, NORM: tl.constexpr):
             squares += tl.sum(h * h, 1)
             h = rounded(h * norms[j], x.dtype.element_ty)
         totals = totals + (tl.sum(h.to(tl.float32), 1) if zeros is not None else 0.0,)
-        hs = hs + (tl.trans(h.to(x.dtype.element_ty)),)
+        hs = hs + (tl.trans(here(h.to(x.dtype.element_ty))),)
     return hs, totals, squares
+
+
+@kernel
+def here(h):
+    """``h``, computed where it is: else every warp would compute what it reads of it."""
+    if INTERPRETED:
+        return h
+    elif h.dtype == tl.float16:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [h], tl.float16, False, 2)
+    else:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [h], tl.bfloat16, False, 2)
 
 
 @kernel
@@ -119,8 +130,8 @@ def ahead(
     """What no kernel writes, of a part and a step: words, scales and zeros."""
     m = tl.arange(0, STRIPS * SLICES)
     strip, b = strip_of(part, m // SLICES, N, STRIPS, GATED), (m % SLICES) * STEPS + step
-    at = words + ((strip * BLOCKS + b).to(tl.int64) * (SPAN * 8))[:, None, None]
-    at = at + (tl.arange(0, SPAN // 16) * 128)[None, :, None] + tl.arange(0, 128)[None, None, :]
+    at = words + ((strip * BLOCKS + b).to(tl.int64) * (SPAN * 16))[:, None, None]
+    at = at + (tl.arange(0, SPAN // 16) * 256)[None, :, None] + tl.arange(0, 256)[None, None, :]
     there = ((strip < N // 16) & (b < BLOCKS))[:, None, None]
     tile = (tl.load(at, there, 0, eviction_policy="evict_first"),)
     r = tl.arange(0, STRIPS * SLICES * 16)

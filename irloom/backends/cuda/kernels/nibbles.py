@@ -15,11 +15,11 @@ def _cut(then: str) -> list[str]:
     """What cuts out two entries: for bf16 and f16, unsigned and signed, the first to the fourth."""
     return [
         "{ .reg .b32 t, m; "
-        + (f"shr.u32 t, $2, {4 * j}; " if j else "mov.b32 t, $2; ")
+        + (f"shr.u32 t, $1, {4 * j}; " if j else "mov.b32 t, $1; ")
         + f"lop3.b32 t, t, 0x000f000f, {one + flip:#06x}{one + flip:04x}, 0x6a; "
         + f"mov.b32 m, {one + flip:#06x}{one + flip:04x}; sub.{to}x2 t, t, m; "
         + then.format(to=to)
-        + "mov.b32 {$0, $1}, t; }"
+        + "mov.b32 $0, t; }"
         for to, one in (("bf16", 0x4300), ("f16", 0x6400))
         for flip in (0, 8)
         for j in range(4)
@@ -27,48 +27,44 @@ def _cut(then: str) -> list[str]:
 
 
 _PLAIN = tl.constexpr(tuple(_cut("")))
-_SCALED = tl.constexpr(tuple(_cut("mul.{to}x2 t, t, $3; ")))
-_SHIFTED = tl.constexpr(tuple(_cut("sub.{to}x2 t, t, $4; mul.{to}x2 t, t, $3; ")))
+_SCALED = tl.constexpr(tuple(_cut("mul.{to}x2 t, t, $2; ")))
+_SHIFTED = tl.constexpr(tuple(_cut("sub.{to}x2 t, t, $3; mul.{to}x2 t, t, $2; ")))
 
 
 @kernel
-def cut(words, J: tl.constexpr, SIGNED: tl.constexpr, to: tl.constexpr):
-    """The ``J``-th entries of both halves of words [..]: [.., 2] of ``to``, which has 16 bits."""
+def cut(halves, J: tl.constexpr, SIGNED: tl.constexpr, to: tl.constexpr):
+    """The ``J``-th entries of 16 bits each, as ``to``, which has 16 bits too."""
     if INTERPRETED:
-        low, high = _entry(words, J, SIGNED), _entry(words, J + 4, SIGNED)
-        return tl.join(low, high)
+        return _entry(halves, J, SIGNED)
+    elif to == tl.float16:
+        return tl.inline_asm_elementwise(_PLAIN[8 + 4 * SIGNED + J], "=r,r", [halves], tl.float16, True, 2)
     else:
-        HALF: tl.constexpr = to == tl.float16
-        PAIR: tl.constexpr = (tl.float16, tl.float16) if HALF else (tl.bfloat16, tl.bfloat16)
-        low, high = tl.inline_asm_elementwise(
-            _PLAIN[8 * HALF + 4 * SIGNED + J], "=h,=h,r", [words], PAIR, True, 1
-        )
-        return tl.join(low, high)
+        return tl.inline_asm_elementwise(_PLAIN[4 * SIGNED + J], "=r,r", [halves], tl.bfloat16, True, 2)
 
 
 @kernel
-def cut_scaled(words, by, zero, J: tl.constexpr, SIGNED: tl.constexpr, to: tl.constexpr):
-    """``(entry - zero) * by`` of the same, rounded to ``to``; ``by`` and ``zero`` (or None) are pairs."""
-    words, by = tl.broadcast(words, by)
+def cut_scaled(halves, by, zero, J: tl.constexpr, SIGNED: tl.constexpr, to: tl.constexpr):
+    """``(entry - zero) * by`` of the same, rounded to ``to``, of which ``by`` and ``zero`` (or None) are."""
+    halves, by = tl.broadcast(halves, by)
     if zero is not None:
-        words, zero = tl.broadcast(words, zero)
+        halves, zero = tl.broadcast(halves, zero)
     if INTERPRETED:
-        low, high = _entry(words, J, SIGNED), _entry(words, J + 4, SIGNED)
+        y = _entry(halves, J, SIGNED)
         if zero is not None:
-            low, high = low - one_of(zero, 0, to), high - one_of(zero, 0, to)
-        return tl.join(low * one_of(by, 0, to), high * one_of(by, 0, to))
+            y -= zero.to(tl.float32)
+        return y * by.to(tl.float32)
+    elif to == tl.float16:
+        return _scaled(halves, by, zero, 8 + 4 * SIGNED + J, tl.float16)
     else:
-        HALF: tl.constexpr = to == tl.float16
-        PAIR: tl.constexpr = (tl.float16, tl.float16) if HALF else (tl.bfloat16, tl.bfloat16)
-        if zero is None:
-            low, high = tl.inline_asm_elementwise(
-                _SCALED[8 * HALF + 4 * SIGNED + J], "=h,=h,r,r", [words, by], PAIR, True, 1
-            )
-        else:
-            low, high = tl.inline_asm_elementwise(
-                _SHIFTED[8 * HALF + 4 * SIGNED + J], "=h,=h,r,r,r", [words, by, zero], PAIR, True, 1
-            )
-        return tl.join(low, high)
+        return _scaled(halves, by, zero, 4 * SIGNED + J, tl.bfloat16)
+
+
+@kernel
+def _scaled(halves, by, zero, WHICH: tl.constexpr, to: tl.constexpr):
+    if zero is None:
+        return tl.inline_asm_elementwise(_SCALED[WHICH], "=r,r,r", [halves, by], to.value, True, 2)
+    else:
+        return tl.inline_asm_elementwise(_SHIFTED[WHICH], "=r,r,r,r", [halves, by, zero], to.value, True, 2)
 
 
 @kernel
@@ -90,17 +86,10 @@ def one_of(four, J: tl.constexpr, to: tl.constexpr):
 
 
 @kernel
-def pair(y, to: tl.constexpr):
-    """f32 rounded to ``to``, which has 16 bits, twice in a word."""
-    bits = y.to(to).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-    return bits | (bits << 16)
-
-
-@kernel
 def matrix(e, M: tl.constexpr, S: tl.constexpr):
-    """Entries [M / 16, S / 16, 128, 2] of fragments as a matrix [M, S]: each stays where it is."""
-    e = tl.reshape(e, (M // 16, S // 16, 8, 4, 2, 4))  # strip, fragment, row, column, half, entry
-    return tl.reshape(tl.permute(e, (0, 4, 2, 1, 3, 5)), (M, S))
+    """Entries [M / 16, S / 16, 256] of fragments as a matrix [M, S]: each stays where it is."""
+    e = tl.reshape(e, (M // 16, S // 16, 8, 4, 2, 2, 2))  # strip, fragment, row, column, half, half, entry
+    return tl.reshape(tl.permute(e, (0, 5, 2, 1, 4, 3, 6)), (M, S))
 
 
 @kernel

@@ -16,7 +16,7 @@ from .few_four import kinds, words
 from .finish import finished
 from .form import Form
 from .mode import dot, go_on, kernel, options, rounded, tl, triton, wait
-from .nibbles import cut_scaled, matrix, one_of, pair, strip_of
+from .nibbles import cut_scaled, matrix, one_of, strip_of
 from .tiled import _is_last, _sums
 
 
@@ -78,14 +78,12 @@ def tiled_four_kernel(
     chunk = tl.cdiv(BLOCKS, split) * STEPS
     first, last = share * chunk, tl.minimum(share * chunk + chunk, BLOCKS * STEPS)
     strip = tl.minimum(strip_of(part, tl.arange(0, STRIPS), N, STRIPS, GATED), N // 16 - 1)
-    at = words + (strip.to(tl.int64) * (BLOCKS * SPAN * 8))[:, None, None]
-    at = at + (tl.arange(0, BK // 16) * 128)[None, :, None] + tl.arange(0, 128)[None, None, :]
-    # the scale of the row that each word is of: strip, fragment, row, column, half, pair
-    row = (
-        tl.arange(0, 8)[None, None, :, None, None, None]
-        + 8 * tl.arange(0, 2)[None, None, None, None, :, None]
-    )
-    beside = (strip[:, None, None, None, None, None] * 16 + row) * BLOCKS
+    at = words + (strip.to(tl.int64) * (BLOCKS * SPAN * 16))[:, None, None]
+    at = at + (tl.arange(0, BK // 16) * 256)[None, :, None] + tl.arange(0, 256)[None, None, :]
+    # the scale of the row that each entry is of: strip, fragment, row, column, half, half, entry
+    row = tl.arange(0, 8)[None, None, :, None, None, None, None]
+    row = row + 8 * tl.arange(0, 2)[None, None, None, None, None, :, None]
+    beside = (strip[:, None, None, None, None, None, None] * 16 + row) * BLOCKS
     t = tl.minimum(t0 + tl.arange(0, BT), T - 1)
     x_at = x + t[:, None].to(tl.int64) * x_row
     go_on(CHAIN)
@@ -93,7 +91,7 @@ def tiled_four_kernel(
     acc = tl.zeros((M, BT), tl.float32)
     for i in tl.range(first, last):
         b, s = i // STEPS, i % STEPS
-        four = tl.reshape(tl.load(at + i * (BK * 8)), (STRIPS, BK // 16, 8, 4, 2, 2))
+        four = tl.reshape(tl.load(at + i * (BK * 16)), (STRIPS, BK // 16, 8, 4, 2, 2, 2))
         bys, minus = tl.load(scales + beside + b), None
         if zeros is not None:
             minus = tl.load(zeros + beside + b)
@@ -102,8 +100,8 @@ def tiled_four_kernel(
             xv = tl.load(x_at + k) if K % (4 * SPAN) == 0 else tl.load(x_at + k, k < K, 0.0)
             zero = None
             if zeros is not None:
-                zero = pair(one_of(minus, j, ZERO), x.dtype.element_ty)
-            by = pair(one_of(bys, j, SCALE), x.dtype.element_ty)
+                zero = rounded(one_of(minus, j, ZERO), x.dtype.element_ty)
+            by = rounded(one_of(bys, j, SCALE), x.dtype.element_ty)
             a = cut_scaled(four, by, zero, j, SIGNED, x.dtype.element_ty)
             acc = dot(matrix(a, M, BK), tl.trans(xv), acc)
     if SPLIT:
