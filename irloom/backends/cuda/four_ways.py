@@ -28,7 +28,7 @@ def four_ways(out: Operand, x: Operand, weight: Quantized, form: Form) -> list[F
     if isinstance(x, Quantized) or form.quant is not None or not fits(x, weight, form):
         return []
     few = fews(out, x, weight, form)
-    return [*few, *(_tiles(x, weight) if x.shape[0] > 2 or not few else [])]
+    return [*few, *(_tiles(x, weight) if x.shape[0] > 4 or not few else [])]
 
 
 def _tiles(x: torch.Tensor, weight: Quantized) -> Iterator[FourTile]:
