@@ -11,15 +11,15 @@ from irloom.ir.device import Device
 
 from .clock import replayed
 
-COPIED = 1 << 30
-"""Bytes of the copy: far past the L2 cache of any GPU."""
+MOVED = 1 << 30
+"""Bytes that are read: far past the L2 cache of any GPU."""
 SIDE = 8192
 """Rows and columns of the products."""
 
 
 @cache
 def measured_card() -> Device:
-    """Bytes per second read and written by a copy, and FLOP/s of large products of random matrices.
+    """Bytes per second that kernels move, and FLOP/s of large products of random matrices.
 
     Power, and so the clock, depends on the bits that change: matrices of zeros would multiply faster.
     """
@@ -27,15 +27,22 @@ def measured_card() -> Device:
     flops = {"f32": _product(torch.float32), "bf16": _product(torch.bfloat16), "f16": _product(torch.float16)}
     if (card.major, card.minor) >= (8, 9):
         flops["f8e4m3"] = _product_fp8()
-    bandwidth = _copy()
+    bandwidth = max(_copied(), _read())
     torch.cuda.empty_cache()
     return Device(card.name, bandwidth, flops, card.total_memory, "measured here")
 
 
-def _copy() -> float:
-    source = torch.randn(COPIED // 4, device="cuda")
+def _copied() -> float:
+    """Bytes per second read and written. Not by ``copy_``: in a graph that is no kernel, and slower."""
+    source = torch.randn(MOVED // 4, device="cuda")
     target = torch.empty_like(source)
-    return 2 * COPIED / _seconds(lambda: target.copy_(source))
+    return 2 * MOVED / _seconds(lambda: torch.neg(source, out=target))
+
+
+def _read() -> float:
+    """Bytes per second of what is only read, as weights are."""
+    source, total = torch.randn(MOVED // 4, device="cuda"), torch.zeros((), device="cuda")
+    return MOVED / _seconds(lambda: torch.sum(source, dim=0, out=total))
 
 
 def _product(dtype: torch.dtype) -> float:

@@ -33,12 +33,18 @@ PLAN = f"kv-plan(page=8, context={CONTEXT}, max_seqs=5, max_tokens=13)"
 
 
 class Counted(CudaEngine):
-    """An engine that keeps its batches, and the logits of those since ``kept`` was last emptied."""
+    """An engine that keeps its batches, and the logits of those since ``kept`` was last emptied.
+
+    Unless ``looks``, it keeps neither: its steps are those of ``CudaEngine``.
+    """
 
     batches: list[Batch]
     kept: list[torch.Tensor]
+    looks = True
 
     def logits(self, batch: Batch) -> torch.Tensor:
+        if not self.looks:
+            return super().logits(batch)
         self.batches = [*getattr(self, "batches", []), batch]
         logits = super().logits(batch)
         self.kept = [*getattr(self, "kept", []), logits.float().cpu().clone()]
