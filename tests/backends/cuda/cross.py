@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -58,3 +59,12 @@ def compiled(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def spilled(ptx: str) -> int:
+    """Bytes that a thread writes to memory because its registers do not hold them."""
+    from triton import knobs
+
+    given = [knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", "-o", os.devnull, "/dev/stdin"]
+    done = subprocess.run(given, input=ptx, capture_output=True, text=True, check=True)
+    return sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", done.stderr))

@@ -1,6 +1,6 @@
 """Kernels of experts against the ops' bodies in f64, over shapes, elements and ways to run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -8,7 +8,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from irloom.backends.cuda.kernels import align, experts
-from irloom.backends.cuda.kernels.experts import SILU
+from irloom.backends.cuda.kernels.boxed_experts import Boxed
+from irloom.backends.cuda.kernels.experts import SILU, Way
 from irloom.backends.cuda.kernels.form import Gate
 from irloom.backends.cuda.kernels.gather import Gather
 from irloom.backends.cuda.kernels.grouped import Tile
@@ -19,7 +20,7 @@ from irloom.ir import ops
 from irloom.ir.elem import ELEMS, Quant
 from irloom.ir.quantized import quantize
 
-from .cross import compiled
+from .cross import compiled, spilled
 from .device import DEVICE
 
 SEEDED = torch.Generator()
@@ -99,7 +100,7 @@ def agree(made: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> Non
     assert (made - expected).norm() <= TOLERANCE[dtype] * expected.norm()
 
 
-def check(case: Case, way: Gather | Tile) -> None:
+def check(case: Case, way: Way) -> None:
     """Both ops give what their bodies give, and rows of nobody change nothing."""
     real = case.tokens - case.spare
     x = drawn(case.tokens + 1, case.h + 8, dtype=case.dtype)[1:, :-8]  # rows with gaps
@@ -118,12 +119,14 @@ def check(case: Case, way: Gather | Tile) -> None:
     experts.moe(
         out, x, index, weights, up, down, b1, b2, residual, gate=case.gate, work=work, step=at, how=way
     )  # fmt: skip
-    experts.expert_linear(products, x, index, up, b1, work=work, step=at, how=way)
+    if not isinstance(way, Boxed):
+        experts.expert_linear(products, x, index, up, b1, work=work, step=at, how=way)
     exact = [None if v is None else v.double() for v in (b1, b2)]
     x64, w64 = (v.double().nan_to_num(0) for v in (x, weights))
     expected = mixed(case.gate, x64, meant, w64, up64, down64, *exact)
     agree(out, expected if residual is None else expected + residual, case.dtype)
-    agree(products, ops.expert_linear.reference(x64, meant, up64, exact[0]), case.dtype)
+    if not isinstance(way, Boxed):
+        agree(products, ops.expert_linear.reference(x64, meant, up64, exact[0]), case.dtype)
 
 
 def mixed(
@@ -175,6 +178,12 @@ def test_few_tokens(name: str):
 def test_many_tokens(name: str):
     SEEDED.manual_seed(len(name))
     check(CASES[name], TILES[len(name) % 2])
+
+
+@pytest.mark.parametrize("name", ["bf16", "f16", "clamped gates between their values"])
+def test_very_many_tokens(name: str):
+    SEEDED.manual_seed(len(name))
+    check(replace(CASES[name], tokens=20, inner=40), Boxed(16, 16, 32, 4, 2))
 
 
 @settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
@@ -278,16 +287,48 @@ def test_rows_are_read_in_whole_words():
 
 
 @pytest.mark.parametrize("every", [False, True])
-def test_many_choices_are_sorted_as_few_are(monkeypatch: pytest.MonkeyPatch, every: bool):
+@pytest.mark.parametrize(("piece", "parts"), [(256, 64), (32, 3)])
+def test_many_choices_are_sorted_as_few_are(
+    monkeypatch: pytest.MonkeyPatch, piece: int, parts: int, every: bool
+):
     SEEDED.manual_seed(0)
     index = torch.randint(-1, 5, (150, 2), generator=SEEDED).int().to(DEVICE)
     real = torch.tensor([140], dtype=torch.int32, device=DEVICE)
 
-    def sorted_by(most: int) -> align.Blocks:
-        monkeypatch.setattr(align, "MANY", most)
+    def sorted_by(**sizes: int) -> align.Blocks:
+        for name, size in sizes.items():
+            monkeypatch.setattr(align, name, size)
         return align.align(index, real, index.shape, 5, 16, Workspace(DEVICE), every=every)
 
-    one, two = sorted_by(1 << 20), sorted_by(0)
+    one, two = sorted_by(MANY=1 << 20), sorted_by(MANY=0, PIECE=piece, PARTS=parts)
     used = int((one.experts >= 0).sum())
     assert torch.equal(one.experts, two.experts) and used > 5
     assert torch.equal(one.rows[: used * 16], two.rows[: used * 16])
+
+
+def test_places_of_many_choices_fit_in_registers():
+    signature = {
+        "rows": "*i32", "owner": "*i32", "counts": "*i32", "before": "*i32", "index": "*i32",
+        "choices": "i32", "most": "i32", "k": "i32", "each": "i32", "parts": "i32",
+    }  # fmt: skip
+    sizes = {"E": 128, "KINDS": 128, "PIECE": align.PIECE, "HEIGHT": 128, "SLAB": 64}
+    made = compiled(
+        "irloom.backends.cuda.kernels.align", "_place", signature, {"real": None, "CHAIN": True} | sizes,
+        num_warps=8,
+    )  # fmt: skip
+    assert spilled(made["ptx"]) == 0
+
+
+def test_weights_of_very_many_tokens_come_by_copies():
+    signature = {
+        "out": "*bf16", "x": "*bf16", "w": "tensordesc<bf16[2, 128, 64]>", "rows": "*i32", "owner": "*i32",
+        "choices": "i32", "tiles": "i32", "row_stride": "i32:16",
+    }  # fmt: skip
+    sizes = {"HALVES": 2, "BM": 128, "BN": 128, "BK": 64}
+    given = {k: v for k, v in QWEN.items() if k not in ("scales", "zeros", "E", "KIND", "BLOCK", "GROUP")}
+    made = compiled(
+        "irloom.backends.cuda.kernels.boxed_experts", "_boxed", signature, given | sizes, num_warps=8,
+        num_stages=4,
+    )  # fmt: skip
+    assert "m64n256k16" in made["ptx"] and "cp.async.bulk.tensor.3d" in made["ptx"]
+    assert ".local" not in made["ptx"] and made["shared"] < 228 << 10

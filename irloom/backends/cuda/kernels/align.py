@@ -13,6 +13,10 @@ from .mode import go_on, kernel, options, tl, triton, wait
 
 MANY = 4096
 """Choices up to which each expert's program reads all of them."""
+PIECE = 256
+"""Of more, the choices that a program places: each is compared with all others of its piece."""
+PARTS = 64
+"""How many sums of pieces a program reads, at most, to know what is in front of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +56,15 @@ def align(
     rows = work.take((most * height,), torch.int32)
     owner = work.take((most,), torch.int32)
     if choices > MANY:
-        part = 256 if choices <= 1 << 15 else 512
-        parts, bins = -(-choices // part), 1 << (kinds - 1).bit_length()
-        counts, places = (work.take((parts, bins), torch.int32) for _ in range(2))
-        sizes = {"E": experts, "KINDS": kinds, "PART": part, **options(num_warps=part // 32)}
-        _count[(parts,)](counts, index, real, choices, dims[1], **sizes)
-        _place[(parts,)](
-            rows, owner, counts, places, index, real, choices, most, dims[1], HEIGHT=height, **sizes
+        pieces = -(-choices // PIECE)
+        each = -(-pieces // PARTS)  # pieces of a part
+        parts, bins = -(-pieces // each), 1 << (kinds - 1).bit_length()
+        counts, before = (work.take((n, bins), torch.int32) for n in (parts, parts * each))
+        sizes = {"E": experts, "KINDS": kinds, "PIECE": PIECE, **options(num_warps=PIECE // 32)}
+        _count[(parts,)](counts, before, index, real, choices, dims[1], each, **sizes)
+        _place[(pieces,)](
+            rows, owner, counts, before, index, real, choices, most, dims[1], each, parts,
+            HEIGHT=height, SLAB=max(8, min(PARTS, 8192 // bins)), **sizes,
         )  # fmt: skip
         return Blocks(rows, owner, height)
     step = max(16, min(2048, triton.next_power_of_2(choices)))
@@ -121,47 +127,57 @@ def _kinds(
 
 @kernel
 def _count(
-    counts, index, real, choices, k, E: tl.constexpr, KINDS: tl.constexpr, PART: tl.constexpr,
+    counts, before, index, real, choices, k, each, E: tl.constexpr, KINDS: tl.constexpr, PIECE: tl.constexpr,
     CHAIN: tl.constexpr,
 ):  # fmt: skip
-    """A program per ``PART`` choices: how many of them each expert has."""
+    """A program per part, which is ``each`` pieces: how many of its choices each expert has, and how many of
+    them are ``before`` each piece.
+    """
     BINS: tl.constexpr = triton.next_power_of_2(KINDS)
-    me = tl.program_id(0)
+    bins, first = tl.arange(0, BINS), tl.program_id(0) * each
     wait(CHAIN)
     go_on(CHAIN)
-    kind = _kinds(index, me * PART, _there(real, choices, k), choices, k, E, KINDS, PART)
-    tl.store(counts + me * BINS + tl.arange(0, BINS), tl.histogram(kind, BINS, mask=kind >= 0))
+    there = _there(real, choices, k)
+    total = tl.zeros([BINS], tl.int32)
+    for piece in tl.range(first, first + each):
+        tl.store(before + piece * BINS + bins, total)
+        kind = _kinds(index, piece * PIECE, there, choices, k, E, KINDS, PIECE)
+        total += tl.histogram(kind, BINS, mask=kind >= 0)
+    tl.store(counts + tl.program_id(0) * BINS + bins, total)
 
 
 @kernel
 def _place(
-    rows, owner, counts, places, index, real, choices, most, k, E: tl.constexpr, KINDS: tl.constexpr,
-    PART: tl.constexpr, HEIGHT: tl.constexpr, CHAIN: tl.constexpr,
+    rows, owner, counts, before, index, real, choices, most, k, each, parts, E: tl.constexpr,
+    KINDS: tl.constexpr, PIECE: tl.constexpr, HEIGHT: tl.constexpr, SLAB: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
-    """A program per ``PART`` choices writes where those go, and what is left of some experts' blocks."""
+    """A program per piece writes where its choices go, and what is left of some experts' blocks."""
     BINS: tl.constexpr = triton.next_power_of_2(KINDS)
-    SLAB: tl.constexpr = 16  # pyright: ignore[reportAssignmentType]
-    me, parts = tl.program_id(0), tl.num_programs(0)
-    bins = tl.arange(0, BINS)
+    me, pieces = tl.program_id(0), tl.num_programs(0)
+    bins, at = tl.arange(0, BINS), tl.arange(0, PIECE)
     wait(CHAIN)
     go_on(CHAIN)
-    kind = _kinds(index, me * PART, _there(real, choices, k), choices, k, E, KINDS, PART)
-    total, before = tl.zeros([BINS], tl.int32), tl.zeros([BINS], tl.int32)
+    there = _there(real, choices, k)
+    kind = _kinds(index, me * PIECE, there, choices, k, E, KINDS, PIECE)
+    ahead = tl.load(before + me * BINS + bins)
+    total = tl.zeros([BINS], tl.int32)
     for start in tl.range(0, parts, SLAB):
         part = start + tl.arange(0, SLAB)
         slab = tl.load(counts + part[:, None] * BINS + bins[None, :], (part < parts)[:, None], 0)
         total += tl.sum(slab, 0)
-        before += tl.sum(tl.where((part < me)[:, None], slab, 0), 0)
+        ahead += tl.sum(tl.where((part < me // each)[:, None], slab, 0), 0)
     blocks = (total + HEIGHT - 1) // HEIGHT
     first = tl.cumsum(blocks, 0) - blocks
-    tl.store(places + me * BINS + bins, first * HEIGHT + before)
-    tl.debug_barrier()  # what one thread wrote others read
-    at = tl.arange(0, PART)
-    same = (kind[:, None] == kind[None, :]) & (at[None, :] < at[:, None])
-    ahead = tl.sum(same.to(tl.int32), 1)
-    place = tl.load(places + me * BINS + tl.where(kind >= 0, kind, 0)) + ahead
-    tl.store(rows + place, me * PART + at, kind >= 0)
-    for e in tl.range(me, KINDS, parts):
+    place = tl.gather(first * HEIGHT + ahead, tl.maximum(kind, 0), 0)
+    equal = tl.zeros([PIECE, 32], tl.int32)
+    key = kind * PIECE + at - 1
+    for start in tl.range(0, PIECE, 32):  # all at once are more than fits in registers
+        other = _kinds(index, me * PIECE + start, there, choices, k, E, KINDS, 32) * PIECE
+        apart = key[:, None] - (other + start + tl.arange(0, 32))[None, :]
+        equal += (apart.to(tl.uint32) < at[:, None].to(tl.uint32)).to(tl.int32)  # of one kind, and in front
+    place += tl.sum(equal, 1)
+    tl.store(rows + place, me * PIECE + at, kind >= 0)
+    for e in tl.range(me, KINDS, pieces):
         mine = tl.sum(tl.where(bins == e, blocks, 0), 0)
         begin = tl.sum(tl.where(bins == e, first, 0), 0)
         done = begin * HEIGHT + tl.sum(tl.where(bins == e, total, 0), 0)
@@ -170,10 +186,10 @@ def _place(
             tl.store(owner + begin + block, tl.zeros([32], tl.int32) + e, block < mine)
         fill = done + tl.arange(0, triton.next_power_of_2(HEIGHT))
         tl.store(rows + fill, tl.zeros_like(fill) + choices, fill < (begin + mine) * HEIGHT)
-    if me == parts - 1:
-        for start in tl.range(tl.sum(blocks, 0), most, PART):
+    if me == pieces - 1:
+        for start in tl.range(tl.sum(blocks, 0), most, PIECE):
             block = start + at
-            tl.store(owner + block, tl.full([PART], -1, tl.int32), block < most)
+            tl.store(owner + block, tl.full([PIECE], -1, tl.int32), block < most)
 
 
 @kernel

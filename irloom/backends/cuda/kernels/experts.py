@@ -17,17 +17,23 @@ from irloom.backends.cuda.tuning import choose, settled
 from irloom.backends.cuda.work import Workspace
 
 from .align import align
+from .boxed_experts import PAIRS, Boxed, boxed_product, has_tiles
 from .form import Gate
 from .gather import PRODUCTS, SUMS, Gather, gather_product, gather_sum
 from .grouped import Tile, combine, grouped_product, tiles
 from .stack import Stack
 
 T = TypeVar("T", bound=Gather | Tile)
+Way = Gather | Tile | Boxed
+Ways = tuple[Way, Way]
 
 SILU = Gate()
 
 FEW = 16
 """Tokens up to which products of single rows are tried."""
+
+MANY = 48
+"""Rows of an expert on average from which the copy engine is tried."""
 
 INVARIANT = Tile(16, 128, 64, 4, 4, swap=True)
 """How products may always run where results must be the same whatever else is in a batch."""
@@ -47,7 +53,7 @@ def moe(
     gate: Gate = SILU,
     work: Workspace,
     step: Step | None = None,
-    how: Gather | Tile | None = None,
+    how: Way | None = None,
 ) -> None:
     """The op ``moe``, plus ``residual`` [t, n] where given; sums in f32, the gated rounded as ``x`` is.
 
@@ -80,13 +86,13 @@ class Mixture:
         weights: torch.Tensor,
         residual: torch.Tensor | None,
         real: torch.Tensor | None,
-        ways: tuple[Gather | Tile, Gather | Tile],
+        ways: Ways,
         work: Workspace,
     ) -> None:
-        """``moe``, its products in these ``ways``: both of rows, or both of tiles of one height."""
-        hidden = work.take((*index.shape, self.up.dims[1] // 2), x.dtype)
+        """``moe``, its products in these ``ways``: both of rows, or of tiles of one height, or of boxes."""
         match ways:
             case Gather() as first, Gather() as second:
+                hidden = work.take((*index.shape, self.up.dims[1] // 2), x.dtype)
                 gather_product(hidden, x, index, self.up, self.up_bias, real, self.gate, first)
                 gather_sum(
                     out, hidden, index, weights, self.down, self.down_bias, residual, real, second
@@ -94,12 +100,21 @@ class Mixture:
             case Tile() as first, Tile() as second:
                 experts = self.up.dims[0]
                 blocks = align(index, real, index.shape, experts, first.height, work, every=False)
+                hidden = work.take((*index.shape, self.up.dims[1] // 2), x.dtype)
                 grouped_product(hidden, x, blocks, self.up, self.up_bias, self.gate, first)
                 made = work.take((*index.shape, out.shape[1]), x.dtype)
                 grouped_product(made, hidden, blocks, self.down, self.down_bias, None, second)
                 combine(out, made, index, weights, experts, residual, real)
+            case Boxed() as first, Boxed() as second:
+                experts = self.up.dims[0]
+                blocks = align(index, real, index.shape, experts, first.height, work, every=False)
+                hidden = work.take((len(blocks.rows), self.up.dims[1] // 2), x.dtype)
+                boxed_product(hidden, x, blocks, self.up, self.up_bias, self.gate, index.shape, first)
+                made = work.take((*index.shape, out.shape[1]), x.dtype)
+                boxed_product(made, hidden, blocks, self.down, self.down_bias, None, index.shape, second)
+                combine(out, made, index, weights, experts, residual, real)
             case _:
-                raise TypeError(f"one product in rows, one in tiles: {ways}")
+                raise TypeError(f"products that do not go together: {ways}")
 
 
 def expert_linear(
@@ -162,15 +177,13 @@ def _product(
         grouped_product(out, x, blocks, stack, bias, gate, how)
 
 
-def _ways(
-    mixture: Mixture, out: torch.Tensor, x: torch.Tensor, weights: torch.Tensor
-) -> tuple[Gather | Tile, Gather | Tile]:
-    """How both products of a mixture run fastest: the best of rows, or the best of tiles."""
+def _ways(mixture: Mixture, out: torch.Tensor, x: torch.Tensor, weights: torch.Tensor) -> Ways:
+    """How both products of a mixture run fastest: the best of rows, the best of tiles, or fed by copies."""
     up, down, gate, dims = mixture.up, mixture.down, mixture.gate, weights.shape
-    key = _key(x, dims, up, gate)
+    key = *_key(x, dims, up, gate), *_key(x, dims, down, None)
     if known := settled("mixture", key):
         return known
-    ways: list[tuple[Gather | Tile, Gather | Tile]] = []
+    ways: list[Ways] = []
     hidden = torch.zeros(*dims, up.dims[1] // 2, dtype=x.dtype, device=x.device)
     if dims[0] <= FEW:
         first = _way("experts in rows", PRODUCTS, x, dims, up, mixture.up_bias, gate)
@@ -181,10 +194,12 @@ def _ways(
         same = [t for t in tiles if t.height == first.height]
         name = f"experts in tiles of {first.height}"
         ways.append((first, _way(name, same, hidden, dims, down, mixture.down_bias, None)))
+    if dims[0] * dims[1] >= MANY * up.dims[0] and has_tiles(x, up, down):
+        ways += PAIRS
     index = _spread(*dims, up.dims[0], x.device)
     rooms = [Workspace(x.device) for _ in ways]
 
-    def run(way: tuple[Gather | Tile, Gather | Tile]) -> None:
+    def run(way: Ways) -> None:
         room = rooms[ways.index(way)]
         room.reset()
         mixture.run(torch.empty_like(out), x, index, weights, None, None, way, room)
