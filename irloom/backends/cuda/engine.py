@@ -101,7 +101,9 @@ class CudaEngine:
         return choose_again(self.chosen, logits, draws, batch, self.work)
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Store the batch's keys and values, and sample; the logits [S, vocab] of the last tokens."""
+        """Store the batch's keys and values, and sample; the logits [S, vocab] of the last tokens, f32 or
+        what widens to it.
+        """
         bucket = self.buckets.of(len(batch.tokens), len(batch.context))
         with torch.inference_mode():
             self.arrays.load(batch, bucket)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from irloom.ir.elem import Elem
 from irloom.ir.errors import IRError
-from irloom.ir.graph import Arg, Node, Value
+from irloom.ir.graph import Arg, Node, Param, Value
 from irloom.ir.ops.elementwise import promoted
 
 from .kernels.reduced import DIMS
@@ -164,6 +164,9 @@ class Chain:
 @lowers(*(name for name in FORMULAS if name not in GATES))
 def elementwise(f: Lowering, n: Node) -> bool:
     """Lower ``n`` together with the elementwise nodes that follow it."""
+    if (narrow := _widened_answer(f, n)) is not None:
+        f.same(n.result, narrow)
+        return True
     chain = Chain()
     try:
         chain.text = chain.grown(n, None)
@@ -181,6 +184,16 @@ def elementwise(f: Lowering, n: Node) -> bool:
         behind.append(after)
     f.folded.update(map(id, behind))
     return f.launch("elementwise", n, *chain.leaves, results=[last.result], attrs={"formula": chain.text})
+
+
+def _widened_answer(f: Lowering, n: Node) -> Value | None:
+    """What a cast widens to be the logits: they stay as they are, and who reads them widens them."""
+    x = n.args[0]
+    if f.func.name != "main" or n.op.name != "cast" or n.result is not f.func.returns[0]:
+        return None
+    if not isinstance(x, Value) or n.result.type.plain.name != "f32" or isinstance(x, Param):
+        return None
+    return x if isinstance(x.type.elem, Elem) and x.type.elem.name in ("bf16", "f16") else None
 
 
 @lowers("sum", "mean", "amax", "amin")

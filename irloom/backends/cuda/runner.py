@@ -61,7 +61,10 @@ class Runner:
         self._held: dict[tuple[Param, int | None], Operand] = {}
 
     def run(self, step: Step) -> torch.Tensor:
-        """Queue one step; the logits [seqs, vocab], which lie in the block until the next one."""
+        """Queue one step; the logits [seqs, vocab], which lie in the block until the next one.
+
+        They are f32, or what a last cast would have widened.
+        """
         return Run(self, step).main()
 
     def weight(self, p: Param, layer: int | None) -> Operand:

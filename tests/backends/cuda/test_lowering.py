@@ -79,6 +79,15 @@ def test_a_norm_that_is_returned_is_made() -> None:
     assert kernels(lower(parse(text)), "main")[0] == "rms_norm"
 
 
+def test_logits_are_not_widened_in_memory() -> None:
+    """Who samples reads what the head made; another value that is returned is made as its type says."""
+    casts = "logits: f32[T, 16] = cast(y, to=f32)\n    w: f32[T, 16] = cast(z, to=f32)\n"
+    text = PROGRAM.replace("f32[", "bf16[").replace("return y, z", f"{casts}    return logits, w")
+    program = lower(parse(text.replace("(bf16[T, 16], bf16[T, 16])", "(f32[T, 16], f32[T, 16])")))
+    assert kernels(program, "main") == ["rms_norm", "product", "product", "elementwise"]
+    assert "logits = y" in str(program)
+
+
 ATTENTION = """
 # irloom 1
 T: dim[1, 64]; S: dim[1, 8]; P: dim[1, 64]
