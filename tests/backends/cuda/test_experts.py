@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from irloom.backends.cuda.kernels import align, experts
 from irloom.backends.cuda.kernels.boxed_experts import Boxed
-from irloom.backends.cuda.kernels.experts import SILU, Way
+from irloom.backends.cuda.kernels.experts import SILU
 from irloom.backends.cuda.kernels.form import Gate
 from irloom.backends.cuda.kernels.gather import Gather
 from irloom.backends.cuda.kernels.grouped import Tile
+from irloom.backends.cuda.kernels.mixture import Way
 from irloom.backends.cuda.quantized import Operand, Quantized
 from irloom.backends.cuda.step import Step
 from irloom.backends.cuda.work import Workspace

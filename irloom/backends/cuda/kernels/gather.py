@@ -55,8 +55,8 @@ PRODUCTS = (
 """What is tried for products that are written for each choice."""
 
 SUMS = (
-    Gather(4, 1024, 4, 4), Gather(8, 2048, 8, 3, 1, 128), Gather(4, 1024, 4, 6, 1, 128), Gather(2, 512, 2, 8),
-    Gather(4, 256, 4, 8),
+    Gather(2, 512, 2, 8), Gather(8, 1024, 4, 3), Gather(4, 1024, 4, 3), Gather(4, 256, 4, 8),
+    Gather(4, 1024, 4, 4), Gather(8, 2048, 8, 3, 1, 128),
 )  # fmt: skip
 """What is tried for those that are summed at once."""
 

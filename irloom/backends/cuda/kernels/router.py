@@ -95,7 +95,7 @@ def choose_experts(
     if real is not None:
         mine = row < tl.load(real)
     if G * P <= RANKED:
-        rank = tl.sum((keys[None, :] > keys[:, None]).to(tl.int32), 1)
+        rank = tl.sum((keys[:, None] > keys[None, :]).to(tl.int32), 0)  # lanes have columns: a sum of its own
         made, chosen = tl.where(rank < K, scores, 0.0), place
     else:
         rank, chosen = tl.arange(0, ROOM), largest(keys, K, ROOM)
