@@ -36,7 +36,7 @@ class Arrived:
 
 
 class StepArrays:
-    """Room for the arrays of steps of up to ``max_tokens`` tokens and ``max_seqs`` sequences."""
+    """Room for the arrays of steps up to the bucket ``most``."""
 
     def __init__(
         self, pools: Sequence[Pool], most: Bucket, max_context: int, device: torch.device | str

@@ -16,6 +16,7 @@ from irloom.ir.graph import Module
 from irloom.ir.show import show
 from irloom.runtime.core import Engine
 
+from .buckets import Buckets
 from .kernel_store import choices_of, keep_list, kernels_used, list_of, listed, seed, store, triton_cache
 from .lower import lower
 from .program import Program
@@ -116,7 +117,8 @@ class CudaBackend:
         program = lower(m)
         max_context = limits.context(int(engine.manifest.settings["max_context"]))
         limits = replace(limits, max_seqs=min(limits.max_seqs, limits.max_tokens))
-        step = planned(program, limits.max_tokens, limits.max_seqs)
+        most = Buckets(limits.max_tokens, limits.max_seqs, exact=program.exact).largest
+        step = planned(program, most.tokens, most.seqs)
         room = Room(*torch.cuda.mem_get_info(), weights=stored_bytes(engine), step=step)
         limits = replace(limits, memory=room.for_caches(limits.memory))
         weights = read_weights(engine, program, torch.device("cuda"))

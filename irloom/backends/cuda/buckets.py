@@ -1,4 +1,8 @@
-"""The sizes that steps are filled up to, so that few graphs serve all steps."""
+"""The sizes that steps are filled up to, so that few graphs serve all steps.
+
+They are the same whatever an engine's limits are, but for how many there are: so a build that has run steps
+of all sizes has compiled what any engine of smaller limits launches.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ class Bucket:
 
 
 class Buckets:
-    """Sizes up to ``max_tokens`` and ``max_seqs``. With ``exact`` a step is as large as it is.
+    """Sizes until they hold ``max_tokens`` and ``max_seqs``. With ``exact`` a step is as large as it is.
 
     >>> buckets = Buckets(2048, 256)
     >>> buckets.of(3, 3), buckets.of(70, 70).seqs, buckets.of(700, 5)
@@ -25,10 +29,18 @@ class Buckets:
     """
 
     def __init__(self, max_tokens: int, max_seqs: int, *, exact: bool = False) -> None:
-        self.exact = exact
+        self.exact, self._most = exact, Bucket(max_tokens, max_seqs, False)
         self.decodes = [*_until(max_seqs, _fine())]
         self.tokens = [*_until(max_tokens, _coarse())]
         self.seqs = [*_until(max_seqs, _beside())]
+
+    @property
+    def largest(self) -> Bucket:
+        """What holds every bucket."""
+        if self.exact:
+            return self._most
+        tokens, seqs = max(self.tokens[-1], self.decodes[-1]), max(self.seqs[-1], self.decodes[-1])
+        return Bucket(tokens, seqs, False)
 
     def of(self, tokens: int, seqs: int) -> Bucket:
         """The bucket of a step."""
@@ -71,10 +83,9 @@ def _beside() -> Iterator[int]:
 
 def _until(most: int, sizes: Iterator[int]) -> Iterator[int]:
     for size in sizes:
+        yield size
         if size >= most:
             break
-        yield size
-    yield most
 
 
 def _at_least(sizes: list[int], n: int) -> int:

@@ -47,14 +47,14 @@ class CudaEngine:
         vocab = program.module.main.returns[0].type.dims[1]
         assert isinstance(vocab, int)
         self.vocab = vocab
-        largest = Bucket(self.max_tokens, self.max_seqs, False)
         self.buckets = Buckets(self.max_tokens, self.max_seqs, exact=program.exact)
+        largest = self.buckets.largest
         self.arrays = StepArrays(pools, largest, max_context, self.device)
         caches = empty_caches(program.module, {p.name: p.pages for p in pools}, self.device)
-        block = Block(planned(program, self.max_tokens, self.max_seqs), self.device)
+        block = Block(planned(program, largest.tokens, largest.seqs), self.device)
         self.runner = Runner(program, weights, caches, block)
         self.graphs = Graphs(enabled=self.device.type == "cuda" and not program.exact)
-        self.chosen = torch.zeros(self.max_seqs, dtype=torch.int32, device=self.device)
+        self.chosen = torch.zeros(largest.seqs, dtype=torch.int32, device=self.device)
         self.answers, self.work = Answers(self.max_seqs, self.device), Workspace(self.device)
         self.alike = limits.batch_invariant
         self._logits: dict[Bucket, torch.Tensor] = {}

@@ -81,15 +81,16 @@ def _first_lap(s: Step) -> Step:
 
 
 def batches(engine: CudaEngine) -> Iterator[Batch]:
-    """Steps that decode, and steps that read one prompt, of every size that steps are filled up to. Of every
-    number of sequences that bring more than a token, a small step and a large one. One draws with a cut.
+    """Steps that decode, and steps that read one prompt, of every size that steps are filled up to, and one
+    of every number of sequences that bring more than a token each. One draws with a cut.
     """
     tokens = engine.buckets.tokens
     yield from (_batch(engine, [1] * n) for n in engine.buckets.decodes)
     yield from (_batch(engine, [n]) for n in tokens)
     for n in engine.buckets.seqs[1:]:
-        sizes = [t for t in tokens if t > n]
-        yield from (_batch(engine, [t - n + 1, *[1] * (n - 1)]) for t in {*sizes[:1], *sizes[-1:]})
+        least = min((t for t in tokens if t > n), default=None)
+        if least is not None:
+            yield _batch(engine, [least - n + 1, *[1] * (n - 1)])
     drawn = _batch(engine, [1])
     drawn.draws["temperature"], drawn.draws["top_p"] = 1, 0.9
     yield drawn

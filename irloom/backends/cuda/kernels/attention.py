@@ -19,7 +19,7 @@ from ..work import Workspace
 from .attention_call import Call, Tile
 from .attention_tiles import chosen, decode_tiles, prefill_tiles
 from .decode_attention import decode
-from .mode import options
+from .mode import INTERPRETED, options
 from .prefill_attention import prefill
 from .tiles import power_of_two
 
@@ -89,6 +89,6 @@ def run_prefill(call: Call, tile: Tile, work: Workspace) -> None:
 @remembered
 def multiprocessors(device: torch.device) -> int:
     """How many the device has; in the interpreter as few as let parts of sequences meet."""
-    if device.type != "cuda":
+    if INTERPRETED:
         return 6
     return torch.cuda.get_device_properties(device).multi_processor_count

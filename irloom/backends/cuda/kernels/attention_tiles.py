@@ -12,6 +12,7 @@ from ..step import Step
 from ..tuning import choose
 from ..work import Workspace
 from .attention_call import Call, Tile
+from .mode import INTERPRETED
 from .tiles import power_of_two
 
 SHARED = 227 << 10
@@ -79,7 +80,7 @@ def may_group(call: Call) -> bool:
     q, k, v = call.q, call.cache.k, call.cache.v
     fp8 = k.dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
     return (
-        q.device.type == "cuda"
+        not INTERPRETED
         and torch.cuda.get_device_capability(q.device)[0] == 9
         and q.element_size() == 2
         and k.dtype == v.dtype
@@ -97,14 +98,15 @@ def may_group(call: Call) -> bool:
 def chosen(
     name: str, call: Call, tiles: Sequence[Tile], run: Callable[[Call, Tile, Workspace], None]
 ) -> Tile:
-    """The fastest of ``tiles`` for calls such as this one: its shapes, and the size of its step up to a power
-    of two, so that what mixed steps take is known before they come.
+    """The fastest of ``tiles`` for calls such as this one: its shapes, and up to a power of two the tokens of
+    prompts, or the sequences that decode. Nothing else counts, so what mixed steps take is known before.
     """
-    if len(tiles) == 1 or call.q.device.type != "cuda":
+    if len(tiles) == 1 or INTERPRETED:
         return tiles[0]
     constants = tuple(v for k, v in call.constants(tiles[0]).items() if k != "BLOCK")
-    size = power_of_two(call.step.tokens), power_of_two(call.step.seqs)
-    key = (call.q.dtype, call.cache.k.dtype, *constants, *size)
+    step = call.step
+    size = step.tokens if name == "prefill" else step.seqs
+    key = (call.q.dtype, call.cache.k.dtype, *constants, power_of_two(size), step.decode)
     usual = cache(lambda: typical(call))  # made for the clock alone, which runs outside of captures
     space = cache(lambda tile: Workspace(call.q.device))
 

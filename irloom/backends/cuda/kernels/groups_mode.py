@@ -5,6 +5,7 @@ Its own annotations are those of Python, not of what runs on the GPU: here every
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from triton.experimental import gluon
@@ -22,11 +23,16 @@ fence_async_shared: Any = hopper.fence_async_shared
 gdc: Any = cuda
 
 __all__ = [
-    "TensorDescriptor", "fence_async_shared", "gdc", "gl", "groups", "mbarrier", "tma", "warpgroup_mma",
-    "warpgroup_mma_wait",
+    "TensorDescriptor", "fence_async_shared", "gdc", "gl", "groups", "mbarrier", "tma", "varying_groups",
+    "warpgroup_mma", "warpgroup_mma_wait",
 ]  # fmt: skip
 
 
 def groups(fn: Any) -> Any:
     """Makes a kernel, or a function that such kernels call."""
     return gluon.jit(fn)
+
+
+def varying_groups(*names: str) -> Callable[[Any], Any]:
+    """Makes a kernel that is compiled once for all values of the numbers ``names``: see ``mode.varying``."""
+    return lambda fn: gluon.jit(fn, do_not_specialize=names)

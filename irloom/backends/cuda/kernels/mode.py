@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy
@@ -27,15 +28,22 @@ CHAINED: bool = torch.cuda.is_available() and torch.cuda.get_device_capability()
 """Whether kernels are launched before the one in front of them has ended (programmatic dependent launch)."""
 
 
-def kernel(fn: Any) -> Any:
+def kernel(fn: Any, varying: Sequence[str] = ()) -> Any:
     """Makes a kernel, or a function that kernels call; for the interpreter where there is no GPU.
 
     As on a GPU, nothing is said of overflows and NaN: what a kernel makes of padding may be anything.
     """
-    made = triton.jit(fn)
+    made = triton.jit(fn, do_not_specialize=varying)
     if INTERPRETED:
         made.run = _quietly(made.run)
     return made
+
+
+def varying(*names: str) -> Callable[[Any], Any]:
+    """Makes a kernel that is compiled once for all values of the numbers ``names``: those that differ from
+    step to step, or from engine to engine. Of others it is known whether they are 1, or divisible by 16.
+    """
+    return lambda fn: kernel(fn, names)
 
 
 def _quietly(run: Any) -> Any:
