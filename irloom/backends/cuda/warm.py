@@ -84,10 +84,10 @@ def batches(engine: CudaEngine) -> Iterator[Batch]:
     """Steps that decode, and steps that read one prompt, of every size that steps are filled up to, and one
     of every number of sequences that bring more than a token each. One draws with a cut.
     """
-    tokens = engine.buckets.tokens
-    yield from (_batch(engine, [1] * n) for n in engine.buckets.decodes)
+    tokens = [min(n, engine.max_tokens) for n in engine.buckets.tokens]
+    yield from (_batch(engine, [1] * min(n, engine.max_seqs)) for n in engine.buckets.decodes)
     yield from (_batch(engine, [n]) for n in tokens)
-    for n in engine.buckets.seqs[1:]:
+    for n in (min(n, engine.max_seqs) for n in engine.buckets.seqs[1:]):
         least = min((t for t in tokens if t > n), default=None)
         if least is not None:
             yield _batch(engine, [least - n + 1, *[1] * (n - 1)])

@@ -10,7 +10,7 @@ from irloom.backends.cuda.quantized import Operand
 from irloom.backends.cuda.tuning import choose
 
 from .curves import activated
-from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from .mode import go_on, options, rounded, tl, triton, varying, wait
 from .tiles import Target, amount, heads, power_of_two, store_rows, strides
 
 Block = tuple[int, int, int]
@@ -62,7 +62,7 @@ def blocks(features: int, rows: int, group: int) -> Sequence[Block]:
     return [(max(1, 1 if few else 1024 // w), w, max(1, min(8, w // 256))) for w in sizes]
 
 
-@kernel
+@varying("rows")
 def gated_rows(
     out,
     scales,

@@ -10,7 +10,7 @@ All query heads that share a KV head are rows of one product, so keys are read o
 
 from __future__ import annotations
 
-from .mode import go_on, kernel, rounded, tl, wait
+from .mode import go_on, kernel, rounded, tl, varying, wait
 from .over_keys import over_keys
 from .paged_keys import ALL_ALIKE, NOTHING, columns, finish, since, widened
 
@@ -97,7 +97,7 @@ def joined(
         tl.store(out + row[:, None] * out_head + feature[None], rounded(done, out.dtype.element_ty), where)
 
 
-@kernel
+@varying("seqs", "table_row")
 def decode(
     out, sums, tops, totals, counts, q, k, v, table, starts, context, sinks, slopes,
     seqs, q_row, q_head, out_row, out_head, table_row, sink_row,

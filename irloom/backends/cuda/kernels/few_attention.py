@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from .decode_attention import blocks_of, joined
 from .fresh_heads import own_key, turn_of, turned
-from .mode import dot, go_on, kernel, rounded, tl, wait
+from .mode import dot, go_on, kernel, rounded, tl, varying, wait
 from .over_keys import floats
 from .paged_keys import ALL_ALIKE, NOTHING, finish, keys, pages_of, places, scored, since, weighed, widened
 
@@ -42,7 +42,7 @@ def piece_of(
     return s, (program - passed) * piece, piece, tl.sum(tl.where(each == s, blocks, 0), 0)
 
 
-@kernel
+@varying("table_row")
 def few(
     out, sums, tops, totals, counts, q, k, v, table, starts, context, sinks, slopes,
     seqs, q_row, q_head, out_row, out_head, table_row, sink_row, pieces,

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .curves import activated, tanh
-from .mode import INTERPRETED, go_on, kernel, rounded, tl, wait
+from .mode import INTERPRETED, go_on, kernel, rounded, tl, varying, wait
 from .words import e4m3_byte, entries_of, packed
 
 _MMA = """
@@ -48,7 +48,7 @@ class Sheaf:
     depth: int
 
 
-@kernel
+@varying("T")
 def few_kernel(
     out, x, words, x_scales, scales, bias, residual, norm, T, out_row, x_row, residual_row, x_scale_row,
     x_scale_group, scale_row, scale_group, share, eps, scale, cap,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .mode import go_on, kernel, options, tl, triton, wait
+from .mode import go_on, options, tl, triton, varying, wait
 
 ROWS = 256
 
@@ -15,7 +15,7 @@ def late_tokens(ids: torch.Tensor, late: torch.Tensor, chosen: torch.Tensor) -> 
     _late[grid](ids, late, chosen, len(ids), ROWS=ROWS, **options(num_warps=1))
 
 
-@kernel
+@varying("count")
 def _late(ids, late, chosen, count, ROWS: tl.constexpr, CHAIN: tl.constexpr):
     wait(CHAIN)
     go_on(CHAIN)

@@ -33,7 +33,7 @@ def kernel(fn: Any, varying: Sequence[str] = ()) -> Any:
 
     As on a GPU, nothing is said of overflows and NaN: what a kernel makes of padding may be anything.
     """
-    made = triton.jit(fn, do_not_specialize=varying)
+    made: Any = triton.jit(do_not_specialize=varying)(fn)
     if INTERPRETED:
         made.run = _quietly(made.run)
     return made

@@ -6,7 +6,7 @@ any of these sees: blocks of keys that every row sees without a mask, those at t
 
 from __future__ import annotations
 
-from .mode import go_on, kernel, rounded, tl, wait
+from .mode import go_on, kernel, rounded, tl, varying, wait
 from .over_keys import over_keys
 from .paged_keys import NOTHING, PER_ROW, columns, finish, since, widened
 
@@ -24,7 +24,7 @@ def owner_of(block, starts, seqs, TOKENS: tl.constexpr):
     return low - 1
 
 
-@kernel
+@varying("seqs", "table_row")
 def prefill(
     out, q, k, v, table, starts, context, sinks, slopes,
     seqs, q_row, q_head, out_row, out_head, table_row, sink_row,

@@ -14,7 +14,7 @@ from ..work import Workspace
 from .attention_call import Call, Tile
 from .groups_attend import attend
 from .groups_load import ROWS, TOLD, load
-from .groups_mode import TensorDescriptor, fence_async_shared, gdc, gl, groups, mbarrier
+from .groups_mode import TensorDescriptor, fence_async_shared, gdc, gl, groups, mbarrier, varying_groups
 from .mode import options, tl
 from .tiles import power_of_two
 
@@ -28,7 +28,7 @@ def barriers(COUNT: tl.constexpr, ARRIVE: tl.constexpr):
     return made
 
 
-@groups
+@varying_groups("seqs", "table_row")
 def prefill_groups(
     out, q_map, k_map, v_map, counts, table, starts, context, sinks, slopes,
     seqs, out_row, out_head, table_row, sink_row,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .mode import INTERPRETED, go_on, kernel, rounded, tl, triton, wait
+from .mode import INTERPRETED, go_on, kernel, rounded, tl, triton, varying, wait
 
 
-@kernel
+@varying("table_s", "pages")
 def move_heads(
     out,
     q,

@@ -14,7 +14,7 @@ from torch import Tensor
 from irloom.backends.cuda.quantized import Operand
 from irloom.backends.cuda.tuning import choose
 
-from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from .mode import go_on, options, rounded, tl, triton, varying, wait
 from .tiles import Target, Tile, amount, fresh, heads, power_of_two, store_rows, strides
 
 
@@ -140,7 +140,7 @@ def _parts(t: Any, groups: int) -> Tensor:
     return t.unflatten(-1, (groups, -1))
 
 
-@kernel
+@varying("rows")
 def norm_rows(
     out,
     scales,

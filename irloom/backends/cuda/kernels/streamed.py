@@ -17,7 +17,7 @@ from ..work import Workspace
 from .boxes import box, prefetch_rows, weight_box
 from .finish import finished
 from .form import Form
-from .mode import INTERPRETED, dot, go_on, kernel, options, rounded, tl, triton, wait
+from .mode import INTERPRETED, dot, go_on, kernel, options, rounded, tl, triton, varying, wait
 from .tiled import scale_strides
 
 
@@ -65,7 +65,7 @@ def streamed_product(
     )  # fmt: skip
 
 
-@kernel
+@varying("T")
 def streamed_kernel(
     out, x, w, matrix, x_scales, w_scales, bias, residual, parts, counters,
     T, N, K, out_row, w_row, residual_row, x_scale_row, w_scale_row, scale, cap,

@@ -16,7 +16,7 @@ from ..quantized import Operand, scales_of, values_of
 from .boxes import box, prefetch_rows, weight_box
 from .finish import finished
 from .form import Form
-from .mode import dot, go_on, kernel, options, rounded, tl, triton, wait
+from .mode import dot, go_on, kernel, options, rounded, tl, triton, varying, wait
 from .tiled import scale_strides
 
 HALF = tl.constexpr(128)
@@ -68,7 +68,7 @@ def wide_product(
     )  # fmt: skip
 
 
-@kernel
+@varying("T")
 def wide_kernel(
     out, x, w, matrix, x_scales, w_scales, bias, residual,
     T, N, K, w_row, residual_row, x_scale_row, w_scale_row, scale, cap,

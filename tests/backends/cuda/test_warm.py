@@ -1,0 +1,122 @@
+"""What a build runs is all that engines need: nothing is compiled or chosen where requests are served."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from irloom.backends.cuda.buckets import Buckets
+from tests.tiny import llama_config
+
+PROGRAM = """
+import json, random, sys
+import torch
+torch.cuda.is_available = lambda: True
+torch.cuda.get_device_capability = lambda *_: (9, 0)
+torch.cuda.get_device_name = lambda *_: "none"
+torch.cuda.is_current_stream_capturing = lambda: False
+
+class Card:
+    multi_processor_count, major, minor = 132, 9, 0
+
+torch.cuda.get_device_properties = lambda *_: Card
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+class NoGpu:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+    launcher_cls = staticmethod(lambda source, metadata: None)
+
+driver.set_active(NoGpu())
+import irloom
+from irloom.backends.core import Limits
+from irloom.backends.cuda.ahead import rehearsed
+from irloom.backends.cuda.backend import CudaBackend
+from irloom.backends.cuda.engine import CudaEngine
+from irloom.backends.cuda.lower import lower
+from irloom.backends.cuda.tuning import Tuner, tuner
+from irloom.backends.cuda.warm import any_weights, batches, once_round
+from irloom.backends.pools import pools
+from irloom.passes import run_pipeline
+from irloom.runtime import Loop, SamplingParams
+
+tuner().clock = lambda run: 1.0
+asked, choose = set(), Tuner.choose
+
+def counted(self, name, key, candidates, run):
+    asked.add(f"{name} {key}")
+    return choose(self, name, key, candidates, run)
+
+Tuner.choose = counted
+m = run_pipeline(irloom.trace(sys.argv[1]), ", ".join(CudaBackend.pipeline))[0]
+program = once_round(lower(m))
+
+def engine(tokens, seqs, context):
+    limits = Limits(max_tokens=tokens, max_seqs=seqs, max_context=context)
+    return CudaEngine(program, any_weights(program, "cpu"), pools(m, limits, context), limits, context, "cpu")
+
+def needed(run):
+    jobs = rehearsed(run)
+    return {str((job.fn, job.signature, job.constants, job.attrs, job.options)) for job in jobs}
+
+def build():
+    made = engine(512, 64, 512)
+    for batch in batches(made):
+        made.submit(batch)
+
+def serve(tokens, seqs, context, draw):
+    loop = Loop(engine(tokens, seqs, context))
+    for _ in range(24):
+        new, warmth = draw.randint(1, 9), draw.choice([0, 1])
+        params = SamplingParams(max_tokens=new, ignore_eos=True, temperature=warmth)
+        loop.add_request([7] * draw.randint(1, draw.choice([4, context // 2])), params)
+        for _ in range(draw.randint(0, 3)):
+            loop.step()
+    while loop.unfinished:
+        loop.step()
+
+built, known, missing = needed(build), set(asked), {}
+for seed, limits in enumerate([(512, 64, 512), (512, 1, 40), (300, 50, 1100), (77, 3, 200)]):
+    asked.clear()
+    new = needed(lambda: serve(*limits, random.Random(seed))) - built
+    missing[str(limits)] = sorted(new) + sorted(asked - known)
+print(json.dumps({"kernels": len(built), "choices": len(known), "missing": missing}))
+"""
+
+
+def test_traffic_launches_what_a_build_has_run(tmp_path: Path) -> None:
+    """Requests of all lengths, in engines of other limits than the build's: no launch reaches a GPU here, but
+    each has been asked for in the build, and so has every choice.
+    """
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "XDG_CACHE_HOME": str(tmp_path)}
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": 512}
+    llama_config(dtype="bfloat16", max_position_embeddings=2048, **sizes).save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kernels"] > 50 and found["choices"] > 50
+    assert all(not missing for missing in found["missing"].values()), found["missing"]
+
+
+sizes = st.integers(1, 3000)
+
+
+@given(sizes, sizes, sizes, sizes)
+def test_sizes_of_steps_are_those_of_larger_limits(tokens: int, seqs: int, more: int, others: int) -> None:
+    """And they hold whatever the limits allow."""
+    small, large = Buckets(tokens, seqs), Buckets(tokens + more, seqs + others)
+    for name in ("tokens", "seqs", "decodes"):
+        assert set(getattr(small, name)) <= set(getattr(large, name))
+    step = small.of(tokens, min(seqs, tokens))
+    assert step.tokens >= tokens and step.seqs >= min(seqs, tokens)
+    assert small.largest.tokens >= step.tokens and small.largest.seqs >= step.seqs
