@@ -191,7 +191,7 @@ class Model:
             found["bounds"] = self._bounds(self.works[name])
             self.kept.own(name, value, found)
         else:
-            self.kept.peer(name, about, value, found)
+            self.kept.peer(name, about, value, found, text)
         unit = self.works[name].unit
         say(f"    {name}: {value:,.1f} {unit}, goal {self.works[name].goal:,}; {self._left():.0f} s are left")
 

@@ -62,9 +62,10 @@ class Kept:
         row["roofline_share"] = WORKS[name].share(value, found.get("bounds"))
         self._write(name, "irloom", found)
 
-    def peer(self, name: str, about: str, value: float, found: dict[str, Any]) -> None:
-        """The figure of a peer, by what it says it is."""
+    def peer(self, name: str, about: str, value: float, found: dict[str, Any], text: str = "") -> None:
+        """The figure of a peer, by what it says it is; as ``text`` it may have been left out before."""
         self.results["rows"][name]["peers"][about] = value
+        self.results["rows"][name]["left_out"].pop(text, None)
         self._write(name, about, found)
 
     def leave_out(self, name: str, text: str, reason: str) -> None:

@@ -156,7 +156,9 @@ def test_time_that_is_over_leaves_what_was_measured(benchmark, tmp_path):
     kept = benchmark("kept").Kept.today(tmp_path, None)
     work = benchmark("works").WORKS["8b-bf16-alone"]
     kept.begin("8b-bf16-alone", work)
-    kept.peer("8b-bf16-alone", "vLLM 0.26", 203.0, {})
+    kept.leave_out("8b-bf16-alone", "vllm", "to load took more than 9 s")
+    kept.peer("8b-bf16-alone", "vLLM 0.26", 203.0, {}, "vllm")
+    assert kept.results["rows"]["8b-bf16-alone"]["left_out"] == {}
     assert "not measured" in benchmark("render").page(json.loads(kept.path.read_text()))
     kept.own("8b-bf16-alone", 261.0, {"bounds": {"decode_per_s": 290.0}})
     row = json.loads(kept.path.read_text())["rows"]["8b-bf16-alone"]
