@@ -72,7 +72,7 @@ def _rates(card: dict[str, Any]) -> str:
     if "bandwidth" not in card:
         return ""
     flops = ", ".join(f"{rate / 1e12:,.0f} in {elem}" for elem, rate in card["flops"].items())
-    return f"Measured there: a copy at {card['bandwidth'] / 1e12:.2f} TB/s, products at TFLOP/s: {flops}."
+    return f"Measured there: memory at {card['bandwidth'] / 1e12:.2f} TB/s, products at TFLOP/s: {flops}."
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -52,7 +52,7 @@ def benchmark(monkeypatch):
 def test_the_page_says_what_was_reached_and_by_how_much(benchmark):
     page = benchmark("render").page(RESULTS)
     assert "A Card, driver 580.1, 2026-01-02; torch 2.11.0." in page
-    assert "a copy at 4.26 TB/s, products at TFLOP/s: 779 in bf16." in page
+    assert "memory at 4.26 TB/s, products at TFLOP/s: 779 in bf16." in page
     assert (
         "| 8B <bf16>, alone | decoded tokens/s | **250** | 260 missed | 88% |  | vLLM 0.26: 200, 1.25x |"
         in page

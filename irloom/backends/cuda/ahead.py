@@ -56,14 +56,18 @@ def rehearsed(run: Callable[[], object]) -> list[Job]:
 
 
 def compile_all(jobs: list[Job], report: Callable[[int, int], None], processes: int | None = None) -> None:
-    """Compile ``jobs``, as many at a time as there are cores; one that fails will say so when it is run."""
+    """Compile ``jobs``, as many at a time as there are cores; one that fails will say so when it is run.
+
+    The last begin: large steps are rehearsed after small ones, and their kernels take longer to compile.
+    """
     count = min(processes or len(os.sched_getaffinity(0)), len(jobs))
     report(0, len(jobs))
     if count < 2:
         return
     with warnings.catch_warnings(), ProcessPoolExecutor(count, get_context("fork"), _begin, (jobs,)) as pool:
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks of a process with threads
-        for done, _ in enumerate(as_completed([pool.submit(_one, i) for i in range(len(jobs))]), 1):
+        begun = [pool.submit(_one, i) for i in reversed(range(len(jobs)))]
+        for done, _ in enumerate(as_completed(begun), 1):
             report(done, len(jobs))
 
 
