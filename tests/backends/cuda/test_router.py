@@ -14,7 +14,7 @@ from irloom.backends.cuda.work import Workspace
 from irloom.ir import ops
 from irloom.ir.ops.router import SCORES
 
-from .cross import compiled
+from .cross import compiled, spilled
 from .device import DEVICE
 
 SEEDED = torch.Generator()
@@ -83,11 +83,12 @@ def test_nan_stays_in_its_row():
     assert ((index >= 0) & (index < 6)).all()
 
 
-@pytest.mark.parametrize("h", [24, 40])
+@pytest.mark.parametrize(("h", "count"), [(24, 6), (40, 6), (24, 150)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_with_its_norm_and_product(h: int, biased: bool):
+def test_with_its_norm_and_product(h: int, count: int, biased: bool):
     SEEDED.manual_seed(h)
-    made = [torch.randn(*d, generator=SEEDED).to(DEVICE) for d in ((3, h), (h,), (6, h), (6,), (6,))]
+    dims = (3, h), (h,), (count, h), (count,), (count,)
+    made = [torch.randn(*d, generator=SEEDED).to(DEVICE) for d in dims]
     x, norm, router, shift, bias = made if biased else [*made[:3], None, None]
     normed, weights = (
         torch.full((3, h), torch.nan, device=DEVICE),
@@ -98,7 +99,9 @@ def test_with_its_norm_and_product(h: int, biased: bool):
     step = Step(ints, ints, ints, torch.tensor([0, 2], dtype=torch.int32, device=DEVICE), ints[:1], {})
     work = Workspace(DEVICE)
     attrs = {"k": 2, "score": "sigmoid", "normalize": True}
-    norm_route(normed, weights, index, x, norm, router, shift, bias, eps=1e-5, work=work, step=step, **attrs)
+    norm_route(
+        normed, weights, index, x, norm, router, shift, bias, eps=1e-5, work=work, step=step, **attrs
+    )  # fmt: skip
     rows = ops.rms_norm.reference(x, norm, eps=1e-5)
     expected = ops.route.reference(torch.nn.functional.linear(rows, router, shift), bias, **attrs)
     torch.testing.assert_close(normed, rows, rtol=1e-5, atol=1e-6)
@@ -115,6 +118,23 @@ def test_it_compiles(groups: int):
              "BEST": 2, "NORMALIZE": True, "CHAIN": True}  # fmt: skip
     made = compiled("irloom.backends.cuda.kernels.router", "_route", signature, given, num_warps=1)
     assert ".local" not in made["ptx"]
+
+
+@pytest.mark.parametrize("count", [128, 256])
+def test_each_logit_is_collected_by_one_thread(count: int):
+    """Threads that looked at the same word could see it, and see it gone."""
+    signature = {
+        "normed": "*bf16", "weights": "*bf16", "index": "*i32", "words": "*i32", "x": "*bf16", "norm": "*bf16",
+        "router": "*bf16", "stride": "i32:16", "out_stride": "i32:16", "eps": "fp32", "scale": "fp32",
+    }  # fmt: skip
+    given = {
+        "router_bias": None, "bias": None, "real": None, "H": 2048, "E": count, "EACH": 4, "BK": 2048,
+        "GROUPS": 1, "PER": count, "K": 8, "SCORE": "softmax", "BY_LOGITS": False, "TOP": 1, "BEST": 1,
+        "NORMALIZE": True, "WARPS": 4, "CHAIN": True,
+    }  # fmt: skip
+    made = compiled("irloom.backends.cuda.kernels.norm_route", "_norm_route", signature, given, num_warps=4)
+    assert made["ptx"].count("ld.relaxed.gpu") == 2 * count // 128, "before the loop and in it"
+    assert spilled(made["ptx"]) == 0
 
 
 def test_a_router_in_f32_reads_rows_that_nothing_rounds():

@@ -49,8 +49,8 @@ AHEAD = tl.constexpr(8)
 """Steps whose entries of a token's row are read at once."""
 
 PRODUCTS = (
-    Gather(8, 256, 4, 8), Gather(8, 1024, 4, 2), Gather(8, 512, 4, 4), Gather(4, 256, 4, 8),
-    Gather(16, 512, 8, 4),
+    Gather(4, 2048, 4, 1, 2), Gather(4, 1024, 4, 2), Gather(2, 2048, 4, 1), Gather(8, 256, 4, 8),
+    Gather(8, 1024, 4, 2), Gather(16, 512, 8, 4),
 )  # fmt: skip
 """What is tried for products that are written for each choice."""
 

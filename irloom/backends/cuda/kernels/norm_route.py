@@ -11,17 +11,19 @@ import torch
 
 from irloom.backends.cuda.alike import alike
 from irloom.backends.cuda.step import Step
-from irloom.backends.cuda.work import Workspace
+from irloom.backends.cuda.work import COUNTERS, Workspace
 
+from .collect import collected, publish
 from .form import Form
 from .mode import go_on, kernel, options, rounded, tl, triton, wait
-from .router import choose_experts, route
+from .router import choose_experts, places, route
 from .rows import rms_norm
 
-FEW = 16
+FEW = 32
 """Tokens up to which all is one kernel: each of a token's programs reads its row and norms it."""
 EACH = 4
 """Experts of a program."""
+WARPS = 4
 
 
 def norm_route(
@@ -43,7 +45,7 @@ def norm_route(
     [e, h]. For few tokens the product is of what is not rounded yet.
     """
     rows, experts = len(x), len(router)
-    if rows > FEW or alike():
+    if rows > FEW or rows * experts > COUNTERS or alike():
         from irloom.backends.cuda.products import product  # it imports most kernels
 
         rms_norm(normed, x, norm, eps=eps)
@@ -59,26 +61,25 @@ def norm_route(
     real = step.real if step is not None and step.tokens == rows else None
     width = min(2048, 1 << (x.shape[1] - 1).bit_length())
     _norm_route[(triton.cdiv(experts, EACH), rows)](
-        normed, weights, index, work.take((rows, experts), torch.float32), work.counters, x, norm, router,
-        router_bias, bias, real, x.stride(0), normed.stride(0), eps, attrs.get("scale", 1.0),
+        normed, weights, index, work.counters, x, norm, router, router_bias, bias, real, x.stride(0),
+        normed.stride(0), eps, attrs.get("scale", 1.0),
         H=x.shape[1], E=experts, EACH=EACH, BK=width, GROUPS=groups, PER=experts // groups, K=attrs["k"],
         SCORE=attrs.get("score", "softmax"), BY_LOGITS=attrs.get("by_logits", False),
         TOP=attrs.get("top_groups", 1), BEST=attrs.get("best", 1), NORMALIZE=attrs.get("normalize", False),
-        **options(num_warps=4),
+        WARPS=WARPS, **options(num_warps=WARPS),
     )  # fmt: skip
 
 
 @kernel
 def _norm_route(
-    normed, weights, index, logits, counters, x, norm, router, router_bias, bias, real, stride, out_stride,
+    normed, weights, index, words, x, norm, router, router_bias, bias, real, stride, out_stride,
     eps, scale, H: tl.constexpr, E: tl.constexpr, EACH: tl.constexpr, BK: tl.constexpr,
     GROUPS: tl.constexpr, PER: tl.constexpr, K: tl.constexpr, SCORE: tl.constexpr, BY_LOGITS: tl.constexpr,
-    TOP: tl.constexpr, BEST: tl.constexpr, NORMALIZE: tl.constexpr, CHAIN: tl.constexpr,
+    TOP: tl.constexpr, BEST: tl.constexpr, NORMALIZE: tl.constexpr, WARPS: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
-    """A program per ``EACH`` experts and token; it also writes its share of the normed row. The last of a
-    token's programs has all its logits, and chooses.
+    """A program per ``EACH`` experts and token. The last of a token's programs also writes the normed row,
+    collects all logits, and chooses.
     """
-    SHARE: tl.constexpr = triton.next_power_of_2((H * EACH + E - 1) // E)
     part, row = tl.program_id(0), tl.program_id(1)
     e = part * EACH + tl.arange(0, EACH)
     w = _weighted(router, norm, e, 0, H, E, BK)
@@ -96,20 +97,21 @@ def _norm_route(
     made = tl.sum(acc, 1) * factor
     if router_bias is not None:
         made += tl.load(router_bias + e, e < E, 0.0).to(tl.float32)
-    logits += row * E
-    tl.store(logits + e, made, e < E)
-    h = part * SHARE + tl.arange(0, SHARE)
-    mine = tl.load(x + h, h < H, 0.0).to(tl.float32) * factor
-    if norm is not None:
-        mine = mine * tl.load(norm + h, h < H, 0.0).to(tl.float32)
-    tl.store(normed + row.to(tl.int64) * out_stride + h, rounded(mine, normed.dtype.element_ty), h < H)
-    tl.debug_barrier()  # all threads have written before one says so
-    if tl.atomic_add(counters + row, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+    publish(words + row * E + e, made, e < E)
+    if part == tl.num_programs(0) - 1:
+        normed += row.to(tl.int64) * out_stride
+        for first in tl.range(0, H, BK):
+            h = first + tl.arange(0, BK)
+            mine = tl.load(x + h, h < H, 0.0).to(tl.float32) * factor
+            if norm is not None:
+                mine = mine * tl.load(norm + h, h < H, 0.0).to(tl.float32)
+            tl.store(normed + h, rounded(mine, normed.dtype.element_ty), h < H)
+        expert, there = places(GROUPS, PER)
+        logits = collected(words + row * E + tl.where(there, expert, 0), there, 32 * WARPS)
         choose_experts(
             weights, index, logits, bias, real, row, scale,
             GROUPS, PER, K, SCORE, BY_LOGITS, TOP, BEST, NORMALIZE,
         )  # fmt: skip
-        tl.store(counters + row, 0)
 
 
 @kernel

@@ -57,33 +57,32 @@ def _route(
     row = tl.program_id(0)
     wait(CHAIN)
     go_on(CHAIN)
-    logits += row.to(tl.int64) * stride
+    expert, there = places(GROUPS, PER)
+    x = tl.load(logits + row.to(tl.int64) * stride + expert, there, float("-inf")).to(tl.float32)
     choose_experts(
-        weights, index, logits, bias, real, row, scale, GROUPS, PER, K, SCORE, BY_LOGITS, TOP, BEST, NORMALIZE
-    )
+        weights, index, x, bias, real, row, scale,
+        GROUPS, PER, K, SCORE, BY_LOGITS, TOP, BEST, NORMALIZE,
+    )  # fmt: skip
 
 
 @kernel
 def choose_experts(
-    weights, index, logits, bias, real, row, scale,
+    weights, index, x, bias, real, row, scale,
     GROUPS: tl.constexpr, PER: tl.constexpr, K: tl.constexpr, SCORE: tl.constexpr, BY_LOGITS: tl.constexpr,
     TOP: tl.constexpr, BEST: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
-    """Write where ``row`` goes, whose ``logits`` are [GROUPS * PER]: here [groups, experts of a group], both
-    filled up to powers of two.
-    """
+    """Write where ``row`` goes, whose logits are ``x``, as ``places`` has them."""
     G: tl.constexpr = triton.next_power_of_2(GROUPS)
     P: tl.constexpr = triton.next_power_of_2(PER)
     ROOM: tl.constexpr = triton.next_power_of_2(K)
-    group, at = tl.arange(0, G)[:, None], tl.arange(0, P)[None, :]
-    expert = group * PER + at
-    there = (group < GROUPS) & (at < PER)
-    x = tl.load(logits + expert, there, float("-inf"), cache_modifier=".cg").to(tl.float32)
+    expert, there = places(GROUPS, PER)
+    x = tl.where(there, x, float("-inf"))
     scores = _score(x, there, SCORE)
     by = x if BY_LOGITS else scores
     if bias is not None:
         by = by + tl.load(bias + expert, there, 0.0).to(tl.float32)
     by = tl.where(there, by, float("-inf"))
+    group, at = tl.arange(0, G)[:, None], tl.arange(0, P)[None, :]
     place = tl.where(there, expert, GROUPS * PER + group * P + at)
     keys = order_keys(by, place)
     if GROUPS > 1:
@@ -105,6 +104,16 @@ def choose_experts(
     made = tl.where(mine, made * scale, 0.0)
     tl.store(index + row * K + rank, tl.where(mine, chosen, -1), rank < K)
     tl.store(weights + row * K + rank, rounded(made, weights.dtype.element_ty), rank < K)
+
+
+@kernel
+def places(GROUPS: tl.constexpr, PER: tl.constexpr):
+    """Which expert each entry of [groups, experts of a group] is, both filled up to powers of two; and which
+    are there.
+    """
+    group = tl.arange(0, triton.next_power_of_2(GROUPS))[:, None]
+    at = tl.arange(0, triton.next_power_of_2(PER))[None, :]
+    return group * PER + at, (group < GROUPS) & (at < PER)
 
 
 @kernel
