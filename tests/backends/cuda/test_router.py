@@ -125,7 +125,8 @@ def test_each_logit_is_collected_by_one_thread(count: int):
     """Threads that looked at the same word could see it, and see it gone."""
     signature = {
         "normed": "*bf16", "weights": "*bf16", "index": "*i32", "words": "*i32", "x": "*bf16",
-        "norm": "*bf16", "router": "*bf16", "stride": "i32:16", "out_stride": "i32:16", "eps": "fp32", "scale": "fp32",
+        "norm": "*bf16", "router": "*bf16", "stride": "i32:16", "out_stride": "i32:16", "eps": "fp32",
+        "scale": "fp32",
     }  # fmt: skip
     given = {
         "router_bias": None, "bias": None, "real": None, "H": 2048, "E": count, "EACH": 4, "BK": 2048,
