@@ -61,9 +61,14 @@ def run_decode(call: Call, tile: Tile, work: Workspace) -> None:
     tops, totals = (work.take((blocks, 2 * programs, tile.rows), torch.float32) for _ in range(2))
     decode[blocks, programs](
         call.out, sums, tops, totals, work.counters, *call.tensors(), *call.sizes(),
-        **call.constants(tile), MIXED=not step.decode, SCAN=32 if step.seqs <= 32 else 1024, PARTS=8,
+        **call.constants(tile), MIXED=not step.decode, SCAN=scan(step.seqs), PARTS=8,
         LINES=lines(call, tile), **options(num_warps=tile.warps, num_stages=tile.stages),
     )  # fmt: skip
+
+
+def scan(seqs: int) -> int:
+    """Of how many sequences a program learns the lengths at once: of most steps in one go."""
+    return next((some for some in (32, 128) if seqs <= some), 1024)
 
 
 def lines(call: Call, tile: Tile) -> int:

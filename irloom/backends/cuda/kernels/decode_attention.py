@@ -116,12 +116,12 @@ def decode(
     cut; ``counts`` i32[h, p] of zeros is left as zeros.
     """
     WHOLE: tl.constexpr = MAIN if MAIN < DIM else DIM
-    wait(CHAIN)
-    go_on(CHAIN)
     block, program, programs = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     begin, end, part, s, passed = part_of(
         program, programs, seqs, starts, context, MIXED, WINDOW, CHUNK, BLOCK, SCAN
     )
+    wait(CHAIN)  # lengths are the host's: the step's first kernel has waited for their copy
+    go_on(CHAIN)
     kv = block // BLOCKS
     real = tl.minimum(GROUP - block % BLOCKS * HEADS, HEADS)
     row = tl.arange(0, ROWS)

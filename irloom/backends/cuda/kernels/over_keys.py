@@ -99,9 +99,8 @@ def floats(x, PAIRS: tl.constexpr):
         return low.to(tl.float16), high.to(tl.float16)
     elif PAIRS == 4:
         return tl.inline_asm_elementwise(
-            "{ .reg .b16 a, b; .reg .b32 p, q; mov.b32 {a, b}, $2;"
-            " cvt.rn.f16x2.e4m3x2 p, a; cvt.rn.f16x2.e4m3x2 q, b;"
-            " prmt.b32 $0, p, q, 0x5410; prmt.b32 $1, p, q, 0x7632; }",
+            "{ .reg .b16 a, b; .reg .b32 p; prmt.b32 p, $2, 0, 0x3120; mov.b32 {a, b}, p;"
+            " cvt.rn.f16x2.e4m3x2 $0, a; cvt.rn.f16x2.e4m3x2 $1, b; }",
             "=r,=r,r", [x], dtype=(tl.float16, tl.float16), is_pure=True, pack=2,
         )  # fmt: skip
     else:  # an e5m2 is the upper byte of an f16
