@@ -18,7 +18,7 @@ is put together by whichever of their programs ends last, which it learns from a
 from __future__ import annotations
 
 from .decode_attention import blocks_of, joined
-from .fresh_heads import own_key, turn_of, turned
+from .fresh_heads import heads_of, kept, paired, turn_of, turned
 from .mode import dot, go_on, kernel, rounded, tl, varying, wait
 from .over_keys import floats
 from .paged_keys import ALL_ALIKE, NOTHING, finish, keys, pages_of, places, scored, since, weighed, widened
@@ -124,8 +124,9 @@ def over_old_keys(
 ):  # fmt: skip
     """As ``over_keys`` of the cached keys before ``position``, and of the new one where ``last``.
 
-    Queries are made in the first pass: so the first keys are on their way before the kernel in front has
-    ended. With ``PAIRS`` the sums of even features come first, then those of odd ones.
+    Queries and the new key are made in the first pass: so the first keys are on their way before the kernel
+    in front has ended. The new one then takes its place in a block, and needs no products of its own. With
+    ``PAIRS`` the sums of even features come first, then those of odd ones.
     """
     ROWS: tl.constexpr = row.shape[0]
     main = widened(tl.zeros((ROWS, MAIN), q.dtype.element_ty), k, PAIRS)
@@ -134,6 +135,12 @@ def over_old_keys(
     at = tl.zeros((ROWS,), tl.int32) + position
     until = tl.minimum(end, position)
     page = pages_of(pages, begin, until, PAGE, BLOCK)
+    own = tl.load(pages + position // PAGE, last, 0)
+    one, feature = tl.zeros((1,), tl.int32), tl.arange(0, VALUES)[None]
+    new_k, to_k = own_k
+    new_v, to_v = own_v
+    fresh_k = tl.zeros((1, MAIN), to_k.dtype.element_ty)
+    fresh_v = tl.zeros((1, VALUES), to_v.dtype.element_ty)
     for start in range(begin, end, BLOCK):
         key = start + tl.arange(0, BLOCK)
         old = (key >= first) & (key < until)
@@ -145,31 +152,30 @@ def over_old_keys(
         if start == begin:
             wait(CHAIN)
             go_on(CHAIN)  # not earlier: what comes behind would take room from what is in front
-            main = widened(turned(q, row, inside, q_turn, eps, DIM, MAIN, NORM), k, PAIRS)
-            if last:
-                new = tl.load(pages + position // PAGE)
-                sums, top, total = own_key(
-                    main, own_k, own_v, new, position, at, slope, k_turn, eps, K_PAGE * UNIT, K_TOKEN * UNIT,
-                    V_PAGE * UNIT, V_TOKEN * UNIT, DIM, MAIN, VALUE, VALUES, PAGE, SCALE, SOFTCAP, SLOPED,
-                    NORM,
-                )  # fmt: skip
-                if PAIRS:
-                    acc, more = tl.split(tl.reshape(sums, (ROWS, VALUES // 2, 2)))
-                else:
-                    acc = sums
+            heads = heads_of(q, row, inside, q_turn, DIM, MAIN)  # loads first: no barrier is between them
+            its = heads_of(new_k, one, last & (one == 0), k_turn, DIM, MAIN)
+            value = tl.load(new_v + feature, last & (feature < VALUE), 0.0)
+            fresh_k, fresh_v = kept(
+                its, value, to_k, to_v, own, position, last, k_turn, eps, K_PAGE * UNIT, K_TOKEN * UNIT,
+                V_PAGE * UNIT, V_TOKEN * UNIT, DIM, MAIN, VALUE, VALUES, PAGE, NORM,
+            )  # fmt: skip
+            main = widened(turned(heads, q_turn, eps, DIM, NORM), k, PAIRS)
+        fresh = last & (key == position)
         if PAIRS:
             even, odd = tl.split(tl.reshape(main, (ROWS, MAIN // 2, 2)))
-            low, high = floats(x, PAIRS)
+            low, high = floats(tl.where(fresh[:, None], paired(fresh_k), x), PAIRS)
             s = dot(odd, tl.trans(high), dot(even, tl.trans(low), tl.zeros((ROWS, BLOCK), tl.float32)))
         else:
-            s = dot(main, tl.trans(x.to(main.dtype)), tl.zeros((ROWS, BLOCK), tl.float32))
-        s = scored(s, at, key, old, slope, SCALE, SOFTCAP, SLOPED, WINDOW, CHUNK, ALL_ALIKE)
-        weight, kept, top, total = weighed(s, top, total, SCALE, SOFTCAP, SLOPED)
+            x = tl.where(fresh[:, None], fresh_k.to(main.dtype), x.to(main.dtype))
+            s = dot(main, tl.trans(x), tl.zeros((ROWS, BLOCK), tl.float32))
+        s = scored(s, at, key, old | fresh, slope, SCALE, SOFTCAP, SLOPED, WINDOW, CHUNK, ALL_ALIKE)
+        weight, part, top, total = weighed(s, top, total, SCALE, SOFTCAP, SLOPED)
         weight = rounded(weight, main.dtype)
         if PAIRS:
-            low, high = floats(y, PAIRS)
-            acc = dot(weight, low, acc * kept[:, None])
-            more = dot(weight, high, more * kept[:, None])
+            low, high = floats(tl.where(fresh[:, None], paired(fresh_v), y), PAIRS)
+            acc = dot(weight, low, acc * part[:, None])
+            more = dot(weight, high, more * part[:, None])
         else:
-            acc = dot(weight, y.to(main.dtype), acc * kept[:, None])
+            y = tl.where(fresh[:, None], fresh_v.to(main.dtype), y.to(main.dtype))
+            acc = dot(weight, y, acc * part[:, None])
     return acc, more, top, total

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .mode import kernel, rounded, tl
-from .paged_keys import NOTHING, scored, weighed
 from .rope_kernels import waves
 
 
@@ -37,45 +36,50 @@ def turn_of(
 
 
 @kernel
-def turned(x, row, inside, turn, eps, DIM: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr):
-    """Heads of ``DIM`` features at offsets ``row``, normed, rotated by a ``turn_of``, rounded as ``x`` is."""
-    cos, sin, other, own, others = turn
+def heads_of(x, row, inside, turn, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """Heads of ``DIM`` features at offsets ``row``, and of each feature the other one of its pair."""
+    _, _, other, _, _ = turn
     col = tl.arange(0, BLOCK)
     mask = inside[:, None] & (col < DIM)[None]
-    a = tl.load(x + row[:, None] + col[None], mask, 0.0).to(tl.float32)
-    b = tl.load(x + row[:, None] + other[None], mask, 0.0).to(tl.float32)
-    if NORM:
-        by = tl.rsqrt(tl.sum(a * a, 1) / DIM + eps)[:, None]
-        a = rounded(a * by * own, x.dtype.element_ty).to(tl.float32)
-        b = rounded(b * by * others, x.dtype.element_ty).to(tl.float32)
-    return rounded(a * cos + b * sin, x.dtype.element_ty)
+    x += row[:, None]
+    return tl.load(x + col[None], mask, 0.0), tl.load(x + other[None], mask, 0.0)
 
 
 @kernel
-def own_key(
-    q, key, value, page, position, at, slope, turn, eps,
+def turned(heads, turn, eps, DIM: tl.constexpr, NORM: tl.constexpr):
+    """What ``heads_of`` gave, normed, rotated by a ``turn_of``, rounded as it was."""
+    cos, sin, _, own, others = turn
+    a, b = heads
+    elem: tl.constexpr = a.dtype
+    a, b = a.to(tl.float32), b.to(tl.float32)
+    if NORM:
+        by = tl.rsqrt(tl.sum(a * a, 1) / DIM + eps)[:, None]
+        a = rounded(a * by * own, elem).to(tl.float32)
+        b = rounded(b * by * others, elem).to(tl.float32)
+    return rounded(a * cos + b * sin, elem)
+
+
+@kernel
+def kept(
+    key, value, k, v, page, position, live, turn, eps,
     K_PAGE: tl.constexpr, K_TOKEN: tl.constexpr, V_PAGE: tl.constexpr, V_TOKEN: tl.constexpr,
     DIM: tl.constexpr, MAIN: tl.constexpr, VALUE: tl.constexpr, VALUES: tl.constexpr, PAGE: tl.constexpr,
-    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, SLOPED: tl.constexpr, NORM: tl.constexpr,
+    NORM: tl.constexpr,
 ):  # fmt: skip
-    """Keep the new key and value of the token at ``position``, and attend to them: sums, top and total.
+    """The new key, as ``heads_of`` gave it, and value of the token at ``position``, as the cache holds them.
 
-    ``key`` and ``value`` are pointers to where the new one is, and to the cache of this head. What counts is
-    what the cache holds, rounded as it is.
+    They are kept at ``k`` and ``v``, the cache of this head, where ``live``.
     """
-    x, k = key
-    y, v = value
-    one = tl.zeros((1,), tl.int32)
-    new = turned(x, one, one == 0, turn, eps, DIM, MAIN, NORM)
-    new = rounded(new.to(tl.float32), k.dtype.element_ty)
-    col, feature = tl.arange(0, MAIN)[None], tl.arange(0, VALUES)[None]
-    seen = tl.load(y + feature, feature < VALUE, 0.0).to(tl.float32)
-    seen = rounded(seen, v.dtype.element_ty)
-    entry = position % PAGE
-    tl.store(k + page.to(tl.int64) * K_PAGE + entry * K_TOKEN + col, new, col < DIM)
-    tl.store(v + page.to(tl.int64) * V_PAGE + entry * V_TOKEN + feature, seen, feature < VALUE)
-    s = tl.sum(q.to(tl.float32) * new.to(tl.float32), 1)[:, None]
-    s = scored(s, at, one + position, one == 0, slope, SCALE, SOFTCAP, SLOPED, 0, 0, 0)
-    nothing = tl.full((q.shape[0],), NOTHING, tl.float32)
-    part, _, top, total = weighed(s, nothing, nothing * 0.0, SCALE, SOFTCAP, SLOPED)
-    return part * seen.to(tl.float32), top, total
+    new = rounded(turned(key, turn, eps, DIM, NORM).to(tl.float32), k.dtype.element_ty)
+    seen = rounded(value.to(tl.float32), v.dtype.element_ty)
+    col, feature, entry = tl.arange(0, MAIN)[None], tl.arange(0, VALUES)[None], position % PAGE
+    tl.store(k + page.to(tl.int64) * K_PAGE + entry * K_TOKEN + col, new, live & (col < DIM))
+    tl.store(v + page.to(tl.int64) * V_PAGE + entry * V_TOKEN + feature, seen, live & (feature < VALUE))
+    return new, seen
+
+
+@kernel
+def paired(x):
+    """Entries of fp8 [1, n] as u16 [1, n / 2] of two each."""
+    low, high = tl.split(tl.reshape(x.to(tl.uint8, bitcast=True), (1, x.shape[1] // 2, 2)))
+    return low.to(tl.uint16) | (high.to(tl.uint16) << 8)
