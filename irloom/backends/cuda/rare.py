@@ -29,7 +29,7 @@ def choose_again(
     told = Told.of(rows, batch.rare, logits.shape[-1], logits.device)
     assert told.at is not None
     logits = logits[told.at].float()
-    tokens = torch.empty(len(rows), dtype=torch.int32, device=logits.device)
+    tokens = torch.zeros(len(rows), dtype=torch.int32, device=logits.device)  # tokens in a rehearsal, too
     sample(tokens, adjust(logits, told), draws[told.at], work=work)
     chosen[told.at] = tokens
     if told.reported is None:

@@ -18,7 +18,8 @@ from irloom.backends.pools import cache_plan
 from irloom.ir.elem import Elem, Quant
 from irloom.ir.graph import Loop, Param
 from irloom.ir.plan import Pool
-from irloom.runtime.core import DRAW, Batch
+from irloom.runtime.core import DRAW, Batch, SamplingRow
+from irloom.runtime.request import SamplingParams
 
 from .ahead import compile_all, rehearsed
 from .engine import CudaEngine
@@ -82,7 +83,7 @@ def _first_lap(s: Step) -> Step:
 
 def batches(engine: CudaEngine) -> Iterator[Batch]:
     """Steps that decode, and steps that read one prompt, of every size that steps are filled up to, and one
-    of every number of sequences that bring more than a token each. One draws with a cut.
+    of every number of sequences that bring more than a token each. One draws with a cut, one reports.
     """
     tokens = [min(n, engine.max_tokens) for n in engine.buckets.tokens]
     yield from (_batch(engine, [1] * min(n, engine.max_seqs)) for n in engine.buckets.decodes)
@@ -94,6 +95,7 @@ def batches(engine: CudaEngine) -> Iterator[Batch]:
     drawn = _batch(engine, [1])
     drawn.draws["temperature"], drawn.draws["top_p"] = 1, 0.9
     yield drawn
+    yield replace(drawn, sampling=[SamplingRow(SamplingParams(logprobs=1), 0, 0)], rare=(0,))
 
 
 def _batch(engine: CudaEngine, counts: list[int]) -> Batch:

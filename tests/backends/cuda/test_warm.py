@@ -75,8 +75,11 @@ def build():
 def serve(tokens, seqs, context, draw):
     loop = Loop(engine(tokens, seqs, context))
     for _ in range(24):
-        new, warmth = draw.randint(1, 9), draw.choice([0, 1])
-        params = SamplingParams(max_tokens=new, ignore_eos=True, temperature=warmth)
+        params = SamplingParams(
+            max_tokens=draw.randint(1, 9), ignore_eos=True, temperature=draw.choice([0, 1]),
+            top_p=draw.choice([1, 0.9]), logprobs=draw.choice([None, 2]),
+            repetition_penalty=draw.choice([1, 1.1]),
+        )
         loop.add_request([7] * draw.randint(1, draw.choice([4, context // 2])), params)
         for _ in range(draw.randint(0, 3)):
             loop.step()
