@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .curves import activated, tanh
-from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from .mode import go_on, kernel, options, rounded, tl, triton, varying, wait
 
 
 @kernel
@@ -21,7 +21,7 @@ def finished(y, up, scale, cap, GATED: tl.constexpr, ACT: tl.constexpr, CAPPED: 
     return y
 
 
-@kernel
+@varying("T")
 def finish_kernel(
     out, y, bias, residual, T, N, out_row, y_row, residual_row, scale, cap,
     GATED: tl.constexpr, ACT: tl.constexpr, CAPPED: tl.constexpr, BN: tl.constexpr, CHAIN: tl.constexpr,

@@ -8,7 +8,7 @@ from irloom.backends.cuda.quantized import Quantized
 from irloom.backends.cuda.tuning import choose
 
 from .activation import Block, blocks
-from .mode import go_on, kernel, options, tl, triton, wait
+from .mode import go_on, options, tl, triton, varying, wait
 from .tiles import Target, amount, heads, store_rows
 
 
@@ -30,7 +30,7 @@ def quantize(out: Quantized, x: Tensor) -> None:
     run(choose("quantize", key, some, lambda block: run(block, target.fresh())), target)
 
 
-@kernel
+@varying("rows", "scales_g")
 def round_rows(
     out,
     scales,

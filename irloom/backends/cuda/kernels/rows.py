@@ -140,7 +140,7 @@ def _parts(t: Any, groups: int) -> Tensor:
     return t.unflatten(-1, (groups, -1))
 
 
-@varying("rows")
+@varying("rows", "scales_g")
 def norm_rows(
     out,
     scales,

@@ -15,7 +15,7 @@ from ..work import Workspace
 from .few_four import kinds, words
 from .finish import finished
 from .form import Form
-from .mode import dot, go_on, kernel, options, rounded, tl, triton, wait
+from .mode import dot, go_on, kernel, options, rounded, tl, triton, varying, wait
 from .nibbles import cut_scaled, matrix, one_of, strip_of
 from .tiled import _is_last, _sums
 
@@ -60,7 +60,7 @@ def tiled_four_product(
     )  # fmt: skip
 
 
-@kernel
+@varying("T")
 def tiled_four_kernel(
     out, x, words, scales, zeros, bias, residual, parts, counters, T, out_row, x_row, residual_row, split,
     scale, cap,
