@@ -64,6 +64,13 @@ def test_the_page_says_what_was_reached_and_by_how_much(benchmark):
     assert "- 8B <bf16>, alone: without compile: took more than 60 s" in page
 
 
+def test_the_page_in_docs_is_that_of_the_newest_results(benchmark):
+    newest = max((ROOT / "benchmarks/results").glob("cuda-*.json"))
+    results, render = json.loads(newest.read_text()), benchmark("render")
+    assert (ROOT / "docs/benchmarks.md").read_text() == render.page(results)
+    assert (ROOT / "docs/benchmarks.svg").read_text() == render.plot(results)
+
+
 def test_longer_bars_are_faster(benchmark):
     tree = ET.fromstring(benchmark("render").plot(RESULTS))
     bars = [float(r.get("width", 0)) for r in tree.findall("{*}rect") if r.get("x")]
