@@ -110,13 +110,13 @@ def open_raw(path: Path) -> Checkpoint:
 
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer of a directory; ``CheckpointError`` where there is none."""
-    from transformers import AutoTokenizer
-
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
         raise CheckpointError(
             f"{path}: no tokenizer (none of {', '.join(_TOKENIZER_FILES[:3])}, ...)",
             hint="copy the tokenizer's files beside config.json, or give prompts as token ids",
         )
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare ones
