@@ -1,4 +1,4 @@
-"""Traces kept on disk, so that a model is traced once."""
+"""What tracing found, kept on disk, so that a model is traced once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -45,36 +46,42 @@ def extensions() -> str:
 def stored_trace(config: str, options: object, trace: Callable[[], Module]) -> Module:
     """The trace kept for this config and these options, or the one that ``trace`` makes and this keeps.
 
-    Its key also holds the versions of transformers and torch, irloom's own tracing code and that of plugins.
-    A file is written beside its place and renamed; one that does not parse is made again.
+    One that does not parse is made again.
     """
-    facts = [config, repr(options), *_versions(), extensions()]
-    key = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
-    place = cache_dir() / "traces" / f"{key}.irloom"
-    kept = _read(place)
-    if kept is not None:
-        return kept
+    facts = [config, repr(options)]
+    with suppress(IRError):
+        if (text := kept("traces", facts)) is not None:
+            return parse(text)
     module = trace()
-    _write(place, show(module))
+    keep("traces", facts, show(module))
     return module
 
 
-def _read(place: Path) -> Module | None:
+def kept(room: str, facts: Sequence[str]) -> str | None:
+    """The text that was kept in ``room`` for ``facts``, or None.
+
+    Its key also holds the versions of transformers and torch, irloom's own tracing code and that of plugins.
+    """
     try:
-        return parse(place.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, IRError):
+        return _place(room, facts).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
         return None
 
 
-def _write(place: Path, text: str) -> None:
-    """A read-only or full disk costs the cache, not the trace."""
-    try:
+def keep(room: str, facts: Sequence[str], text: str) -> None:
+    """Keep ``text``: written beside its place and renamed. A read-only or full disk costs only that."""
+    place = _place(room, facts)
+    with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=place.parent, delete=False) as file:
             file.write(text)
         Path(file.name).replace(place)
-    except OSError:
-        return
+
+
+def _place(room: str, facts: Sequence[str]) -> Path:
+    every = [*facts, *_versions(), extensions()]
+    key = hashlib.blake2b(json.dumps(every).encode(), digest_size=16).hexdigest()
+    return cache_dir() / room / f"{key}.irloom"
 
 
 @lru_cache(maxsize=1)

@@ -24,23 +24,17 @@ class HuggingFace:
         return trace_directory(path, options)
 
     def checkpoint(self, path: Path, options: TraceOptions) -> Checkpoint:
-        from irloom.frontends.hf.checkpoint import open_checkpoint, read_config
-        from irloom.frontends.hf.skeleton import skeleton
-        from irloom.frontends.hf.tiny import with_layers
-        from irloom.frontends.hf.trace import model_dtype
+        from irloom.frontends.hf.fitted import fitted
 
-        config = read_config(path, options.trust)
-        kept = config if options.layers is None else with_layers(config, options.layers)
-        model = skeleton(kept, model_dtype(config, options))
-        return open_checkpoint(path, model, kept, whole=options.layers is None)
+        return fitted(path, options)
 
     def facts(self, path: Path) -> Facts:
         return directory_facts(path)
 
     def tokenizer(self, path: Path) -> Path:
-        from irloom.frontends.hf.checkpoint import load_tokenizer
+        from irloom.frontends.hf.fitted import check_tokenizer
         from irloom.frontends.hf.remote import remote_code
 
         if not (remote_code(path) and (path / "tokenizer.json").is_file()):
-            load_tokenizer(path)  # of a model with code of its own, the library asks for that code here, too
+            check_tokenizer(path)  # of a model with code of its own, the library asks for that code here, too
         return path
