@@ -132,6 +132,17 @@ def test_trials_of_tiles_leave_a_steps_results_alone() -> None:
     assert out.isnan().all()
 
 
+def test_trials_of_tiles_have_no_more_rows_than_the_step() -> None:
+    """A step of few tokens may be filled up to more sequences than it has rows."""
+    kept = torch.randn(4, 16, 1, 16, device=DEVICE)
+    rows, none = (torch.zeros(n, dtype=torch.int32, device=DEVICE) for n in (3, 8))
+    q, tables = torch.randn(3, 2, 16, device=DEVICE), {"full": none.view(8, 1)}
+    step = Step(rows, rows, rows, torch.zeros(9, dtype=torch.int32, device=DEVICE), none, tables)
+    made = typical(Call(q, q, PagedCache(kept, kept), step, None, None, 0.3, None, None, None, None)).step
+    assert made.starts.tolist() == [0, 1, 2, *[3] * 6]
+    assert made.context.tolist() == [16] * 3 + [0] * 5
+
+
 @pytest.mark.parametrize("kept", F8)
 @pytest.mark.parametrize("dim", [64, 24])
 def test_caches_of_fp8_are_read_as_f16(kept: torch.dtype, dim: int) -> None:

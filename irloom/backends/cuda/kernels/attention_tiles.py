@@ -120,15 +120,16 @@ def chosen(
 def typical(call: Call) -> Call:
     """The same call for a full bucket: sequences of ``CONTEXT`` keys, pages one after another.
 
-    Tokens that are more than sequences belong to the first one. Its results are its own: the step in front of
-    which a kernel is timed may have some already.
+    Tokens that are more than sequences belong to the first one; where there are fewer, the last sequences
+    only fill the bucket. Its results are its own: the step in front of which a kernel is timed may have some
+    already.
     """
     step, table, page = call.step, call.table, call.cache.page
-    seqs, more = step.seqs, step.tokens - step.seqs
+    seqs, real = step.seqs, min(step.seqs, step.tokens)
     room = table.shape[1] * page
-    brings = torch.ones(seqs, dtype=torch.int32)
-    brings[0] = min(1 + more, room)
-    context = torch.full((seqs,), min(CONTEXT, room), dtype=torch.int32).maximum(brings)
+    brings = (torch.arange(seqs) < real).int()
+    brings[0] = min(1 + step.tokens - real, room)
+    context = (brings.sign() * min(CONTEXT, room)).maximum(brings)
     starts = torch.cat([torch.zeros(1, dtype=torch.int32), brings.cumsum(0, dtype=torch.int32)])
     pages = torch.arange(table.numel(), dtype=torch.int32).view(table.shape) % call.cache.k.shape[0]
     at = call.q.device
