@@ -82,16 +82,17 @@ def _first_lap(s: Step) -> Step:
 
 
 def batches(engine: CudaEngine) -> Iterator[Batch]:
-    """Steps that decode, and steps that read one prompt, of every size that steps are filled up to, and one
-    of every number of sequences that bring more than a token each. One draws with a cut, one reports.
+    """Steps that decode, and steps that read one prompt, of every size that steps are filled up to; and of
+    every number of sequences, a step whose first one brings more than a token. One draws with a cut, one
+    reports.
     """
     tokens = [min(n, engine.max_tokens) for n in engine.buckets.tokens]
     yield from (_batch(engine, [1] * min(n, engine.max_seqs)) for n in engine.buckets.decodes)
     yield from (_batch(engine, [n]) for n in tokens)
     for n in (min(n, engine.max_seqs) for n in engine.buckets.seqs[1:]):
-        least = min((t for t in tokens if t > n), default=None)
-        if least is not None:
-            yield _batch(engine, [least - n + 1, *[1] * (n - 1)])
+        least = min((t for t in tokens if t > n), default=tokens[-1])
+        ones = min(n, least - 1) - 1  # beside a first one of two tokens or more
+        yield _batch(engine, [least - ones, *[1] * ones])
     drawn = _batch(engine, [1])
     drawn.draws["temperature"], drawn.draws["top_p"] = 1, 0.9
     yield drawn

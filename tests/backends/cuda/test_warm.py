@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from irloom.backends.cuda.buckets import Buckets
+from irloom.backends.cuda.warm import batches
 from tests.tiny import llama_config
 
 PROGRAM = """
@@ -123,3 +125,24 @@ def test_sizes_of_steps_are_those_of_larger_limits(tokens: int, seqs: int, more:
     step = small.of(tokens, min(seqs, tokens))
     assert step.tokens >= tokens and step.seqs >= min(seqs, tokens)
     assert small.largest.tokens >= step.tokens and small.largest.seqs >= step.seqs
+
+
+few = st.integers(1, 300)
+
+
+@given(few, few, few, few)
+@example(64, 64, 60, 40)
+def test_every_size_of_a_step_is_run(max_tokens: int, max_seqs: int, tokens: int, seqs: int) -> None:
+    """Of steps where sequences bring more than a token, every number of rows and every number of sequences:
+    kernels and choices depend on one of them. As many sequences as tokens may be allowed.
+    """
+    max_seqs, tokens = min(max_seqs, max_tokens), min(tokens, max_tokens)
+    buckets = Buckets(max_tokens, max_seqs)
+    engine = SimpleNamespace(max_tokens=max_tokens, max_seqs=max_seqs, buckets=buckets, pools=(), vocab=9)
+    run = [buckets.of(len(b.tokens), len(b.context)) for b in batches(engine)]  # pyright: ignore[reportArgumentType]
+    step = buckets.of(tokens, min(seqs, max_seqs, tokens))
+    if step.decode:
+        assert step in run
+    else:
+        mixed = [b for b in run if not b.decode]
+        assert step.tokens in {b.tokens for b in mixed} and step.seqs in {b.seqs for b in mixed}
