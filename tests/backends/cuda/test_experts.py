@@ -1,19 +1,23 @@
 """Kernels of experts against the ops' bodies in f64, over shapes, elements and ways to run."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from irloom.backends.cuda.kernels import align, experts
+from irloom.backends.cuda.kernels import align, expert_ways, experts
 from irloom.backends.cuda.kernels.boxed_experts import Boxed
 from irloom.backends.cuda.kernels.experts import SILU
 from irloom.backends.cuda.kernels.form import Gate
 from irloom.backends.cuda.kernels.gather import Gather
 from irloom.backends.cuda.kernels.grouped import Tile
-from irloom.backends.cuda.kernels.mixture import Way
+from irloom.backends.cuda.kernels.mixture import Mixture, Way
+from irloom.backends.cuda.kernels.stack import Stack
 from irloom.backends.cuda.quantized import Operand, Quantized
 from irloom.backends.cuda.step import Step
 from irloom.backends.cuda.work import Workspace
@@ -285,6 +289,23 @@ def test_rows_are_read_in_whole_words():
     made = compiled("irloom.backends.cuda.kernels.gather", "_product", signature, given, num_warps=4)
     assert made["ptx"].count(".v4.b32") >= 8 and "griddepcontrol.wait" in made["ptx"]
     assert ".local" not in made["ptx"]
+
+
+def test_steps_that_share_a_choice_have_the_same_candidates(monkeypatch: pytest.MonkeyPatch):
+    """Else what one of them found would depend on which was first, and the other would be timed again."""
+    asked = defaultdict[object, set[Sequence[object]]](set)
+
+    def choose(name: str, key: tuple[object, ...], candidates: Sequence[Any], run: object) -> Any:
+        asked[name, key].add(tuple(candidates))
+        return candidates[0]
+
+    monkeypatch.setattr(expert_ways, "choose", choose)
+    up, down = (torch.zeros(4, *dims, dtype=torch.bfloat16, device=DEVICE) for dims in ((64, 16), (16, 32)))
+    mixture = Mixture(Stack(up), Stack(down), None, None, SILU)
+    for tokens in range(1, 140):
+        x = torch.zeros(tokens, 16, dtype=torch.bfloat16, device=DEVICE)
+        expert_ways.mixture_ways(mixture, x, x, x[:, :2])
+    assert len(asked) > 8 and all(len(candidates) == 1 for candidates in asked.values())
 
 
 @pytest.mark.parametrize("every", [False, True])

@@ -43,7 +43,7 @@ def mixture_ways(mixture: Mixture, out: torch.Tensor, x: torch.Tensor, weights: 
         ways.append(_row_ways(key, run))
     if dims[0] > 1 or not ways:
         ways.append(_tile_ways(mixture, x, dims))
-    if dims[0] * dims[1] >= MANY * up.dims[0] and has_tiles(x, up, down):
+    if _bucket(dims[0]) * dims[1] >= MANY * up.dims[0] and has_tiles(x, up, down):
         ways += PAIRS
     return choose("mixture", key, ways, run)
 
