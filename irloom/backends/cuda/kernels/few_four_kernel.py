@@ -44,15 +44,13 @@ def few_four_kernel(
             norms = norms_at(norm, s + 1, K, SPAN, SLICES, COLUMNS, STEPS)
             xs = rows_at(x, T, x_row, s + 1, K, SPAN, SLICES, COLUMNS, STEPS)
         for p in tl.static_range(PARTS):
-            now = ring[0]
-            part, later = first + (p + DEPTH) % PARTS, s + (p + DEPTH) // PARTS
-            if (p + DEPTH) // PARTS < STEPS:
+            now, ring = ring[0], ring[1:]
+            if s + (p + DEPTH) // PARTS < STEPS:
+                part, later = first + (p + DEPTH) % PARTS, s + (p + DEPTH) // PARTS
                 now_on = ahead(
                     words, scales, zeros, part, later, N, BLOCKS, SPAN, SLICES, STRIPS, STEPS, GATED
                 )
-                ring = ring[1:] + (now_on,)
-            else:
-                ring = ring[1:] + (now,)  # nothing is left to read, and a loop's tuples keep their lengths
+                ring = ring + (now_on,)
             y = products(sums[0], now, hs, totals, x, zeros, SPAN, SIGNED, SCALE, ZERO)
             sums = sums[1:] + (y,)
     for p in tl.static_range(PARTS):
