@@ -17,8 +17,8 @@ class Workspace:
     """Scratch memory on a device. What launches take is theirs until ``reset``.
 
     It grows when a step asks for more than any before; blocks stay where they are, since graphs know their
-    addresses. ``counters`` (i32 [COUNTERS]) are zeros: CTAs of a launch count in them who is last, and the
-    last one leaves zeros.
+    addresses. ``counters`` (i32 [COUNTERS]) are zeros: CTAs of a launch count in them who is last, or
+    hand over words (``kernels.collect``), and leave zeros.
 
     >>> work = Workspace("cpu")
     >>> x = work.take((3, 4), torch.float32)
