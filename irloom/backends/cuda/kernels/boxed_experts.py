@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from .align import Blocks
-from .boxes import box, has_boxes
+from .boxes import box, has_boxes, stack_box
 from .form import Gate
 from .mode import dot, go_on, kernel, options, rounded, tl, triton, wait
 from .stack import Stack, gate_arguments, gated
-
-if TYPE_CHECKING:
-    from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @dataclass(frozen=True)
@@ -59,20 +55,12 @@ def boxed_product(
     halves = 2 if gate is not None and not gate.woven else 1
     across = triton.cdiv(height // halves, how.rows)
     _boxed[(len(blocks) * across,)](
-        out, x if gate else box(x, how.height, how.entries), _boxes(stack, halves, how), blocks.rows,
-        blocks.experts, bias, dims[0] * dims[1], across, x.stride(0),
+        out, x if gate else box(x, how.height, how.entries),
+        stack_box(stack.values, halves, how.rows, how.entries), blocks.rows, blocks.experts, bias,
+        dims[0] * dims[1], across, x.stride(0),
         N=height, K=width, TOP=dims[1], HALVES=halves, **gate_arguments(gate), BM=how.height, BN=how.rows,
         BK=how.entries, **options(num_warps=how.warps, num_stages=how.stages),
     )  # fmt: skip
-
-
-def _boxes(stack: Stack, halves: int, how: Boxed) -> TensorDescriptor:
-    """Boxes of a stack [experts * halves, rows, entries]."""
-    from triton.tools.tensor_descriptor import TensorDescriptor  # not before mode has said how kernels run
-
-    experts, height, width = stack.dims
-    values = stack.values.view(experts * halves, height // halves, width)
-    return TensorDescriptor(values, [*values.shape], [*values.stride()], [halves, how.rows, how.entries])
 
 
 @kernel

@@ -40,6 +40,15 @@ def weight_box(weight: torch.Tensor, rows: int, columns: int, gated: bool) -> Te
     return _boxes(weight, [2, n, k], [n * row, row, 1], [2, rows, columns])
 
 
+def stack_box(stack: torch.Tensor, halves: int, rows: int, columns: int) -> TensorDescriptor:
+    """Boxes of matrices [E, N, K], one behind the other: ``rows`` of each of so many ``halves`` (1 or 2)
+    [halves, rows, columns], from [E * halves, N / halves, K].
+    """
+    experts, n, k = stack.shape
+    parts = stack.view(experts * halves, n // halves, k)
+    return _boxes(parts, [*parts.shape], [*parts.stride()], [halves, rows, columns])
+
+
 def _boxes(memory: torch.Tensor, dims: list[int], strides: list[int], of: list[int]) -> TensorDescriptor:
     from triton.tools.tensor_descriptor import TensorDescriptor  # not before mode has said how kernels run
 
