@@ -58,7 +58,7 @@ def rehearsed(run: Callable[[], object]) -> list[Job]:
 def compile_all(jobs: list[Job], report: Callable[[int, int], None], processes: int | None = None) -> None:
     """Compile ``jobs``, as many at a time as there are cores; one that fails will say so when it is run.
 
-    The last begin: large steps are rehearsed after small ones, and their kernels take longer to compile.
+    From the last to the first: large steps are rehearsed after small ones, and their kernels take longer.
     """
     count = min(processes or len(os.sched_getaffinity(0)), len(jobs))
     report(0, len(jobs))
