@@ -120,9 +120,8 @@ def test_it_compiles(groups: int):
     assert ".local" not in made["ptx"]
 
 
-@pytest.mark.parametrize("count", [128, 256])
-def test_each_logit_is_collected_by_one_thread(count: int):
-    """Threads that looked at the same word could see it, and see it gone."""
+def collecting(count: int, groups: int) -> str:
+    """The PTX of a kernel that chooses among ``count`` experts of so many ``groups``; nothing is spilled."""
     signature = {
         "normed": "*bf16", "weights": "*bf16", "index": "*i32", "words": "*i32", "x": "*bf16",
         "norm": "*bf16", "router": "*bf16", "stride": "i32:16", "out_stride": "i32:16", "eps": "fp32",
@@ -130,12 +129,26 @@ def test_each_logit_is_collected_by_one_thread(count: int):
     }  # fmt: skip
     given = {
         "router_bias": None, "bias": None, "real": None, "H": 2048, "E": count, "EACH": 4, "BK": 2048,
-        "GROUPS": 1, "PER": count, "K": 8, "SCORE": "softmax", "BY_LOGITS": False, "TOP": 1, "BEST": 1,
-        "NORMALIZE": True, "WARPS": 4, "CHAIN": True,
+        "GROUPS": groups, "PER": count // groups, "K": 8, "SCORE": "softmax", "BY_LOGITS": False,
+        "TOP": min(groups, 3), "BEST": min(groups, 2), "NORMALIZE": True, "WARPS": 4, "CHAIN": True,
     }  # fmt: skip
     made = compiled("irloom.backends.cuda.kernels.norm_route", "_norm_route", signature, given, num_warps=4)
-    assert made["ptx"].count("ld.relaxed.gpu") == 2 * count // 128, "before the loop and in it"
     assert spilled(made["ptx"]) == 0
+    return made["ptx"]
+
+
+@pytest.mark.parametrize(("count", "groups"), [(128, 1), (256, 1), (160, 8)])
+def test_each_logit_is_collected_by_one_thread(count: int, groups: int):
+    """Threads that looked at the same word could see it, and see it gone."""
+    room = 1 << (count - 1).bit_length()
+    assert collecting(count, groups).count("ld.relaxed.gpu") == 2 * room // 128, "before the loop and in it"
+
+
+@pytest.mark.parametrize("count", [8, 64])
+def test_logits_that_several_threads_collect_are_gone_when_all_have_them(count: int):
+    """However often the compiler has words read again, it is in front of a barrier, and zeros behind it."""
+    _, behind = collecting(count, 1).rsplit("ld.relaxed.gpu", 1)
+    assert 0 < behind.index("bar.sync") < behind.index("st.global")
 
 
 def test_a_router_in_f32_reads_rows_that_nothing_rounds():
