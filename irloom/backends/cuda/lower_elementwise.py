@@ -193,6 +193,8 @@ def _widened_answer(f: Lowering, n: Node) -> Value | None:
         return None
     if not isinstance(x, Value) or n.result.type.plain.name != "f32" or isinstance(x, Param):
         return None
+    if f.readers.get(n.result):  # kernels take a value in the element that its type says
+        return None
     return x if isinstance(x.type.elem, Elem) and x.type.elem.name in ("bf16", "f16") else None
 
 

@@ -86,6 +86,9 @@ def test_logits_are_not_widened_in_memory() -> None:
     program = lower(parse(text.replace("(bf16[T, 16], bf16[T, 16])", "(f32[T, 16], f32[T, 16])")))
     assert kernels(program, "main") == ["rms_norm", "product", "product", "elementwise"]
     assert "logits = y" in str(program)
+    also = text.replace("cast(z, to=f32)", "neg(logits)")
+    program = lower(parse(also.replace("(bf16[T, 16], bf16[T, 16])", "(f32[T, 16], f32[T, 16])")))
+    assert kernels(program, "main").count("elementwise") == 2
 
 
 ATTENTION = """
