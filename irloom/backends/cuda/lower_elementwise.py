@@ -188,14 +188,14 @@ def elementwise(f: Lowering, n: Node) -> bool:
 
 def _widened_answer(f: Lowering, n: Node) -> Value | None:
     """What a cast widens to be the logits: they stay as they are, and who reads them widens them."""
-    x = n.args[0]
-    if f.func.name != "main" or n.op.name != "cast" or n.result is not f.func.returns[0]:
+    if f.func.name != "main" or n.op.name != "cast" or n.result not in f.func.returns[:1]:
         return None
-    if not isinstance(x, Value) or n.result.type.plain.name != "f32" or isinstance(x, Param):
+    x, logits = n.args[0], n.result
+    if not isinstance(x, Value) or isinstance(x, Param) or not isinstance(x.type.elem, Elem):
         return None
-    if f.readers.get(n.result):  # kernels take a value in the element that its type says
+    if logits.type.plain.name != "f32" or f.readers.get(logits):  # kernels take a value in the element that its type says
         return None
-    return x if isinstance(x.type.elem, Elem) and x.type.elem.name in ("bf16", "f16") else None
+    return x if x.type.elem.name in ("bf16", "f16") else None
 
 
 @lowers("sum", "mean", "amax", "amin")
