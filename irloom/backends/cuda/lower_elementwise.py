@@ -193,9 +193,8 @@ def _widened_answer(f: Lowering, n: Node) -> Value | None:
     x, logits = n.args[0], n.result
     if not isinstance(x, Value) or isinstance(x, Param) or not isinstance(x.type.elem, Elem):
         return None
-    if logits.type.plain.name != "f32" or f.readers.get(
-        logits
-    ):  # kernels take a value in the element that its type says
+    read = f.readers.get(logits)  # kernels take a value in the element that its type says
+    if read or logits.type.plain.name != "f32":
         return None
     return x if x.type.elem.name in ("bf16", "f16") else None
 
