@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,43 +10,29 @@ from hypothesis import strategies as st
 
 from irloom.backends.cuda.buckets import Buckets
 from irloom.backends.cuda.warm import batches
+from tests.backends.cuda.no_gpu import rehearsal
 from tests.tiny import llama_config
 
 PROGRAM = """
-import json, random, sys
-import torch
-torch.cuda.is_available = lambda: True
-torch.cuda.get_device_capability = lambda *_: (9, 0)
-torch.cuda.get_device_name = lambda *_: "none"
+import random
 torch.cuda.is_current_stream_capturing = lambda: False
 
 class Card:
     multi_processor_count, major, minor = 132, 9, 0
 
 torch.cuda.get_device_properties = lambda *_: Card
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
-
-class NoGpu:
-    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
-    get_current_device = staticmethod(lambda: 0)
-    get_current_stream = staticmethod(lambda device: 0)
-    launcher_cls = staticmethod(lambda source, metadata: None)
-
-driver.set_active(NoGpu())
 import irloom
 from irloom.backends.core import Limits
 from irloom.backends.cuda.ahead import rehearsed
 from irloom.backends.cuda.backend import CudaBackend
 from irloom.backends.cuda.engine import CudaEngine
 from irloom.backends.cuda.lower import lower
-from irloom.backends.cuda.tuning import Tuner, tuner
+from irloom.backends.cuda.tuning import Tuner
 from irloom.backends.cuda.warm import any_weights, batches, once_round
 from irloom.backends.pools import pools
 from irloom.passes import run_pipeline
 from irloom.runtime import Loop, SamplingParams
 
-tuner().clock = lambda run: 1.0
 asked, choose = set(), Tuner.choose
 
 def counted(self, name, key, candidates, run):
@@ -101,14 +83,9 @@ def test_traffic_launches_what_a_build_has_run(tmp_path: Path) -> None:
     """Requests of all lengths, in engines of other limits than the build's: no launch reaches a GPU here, but
     each has been asked for in the build, and so has every choice.
     """
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "XDG_CACHE_HOME": str(tmp_path)}
     sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": 512}
     llama_config(dtype="bfloat16", max_position_embeddings=2048, **sizes).save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "model")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = rehearsal(PROGRAM, tmp_path, tmp_path / "model")
     assert found["kernels"] > 50 and found["choices"] > 50
     assert all(not missing for missing in found["missing"].values()), found["missing"]
 
