@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from irloom.backends.cuda.work import Workspace
 
-from .align import align
+from .align import Blocks, align
 from .boxed_experts import Boxed, boxed_product
 from .form import Gate
 from .gather import Gather, gather_product, gather_sum
@@ -48,24 +49,49 @@ class Mixture:
                 gather_sum(
                     out, hidden, index, weights, self.down, self.down_bias, residual, real, second
                 )  # fmt: skip
-            case Tile() as first, Tile() as second:
-                experts = self.up.dims[0]
-                blocks = align(index, real, index.shape, experts, first.height, work, every=False)
-                hidden = work.take((*index.shape, self.up.dims[1] // 2), x.dtype)
-                grouped_product(hidden, x, blocks, self.up, self.up_bias, self.gate, first)
-                made = work.take((*index.shape, out.shape[1]), x.dtype)
-                grouped_product(made, hidden, blocks, self.down, self.down_bias, None, second)
-                combine(out, made, index, weights, experts, residual, real)
-            case Boxed() as first, Boxed() as second:
-                experts = self.up.dims[0]
-                blocks = align(index, real, index.shape, experts, first.height, work, every=False)
-                hidden = work.take((len(blocks.rows), self.up.dims[1] // 2), x.dtype)
-                boxed_product(hidden, x, blocks, self.up, self.up_bias, self.gate, index.shape, first)
-                made = work.take((*index.shape, out.shape[1]), x.dtype)
-                boxed_product(made, hidden, blocks, self.down, self.down_bias, None, index.shape, second)
-                combine(out, made, index, weights, experts, residual, real)
+            case (Tile(), Tile()) | (Boxed(), Boxed()):
+                self._sorted(out, x, index, weights, residual, real, ways, work)
             case _:
                 raise TypeError(f"products that do not go together: {ways}")
+
+    def _sorted(
+        self,
+        out: torch.Tensor,
+        x: torch.Tensor,
+        index: torch.Tensor,
+        weights: torch.Tensor,
+        residual: torch.Tensor | None,
+        real: torch.Tensor | None,
+        ways: tuple[Tile, Tile] | tuple[Boxed, Boxed],
+        work: Workspace,
+    ) -> None:
+        """``run``, with choices sorted by expert; what the copy engine is to read stays in that order."""
+        first, second = ways
+        experts, dims = self.up.dims[0], index.shape
+        blocks = align(index, real, dims, experts, first.height, work, every=False)
+        rows = (len(blocks.rows),) if isinstance(first, Boxed) else dims
+        hidden = work.take((*rows, self.up.dims[1] // 2), x.dtype)
+        _blocks_product(hidden, x, blocks, self.up, self.up_bias, self.gate, dims, first)
+        made = work.take((*dims, out.shape[1]), x.dtype)
+        _blocks_product(made, hidden, blocks, self.down, self.down_bias, None, dims, second)
+        combine(out, made, index, weights, experts, residual, real)
+
+
+def _blocks_product(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    blocks: Blocks,
+    stack: Stack,
+    bias: torch.Tensor | None,
+    gate: Gate | None,
+    dims: Sequence[int],
+    how: Tile | Boxed,
+) -> None:
+    """``boxed_product`` or ``grouped_product``, as ``how`` is of one or the other."""
+    if isinstance(how, Boxed):
+        boxed_product(out, x, blocks, stack, bias, gate, dims, how)
+    else:
+        grouped_product(out, x, blocks, stack, bias, gate, how)
 
 
 def expert_product(
