@@ -18,6 +18,7 @@ from .gather import PRODUCTS, SUMS, Gather
 from .grouped import Tile, tiles
 from .mixture import Mixture, Ways, expert_product
 from .stack import Stack
+from .tiles import power_of_two
 
 T = TypeVar("T", bound=Gather | Tile)
 
@@ -43,7 +44,7 @@ def mixture_ways(mixture: Mixture, out: torch.Tensor, x: torch.Tensor, weights: 
         ways.append(_row_ways(key, run))
     if dims[0] > 1 or not ways:
         ways.append(_tile_ways(mixture, x, dims))
-    if _bucket(dims[0]) * dims[1] >= MANY * up.dims[0] and has_tiles(x, up, down):
+    if power_of_two(dims[0]) * dims[1] >= MANY * up.dims[0] and has_tiles(x, up, down):
         ways += PAIRS
     return choose("mixture", key, ways, run)
 
@@ -115,7 +116,7 @@ def _way(
 
 
 def _tiles(x: torch.Tensor, dims: Sequence[int], stack: Stack) -> tuple[Tile, ...]:
-    return tiles(_bucket(dims[0]) * dims[1] / stack.dims[0], x.dtype)
+    return tiles(power_of_two(dims[0]) * dims[1] / stack.dims[0], x.dtype)
 
 
 @cache
@@ -127,10 +128,5 @@ def _spread(tokens: int, k: int, experts: int, device: torch.device, seed: int =
 
 
 def _key(x: torch.Tensor, dims: Sequence[int], stack: Stack, gate: Gate | None) -> tuple[object, ...]:
-    """What decides how long a product takes."""
-    return _bucket(dims[0]), dims[1], *stack.dims, str(x.dtype), str(stack.values.dtype), stack.group, gate
-
-
-def _bucket(tokens: int) -> int:
-    """So many tokens run as a power of two does."""
-    return 1 << (tokens - 1).bit_length()
+    """What decides how long a product takes: so many tokens as a power of two does."""
+    return power_of_two(dims[0]), dims[1], *stack.dims, str(x.dtype), str(stack.values.dtype), stack.group, gate
