@@ -95,8 +95,11 @@ def test_a_tokenizer_is_loaded_once_and_again_where_a_file_changes(tmp_path, cac
     for _ in range(2):
         fitted.check_tokenizer(tmp_path)
     assert len(loaded) == 1
+    (tmp_path / "tokenizer.json").rename(tmp_path / "told.json")
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        fitted.check_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     for _ in range(2):
         with pytest.raises(CheckpointError, match="its tokenizer does not load"):
             fitted.check_tokenizer(tmp_path)
-    assert len(loaded) == 3
+    assert len(loaded) == 4

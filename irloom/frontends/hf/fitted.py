@@ -45,7 +45,8 @@ def fitted(path: Path, options: TraceOptions) -> MappedCheckpoint:
 
 def check_tokenizer(path: Path) -> None:
     """Load a directory's tokenizer, unless these very files were loaded before; ``CheckpointError``."""
-    facts = [digest(sorted(file for pattern in TOKENIZER for file in path.glob(pattern)))]
+    files = sorted(file for pattern in TOKENIZER for file in path.glob(pattern))
+    facts = [*(file.name for file in files), digest(files)]
     if kept("tokenizers", facts) is None:
         load_tokenizer(path)
         keep("tokenizers", facts, "loads")

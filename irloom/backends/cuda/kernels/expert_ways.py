@@ -129,4 +129,12 @@ def _spread(tokens: int, k: int, experts: int, device: torch.device, seed: int =
 
 def _key(x: torch.Tensor, dims: Sequence[int], stack: Stack, gate: Gate | None) -> tuple[object, ...]:
     """What decides how long a product takes: so many tokens as a power of two does."""
-    return power_of_two(dims[0]), dims[1], *stack.dims, str(x.dtype), str(stack.values.dtype), stack.group, gate
+    return (
+        power_of_two(dims[0]),
+        dims[1],
+        *stack.dims,
+        str(x.dtype),
+        str(stack.values.dtype),
+        stack.group,
+        gate,
+    )
