@@ -1,9 +1,9 @@
 """Four-bit weights in the order in which tensor cores take them, so that kernels only mask and shift.
 
 A weight [N, K] lies as strips of 16 rows. Along a strip, four spans of ``span`` entries that share a scale
-make a block; 16 bits hold an entry of each of the four spans, so what one shift and one mask leave of a
-register are two neighbouring entries of one span. 16 of these by 16 rows are a fragment of 512 bytes, 16
-for each thread of a warp: thread ``4 r + c`` has those of rows ``r`` and ``r + 8`` and of entries ``2 c``,
+make a block of two pairs; a byte holds an entry of both spans of a pair, so what one mask leaves of a
+register are four entries of one span. 32 of these by 16 rows are a fragment of 512 bytes, 16 for each thread
+of a warp: thread ``4 r + c`` has those of rows ``r`` and ``r + 8`` and, of each 16 entries, of ``2 c``,
 ``2 c + 1``, ``2 c + 8`` and ``2 c + 9``. Scales and zeros of a row's blocks lie four and four together.
 """
 
@@ -54,8 +54,8 @@ def arranged(x: QuantizedTensor, span: int) -> list[torch.Tensor]:
     """Values, scales, and zeros where there are some."""
     (n, k), blocks = x.dims, blocks_of(x.dims[1], span)
     bits = torch.nn.functional.pad(x.values.view(torch.uint8) & 15, (0, blocks * 4 * span - k))
-    bits = bits.view(n // STRIP, 2, 8, blocks, 4, span // 16, 2, 4, 2).permute(0, 3, 5, 2, 7, 6, 1, 8, 4)
-    values = pack4(bits).reshape(dims_of(x.dims, span))
+    bits = bits.view(n // STRIP, 2, 8, blocks, 2, 2, span // 32, 2, 2, 4, 2)
+    values = pack4(bits.permute(0, 3, 4, 6, 2, 9, 7, 1, 8, 10, 5)).reshape(dims_of(x.dims, span))
     given = [x.scales, *([] if x.zeros is None else [x.zeros])]
     return [values, *(_by_block(t, k, span) for t in given)]
 
@@ -65,8 +65,8 @@ def plain(
 ) -> QuantizedTensor:
     """What was arranged; entries of padding, whose scales are 0, are left in."""
     strips, blocks, fragments, _ = values.shape
-    bits = unpack4(values, quant.base).view(strips, blocks, fragments, 8, 4, 2, 2, 2, 4)
-    rows = bits.permute(0, 6, 3, 1, 8, 2, 5, 4, 7).reshape(strips * STRIP, -1)
+    bits = unpack4(values, quant.base).view(strips, blocks, 2, fragments // 2, 8, 4, 2, 2, 2, 2, 2)
+    rows = bits.permute(0, 7, 4, 1, 2, 10, 3, 6, 8, 5, 9).reshape(strips * STRIP, -1)
     zeros = None if zeros is None else zeros.flatten(1)
     return QuantizedTensor(rows, scales.flatten(1), zeros, quant)
 

@@ -23,7 +23,7 @@ KINDS = {
     "zeros that are no integers": Quant("u4g64", U4, 64, BF16, zero=F16),
     "rows": Quant("i4", I4, 0, BF16),
 }
-FEWS = (Few(4, 2, 1, 2), Few(8, 2, 2, 1), Few(2, 4, 1, 3), Few(1, 2, 3, 2))
+FEWS = (Few(4, 2, 2), Few(8, 2, 2), Few(2, 4, 3), Few(1, 2, 4))
 
 
 def run(case: Case, few: Few) -> None:
@@ -57,23 +57,35 @@ def test_a_product_is_that_of_its_body(kind: str, data: st.DataObject) -> None:
     run(case, data.draw(st.sampled_from(FEWS)))
 
 
+def test_a_row_that_is_no_number_stays_none_and_an_entry_beyond_all_others_hides_none_of_them() -> None:
+    case = Case(rows=2, n=16, k=512, weight=KINDS["groups"], seed=3)
+    (x, weight, *_), _ = case.operands()
+    assert isinstance(x, torch.Tensor) and isinstance(weight, Quantized)
+    x[0, 7], x[1, 7] = float("nan"), 200.0
+    exact = weight.dequantized().double().cpu()
+    out = case.poisoned()
+    few_four_product(out, x, in_fragments(weight), None, None, None, case.form, FEWS[0])
+    assert out[0].isnan().all()
+    close(out[1], x[1].double().cpu() @ exact.T, case.dtype)
+
+
 def test_weights_are_read_before_waiting_and_stay_in_the_registers_they_come_to() -> None:
     numbers = ("T", "out_row", "x_row", "residual_row")
     made = compiled(
         "irloom.backends.cuda.kernels.few_four_kernel",
         "few_four_kernel",
         {
-            **dict.fromkeys(("out", "x", "norm"), "*bf16"), "words": "*i16", "scales": "*i64",
+            **dict.fromkeys(("out", "x", "norm"), "*bf16"), "pairs": "*i8", "scales": "*i64",
             **dict.fromkeys(numbers, "i32"), **dict.fromkeys(("eps", "scale", "cap"), "fp32"),
         },
         {
             "zeros": None, "bias": None, "residual": None, "N": 6144, "K": 4096, "SPAN": 128, "SIGNED": 1,
             "SCALE": "tl.bfloat16", "ZERO": None, "NORM": True, "GATED": False, "ACT": None, "CAPPED": False,
-            "SLICES": 8, "COLUMNS": 8, "STRIPS": 1, "PARTS": 1, "DEPTH": 1, "CHAIN": True,
+            "SLICES": 8, "COLUMNS": 8, "STRIPS": 1, "DEPTH": 2, "CHAIN": True,
         },
-        num_warps=4, num_stages=1,
+        num_warps=8, num_stages=1,
     )  # fmt: skip
     early = made["ptx"][: made["ptx"].index("griddepcontrol.wait")]
-    assert early.count("ld.global.L1::evict_first.L2::cache_hint.v4.b32") == 16
-    assert made["ptx"].count("mma.sync.aligned.m16n8k16") == 64
+    assert early.count("ld.global.L1::evict_first.L2::cache_hint.v4.b32") == 8
+    assert made["ptx"].count("mma.sync.aligned.m16n8k32") == 32, "two digits of four spans"
     assert made["shared"] <= 4096, "what is shared is a span of the row, not the weight"

@@ -28,22 +28,23 @@ def expand_four(out: torch.Tensor, x: Quantized, first: int = 0) -> None:
 
 @kernel
 def expand_four_kernel(
-    out, words, scales, zeros, first, count, blocks, K, out_row, SIGNED: tl.constexpr, SCALE: tl.constexpr,
+    out, pairs, scales, zeros, first, count, blocks, K, out_row, SIGNED: tl.constexpr, SCALE: tl.constexpr,
     ZERO: tl.constexpr, SPAN: tl.constexpr, STRIPS: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """A program makes a block of some strips. Nothing that it reads is written by a kernel."""
     b, to = tl.program_id(1), tl.program_id(0) * STRIPS
     go_on(CHAIN)
     strip = tl.minimum(to + tl.arange(0, STRIPS), count - 1) + first
-    at = words + ((strip * blocks + b).to(tl.int64) * (SPAN * 16))[:, None, None]
-    four = tl.load(at + (tl.arange(0, SPAN // 16) * 256)[None, :, None] + tl.arange(0, 256)[None, None, :])
+    at = pairs + ((strip * blocks + b).to(tl.int64) * (SPAN * 32))[:, None, None]
+    at = at + (tl.arange(0, SPAN // 32) * 512)[None, :, None] + tl.arange(0, 512)[None, None, :]
+    both = tl.load(at), tl.load(at + SPAN * 16)
     r = tl.arange(0, STRIPS * 16)
     row = tl.minimum(to * 16 + r, count * 16 - 1) + first * 16
     by = tl.load(scales + row * blocks + b)
     minus = tl.load(zeros + row * blocks + b) if zeros is not None else 0
     wait(CHAIN)
     for j in tl.static_range(4):
-        y = matrix(cut(four, j, SIGNED, tl.bfloat16), STRIPS * 16, SPAN).to(tl.float32)
+        y = matrix(cut(both[j // 2], j % 2, SIGNED, tl.bfloat16), STRIPS * 16, SPAN).to(tl.float32)
         if zeros is not None:
             y -= one_of(minus, j, ZERO)[:, None]
         y *= one_of(by, j, SCALE)[:, None]

@@ -27,13 +27,12 @@ KINDS = {"f16": tl.float16, "bf16": tl.bfloat16, "u8": tl.uint8, "u4": tl.uint8,
 
 @dataclass(frozen=True)
 class Few:
-    """What a program works on: ``parts`` of ``strips`` of 16 rows of the weight, after each other, of which
-    ``depth`` are in flight; ``k`` in ``slices``. A thread has at most so many ``registers``.
+    """What a program works on: ``strips`` of 16 rows of the weight; ``k`` in ``slices``, of each of which
+    ``depth`` times two spans are in flight. A thread has at most so many ``registers``.
     """
 
     slices: int
     strips: int
-    parts: int
     depth: int
     warps: int = 4
     registers: int = 255
@@ -55,13 +54,13 @@ def few_four_product(
     """
     (t, k), strips, span = x.shape, weight.values.shape[0], weight.values.shape[2] * 16
     steps = _steps(k, span, few)
-    few_four_kernel[(triton.cdiv(strips, few.strips * few.parts),)](
+    few_four_kernel[(triton.cdiv(strips, few.strips),)](
         out, x, *words(weight), bias, residual, norm, t, out.stride(0), x.stride(0),
         0 if residual is None else residual.stride(0), form.eps or 0.0, float(form.scale),
         float(form.softcap or 1.0),
         N=strips * STRIP, K=k, SPAN=span, **kinds(weight), NORM=form.eps is not None, GATED=form.gated,
         ACT=form.act, CAPPED=form.softcap is not None, SLICES=few.slices, COLUMNS=columns(t, few),
-        STRIPS=few.strips, PARTS=few.parts, DEPTH=min(few.depth, few.parts * steps),
+        STRIPS=few.strips, DEPTH=max(2, min(few.depth, 2 * steps)),
         **options(num_warps=few.warps, num_stages=1, maxnreg=few.registers),
     )  # fmt: skip
 
@@ -73,7 +72,9 @@ def fews(out: Operand, x: Operand, weight: Quantized, form: Form) -> list[Few]:
     if not 0 < x.shape[0] <= ROWS or not fits(x, weight, form):
         return []
     (rows, k), span = x.shape, weight.values.shape[2] * 16
-    some = FEW[1 << (rows - 1).bit_length(), form.gated]
+    some, blocks = FEW[1 << (rows - 1).bit_length(), form.gated], blocks_of(k, span)
+    if rows <= SHORT.slices and blocks < some[0].slices:
+        some = [SHORT]
     return [few for few in some if _steps(k, span, few) <= STEPS]
 
 
@@ -93,11 +94,11 @@ def columns(rows: int, few: Few) -> int:
 
 
 def words(weight: Quantized) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Values as words of 16 bits, scales and zeros as words of four."""
+    """Values as pairs of entries, scales and zeros as words of four."""
     zeros = None
     if weight.zeros is not None:
         zeros = weight.zeros.view(torch.int64 if weight.zeros.itemsize == 2 else torch.int32)[..., 0]
-    return weight.values.view(torch.int16), weight.scales.view(torch.int64)[..., 0], zeros
+    return weight.values.view(torch.int8), weight.scales.view(torch.int64)[..., 0], zeros
 
 
 def kinds(weight: Quantized) -> dict[str, object]:
@@ -111,15 +112,15 @@ def _kind(elem: Elem | None) -> object:
 
 
 FEW = {
-    (1, False): [
-        Few(8, 1, 1, 1, 4, 138), Few(4, 1, 1, 1, 4, 166), Few(4, 1, 1, 2, 4, 174), Few(4, 1, 1, 3, 4, 200),
-    ],
-    (1, True): [Few(2, 2, 1, 1, 4, 128)],
-    (2, False): [Few(4, 1, 1, 2, 4, 174)],
-    (2, True): [Few(2, 2, 1, 1, 4, 128)],
-    (4, False): [Few(2, 2, 1, 1, 4, 128)],
-    (4, True): [Few(2, 2, 1, 1, 4, 128)],
-    (8, False): [Few(1, 4, 1, 1, 4, 128)],
-    (8, True): [Few(1, 4, 1, 1, 4, 128)],
+    (1, False): [Few(8, 1, 2, 8, 80), Few(8, 1, 4, 8, 128)],
+    (1, True): [Few(8, 2, 2, 8, 128)],
+    (2, False): [Few(4, 1, 4, 4, 168)],
+    (2, True): [Few(4, 2, 4, 4, 168)],
+    (4, False): [Few(2, 2, 4, 4, 168)],
+    (4, True): [Few(2, 2, 4, 4, 168)],
+    (8, False): [Few(1, 4, 4, 4, 168)],
+    (8, True): [Few(1, 4, 4, 4, 168)],
 }  # fmt: skip
 """What is worth trying for so many rows, gated or not: slices times rows are eight."""
+SHORT = Few(2, 4, 2, 8, 128)
+"""For one row or two that have fewer blocks than slices."""

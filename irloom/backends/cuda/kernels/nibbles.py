@@ -1,7 +1,8 @@
 """Four-bit weights in fragments (``fragments``), as operands of tensor cores.
 
-An entry is cut out under the exponent of a float that is 128 or 1024 then, which is taken off again: two
-entries at a time, none of which is ever converted, and all of it exact.
+For products of floats an entry is cut out under the exponent of a float that is 128 or 1024 then, which is
+taken off again: two entries at a time, none of which is ever converted, and all of it exact. For products of
+integers it stays in the upper half of a byte: four at a time.
 """
 
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
@@ -12,64 +13,88 @@ from .mode import INTERPRETED, kernel, tl
 
 
 def _cut(then: str) -> list[str]:
-    """What cuts out two entries: for bf16 and f16, unsigned and signed, the first to the fourth."""
+    """What cuts out four entries: for bf16 and f16, unsigned and signed, lower halves of bytes and upper."""
     return [
-        "{ .reg .b32 t, m; "
-        + (f"shr.u32 t, $1, {4 * j}; " if j else "mov.b32 t, $1; ")
-        + f"lop3.b32 t, t, 0x000f000f, {one + flip:#06x}{one + flip:04x}, 0x6a; "
-        + f"mov.b32 m, {one + flip:#06x}{one + flip:04x}; sub.{to}x2 t, t, m; "
-        + then.format(to=to)
-        + "mov.b32 $0, t; }"
+        "{ .reg .b32 t, m, a, b; "
+        + ("shr.u32 t, $2, 4; " if high else "mov.b32 t, $2; ")
+        + f"mov.b32 m, {one + flip:#06x}{one + flip:04x}; "
+        + "prmt.b32 a, t, 0, 0x4140; prmt.b32 b, t, 0, 0x4342; "
+        + "".join(
+            f"lop3.b32 {y}, {y}, 0x000f000f, m, 0x6a; sub.{to}x2 {y}, {y}, m; "
+            + then.format(to=to, y=y, by=3 + i, zero=5 + i)
+            for i, y in enumerate("ab")
+        )
+        + "mov.b32 $0, a; mov.b32 $1, b; }"
         for to, one in (("bf16", 0x4300), ("f16", 0x6400))
         for flip in (0, 8)
-        for j in range(4)
+        for high in (False, True)
     ]
 
 
 _PLAIN = tl.constexpr(tuple(_cut("")))
-_SCALED = tl.constexpr(tuple(_cut("mul.{to}x2 t, t, $2; ")))
-_SHIFTED = tl.constexpr(tuple(_cut("sub.{to}x2 t, t, $3; mul.{to}x2 t, t, $2; ")))
+_SCALED = tl.constexpr(tuple(_cut("mul.{to}x2 {y}, {y}, ${by}; ")))
+_SHIFTED = tl.constexpr(tuple(_cut("sub.{to}x2 {y}, {y}, ${zero}; mul.{to}x2 {y}, {y}, ${by}; ")))
+_EIGHT = tl.constexpr(
+    tuple(
+        f"{{ .reg .b32 t; {move}; lop3.b32 $0, t, 0xf0f0f0f0, {flip}, 0x6a; }}"
+        for flip in ("0x80808080", "0")
+        for move in ("shl.b32 t, $1, 4", "mov.b32 t, $1")
+    )
+)
 
 
 @kernel
-def cut(halves, J: tl.constexpr, SIGNED: tl.constexpr, to: tl.constexpr):
-    """The ``J``-th entries of 16 bits each, as ``to``, which has 16 bits too."""
+def cut(pairs, HIGH: tl.constexpr, SIGNED: tl.constexpr, to: tl.constexpr):
+    """The lower entry of each byte, or the upper one, as ``to``, which has 16 bits."""
     if INTERPRETED:
-        return _entry(halves, J, SIGNED)
+        return _entry(pairs, HIGH, SIGNED)
     elif to == tl.float16:
-        return tl.inline_asm_elementwise(_PLAIN[8 + 4 * SIGNED + J], "=r,r", [halves], tl.float16, True, 2)
+        return tl.inline_asm_elementwise(
+            _PLAIN[4 + 2 * SIGNED + HIGH], "=r,=r,r", [pairs], tl.float16, True, 4
+        )
     else:
-        return tl.inline_asm_elementwise(_PLAIN[4 * SIGNED + J], "=r,r", [halves], tl.bfloat16, True, 2)
+        return tl.inline_asm_elementwise(_PLAIN[2 * SIGNED + HIGH], "=r,=r,r", [pairs], tl.bfloat16, True, 4)
 
 
 @kernel
-def cut_scaled(halves, by, zero, J: tl.constexpr, SIGNED: tl.constexpr, to: tl.constexpr):
+def cut_scaled(pairs, by, zero, HIGH: tl.constexpr, SIGNED: tl.constexpr, to: tl.constexpr):
     """``(entry - zero) * by`` of the same, rounded to ``to``, of which ``by`` and ``zero`` (or None) are."""
-    halves, by = tl.broadcast(halves, by)
+    pairs, by = tl.broadcast(pairs, by)
     if zero is not None:
-        halves, zero = tl.broadcast(halves, zero)
+        pairs, zero = tl.broadcast(pairs, zero)
     if INTERPRETED:
-        y = _entry(halves, J, SIGNED)
+        y = _entry(pairs, HIGH, SIGNED)
         if zero is not None:
             y -= zero.to(tl.float32)
         return y * by.to(tl.float32)
     elif to == tl.float16:
-        return _scaled(halves, by, zero, 8 + 4 * SIGNED + J, tl.float16)
+        return _scaled(pairs, by, zero, 4 + 2 * SIGNED + HIGH, tl.float16)
     else:
-        return _scaled(halves, by, zero, 4 * SIGNED + J, tl.bfloat16)
+        return _scaled(pairs, by, zero, 2 * SIGNED + HIGH, tl.bfloat16)
 
 
 @kernel
-def _scaled(halves, by, zero, WHICH: tl.constexpr, to: tl.constexpr):
+def _scaled(pairs, by, zero, WHICH: tl.constexpr, to: tl.constexpr):
     if zero is None:
-        return tl.inline_asm_elementwise(_SCALED[WHICH], "=r,r,r", [halves, by], to.value, True, 2)
+        return tl.inline_asm_elementwise(_SCALED[WHICH], "=r,=r,r,r,r", [pairs, by], to.value, True, 4)
     else:
-        return tl.inline_asm_elementwise(_SHIFTED[WHICH], "=r,r,r,r", [halves, by, zero], to.value, True, 2)
+        return tl.inline_asm_elementwise(
+            _SHIFTED[WHICH], "=r,=r,r,r,r,r,r", [pairs, by, zero], to.value, True, 4
+        )
 
 
 @kernel
-def _entry(words, J: tl.constexpr, SIGNED: tl.constexpr):
-    y = (words >> (4 * J)) & 15
+def cut_eight(pairs, HIGH: tl.constexpr, SIGNED: tl.constexpr):
+    """The same entries, or what they are above 8 where they are unsigned, times 16: i8."""
+    if INTERPRETED:
+        y = _entry(pairs, HIGH, True) if SIGNED else _entry(pairs, HIGH, False) - 8
+        return (y * 16).to(tl.int8)
+    return tl.inline_asm_elementwise(_EIGHT[2 * SIGNED + HIGH], "=r,r", [pairs], tl.int8, True, 4)
+
+
+@kernel
+def _entry(pairs, HIGH: tl.constexpr, SIGNED: tl.constexpr):
+    y = (pairs >> (4 * HIGH)) & 15
     if SIGNED:
         y = (y ^ 8) - 8
     return y.to(tl.float32)
@@ -87,9 +112,29 @@ def one_of(four, J: tl.constexpr, to: tl.constexpr):
 
 @kernel
 def matrix(e, M: tl.constexpr, S: tl.constexpr):
-    """Entries [M / 16, S / 16, 256] of fragments as a matrix [M, S]: each stays where it is."""
-    e = tl.reshape(e, (M // 16, S // 16, 8, 4, 2, 2, 2))  # strip, fragment, row, column, half, half, entry
-    return tl.reshape(tl.permute(e, (0, 5, 2, 1, 4, 3, 6)), (M, S))
+    """Entries [M / 16, S / 32, 512] of fragments as a matrix [M, S]: each stays where it is."""
+    e = _parted(e, M, S)
+    return tl.reshape(tl.permute(e, (0, 5, 2, 1, 4, 6, 3, 7)), (M, S))
+
+
+@kernel
+def matrix_in_turn(e, M: tl.constexpr, S: tl.constexpr):
+    """The same with columns ``in_turn``: entries that lie in a word lie side by side."""
+    e = _parted(e, M, S)
+    return tl.reshape(tl.permute(e, (0, 5, 2, 1, 4, 3, 6, 7)), (M, S))
+
+
+@kernel
+def in_turn(y):
+    """Columns of [M, S] in the order in which a thread has those of a fragment."""
+    y = tl.reshape(y, (y.shape[0], y.shape[1] // 16, 2, 4, 2))
+    return tl.reshape(tl.permute(y, (0, 1, 3, 2, 4)), (y.shape[0], y.shape[1] * 16))
+
+
+@kernel
+def _parted(e, M: tl.constexpr, S: tl.constexpr):
+    """Strip, fragment, row, column, half of 32 entries, half of the rows, half of 16 entries, entry."""
+    return tl.reshape(e, (M // 16, S // 32, 8, 4, 2, 2, 2, 2))
 
 
 @kernel

@@ -62,7 +62,7 @@ def tiled_four_product(
 
 @varying("T")
 def tiled_four_kernel(
-    out, x, words, scales, zeros, bias, residual, parts, counters, T, out_row, x_row, residual_row, split,
+    out, x, pairs, scales, zeros, bias, residual, parts, counters, T, out_row, x_row, residual_row, split,
     scale, cap,
     N: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr, SPAN: tl.constexpr, SIGNED: tl.constexpr,
     SCALE: tl.constexpr, ZERO: tl.constexpr, GATED: tl.constexpr, ACT: tl.constexpr, CAPPED: tl.constexpr,
@@ -78,9 +78,9 @@ def tiled_four_kernel(
     chunk = tl.cdiv(BLOCKS, split) * STEPS
     first, last = share * chunk, tl.minimum(share * chunk + chunk, BLOCKS * STEPS)
     strip = tl.minimum(strip_of(part, tl.arange(0, STRIPS), N, STRIPS, GATED), N // 16 - 1)
-    at = words + (strip.to(tl.int64) * (BLOCKS * SPAN * 16))[:, None, None]
-    at = at + (tl.arange(0, BK // 16) * 256)[None, :, None] + tl.arange(0, 256)[None, None, :]
-    # the scale of the row that each entry is of: strip, fragment, row, column, half, half, entry
+    at = pairs + (strip.to(tl.int64) * (BLOCKS * SPAN * 32))[:, None, None]
+    at = at + (tl.arange(0, BK // 32) * 512)[None, :, None] + tl.arange(0, 512)[None, None, :]
+    # the scale of the row that each byte is of: strip, fragment, row, column, half of k, half of rows, rest
     row = tl.arange(0, 8)[None, None, :, None, None, None, None]
     row = row + 8 * tl.arange(0, 2)[None, None, None, None, None, :, None]
     beside = (strip[:, None, None, None, None, None, None] * 16 + row) * BLOCKS
@@ -91,7 +91,8 @@ def tiled_four_kernel(
     acc = tl.zeros((M, BT), tl.float32)
     for i in tl.range(first, last):
         b, s = i // STEPS, i % STEPS
-        four = tl.reshape(tl.load(at + i * (BK * 16)), (STRIPS, BK // 16, 8, 4, 2, 2, 2))
+        now = at + (b * (SPAN * 32) + s * (BK * 16))
+        both = _by_row(tl.load(now), STRIPS, BK), _by_row(tl.load(now + SPAN * 16), STRIPS, BK)
         bys, minus = tl.load(scales + beside + b), None
         if zeros is not None:
             minus = tl.load(zeros + beside + b)
@@ -102,7 +103,7 @@ def tiled_four_kernel(
             if zeros is not None:
                 zero = rounded(one_of(minus, j, ZERO), x.dtype.element_ty)
             by = rounded(one_of(bys, j, SCALE), x.dtype.element_ty)
-            a = cut_scaled(four, by, zero, j, SIGNED, x.dtype.element_ty)
+            a = cut_scaled(both[j // 2], by, zero, j % 2, SIGNED, x.dtype.element_ty)
             acc = dot(matrix(a, M, BK), tl.trans(xv), acc)
     if SPLIT:
         if _is_last(acc, acc, parts, counters, tile, share, split, False):
@@ -116,6 +117,12 @@ def tiled_four_kernel(
             acc, out, bias, residual, part, t0, T, out_row, residual_row, scale, cap,
             N // 2 if GATED else N, GATED, ACT, CAPPED,
         )  # fmt: skip
+
+
+@kernel
+def _by_row(pairs, STRIPS: tl.constexpr, BK: tl.constexpr):
+    """Bytes of fragments: strip, fragment, row, column, half of k, half of rows, rest."""
+    return tl.reshape(pairs, (STRIPS, BK // 32, 8, 4, 2, 2, 4))
 
 
 @kernel
