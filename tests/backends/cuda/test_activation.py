@@ -10,6 +10,8 @@ from irloom.backends.cuda.kernels.quantize import quantize
 from irloom.ir.ops import OPS
 from irloom.ir.ops.activation import ACTIVATIONS
 from irloom.ir.quantized import quantize as rounded
+from tests.backends.cuda.cross import compiled
+from tests.backends.cuda.device import DEVICE
 from tests.backends.cuda.near import (
     assert_near,
     assert_rounded_alike,
@@ -58,7 +60,33 @@ def test_rounding_is_to_the_bit(t: int, form: tuple[str, int], size: float, plai
     d = 384 if form[1] else 100
     x = columns(3, t, d, dtype=torch.float32 if plain else torch.bfloat16) * size
     x[0] = 0
-    out = quantized(t, d, *form)
+    rounds_to_the_bit(x, form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_halves_are_rounded_to_the_bit(form: tuple[str, int]) -> None:
+    """In i8 every other entry lies between two numbers, but for what the inverse of its scale is off."""
+    i = torch.arange(128) % 255
+    i[::64] = 254
+    x = i * torch.tensor([[1], [3], [5], [11]])
+    rounds_to_the_bit(x.float().to(DEVICE), form)
+
+
+def test_entries_are_rounded_after_the_product_with_the_inverse_of_their_scale() -> None:
+    """The interpreter does that anyway; a compiler makes one operation of a product and a sum if it may."""
+    signature = {
+        "out": "*i8", "scales": "*fp32", "x": "*bf16", "rows": "i32", "out_t": "i32", "scales_t": "i32",
+        "scales_g": "i32", "x_t": "i32",
+    }  # fmt: skip
+    sizes = {"D": 128, "GROUP": 128, "LIMIT": 127.0, "R": 8, "B": 128, "CHAIN": True}
+    made = compiled("irloom.backends.cuda.kernels.quantize", "round_rows", signature, sizes, num_warps=2)
+    assert "fma." not in made["ptx"]
+    assert "cvt.rni.f32.f32" in made["ptx"]
+
+
+def rounds_to_the_bit(x: torch.Tensor, form: tuple[str, int]) -> None:
+    """As the reference does."""
+    out = quantized(*x.shape, *form)
     quantize(out, x)
     want = rounded(x, out.quant)
     assert torch.equal(out.scales, want.scales)

@@ -10,7 +10,7 @@ from irloom.backends.cuda.alike import alike
 from irloom.backends.cuda.quantized import Operand, Quantized
 from irloom.ir.errors import IRError
 
-from .mode import kernel, rounded, tl
+from .mode import kernel, rounded, tl, whole
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def store_rows(
         scale = tl.div_rn(tl.max(tl.abs(parts), 2), LIMIT)
         parts = parts * tl.where(scale == 0.0, 0.0, tl.div_rn(1.0, scale))[:, :, None]
         if LIMIT == 127.0:
-            parts = (parts + 12582912.0) - 12582912.0  # 1.5 * 2 ** 23: to whole numbers, half to even
+            parts = whole(parts)
         h = tl.reshape(parts, (R, B))
         group = start // GROUP + tl.arange(0, B // GROUP)[None, :]
         tl.store(scales[:, None] + step * group, scale, row[:, None] & (group * GROUP < D))
