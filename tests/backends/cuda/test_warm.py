@@ -36,7 +36,7 @@ from irloom.runtime import Loop, SamplingParams
 asked, choose = set(), Tuner.choose
 
 def counted(self, name, key, candidates, run):
-    asked.add(f"{name} {key}")
+    asked.add(f"{name} {key}: {list(candidates)}")  # by others a choice is no candidate, and made again
     return choose(self, name, key, candidates, run)
 
 Tuner.choose = counted
