@@ -14,6 +14,9 @@ from irloom.ir.graph import Module
 from irloom.ir.plugins import Group, fulfils
 from irloom.runtime.core import Engine
 
+START = ("canonicalize", "raise", "canonicalize", "outline", "absorb-mla", "gather-logits")
+"""Passes that every target's pipeline begins with: a traced module as blocks, with logits of last rows."""
+
 Report = Callable[[str, int, int], None]
 """``report(stage, done, total)``: how far a build is, in what the stage counts. What follows a colon in the
 stage is what it is at now.

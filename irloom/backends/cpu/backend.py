@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
-from irloom.backends.core import Limits, Report, quiet
+from irloom.backends.core import START, Limits, Report, quiet
 from irloom.backends.cpu.calls import generated
 from irloom.backends.cpu.elementwise import source
 from irloom.backends.cpu.engine import CpuEngine
@@ -46,12 +46,7 @@ class CpuBackend:
     name = "cpu"
     dtype = "f32"
     pipeline = (
-        "canonicalize",
-        "raise",
-        "canonicalize",
-        "outline",
-        "absorb-mla",
-        "gather-logits",
+        *START,
         "fuse-qkv",
         "fuse-mlp",
         "fuse-moe",

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
-from irloom.backends.core import Kernels, Limits, Report
+from irloom.backends.core import START, Kernels, Limits, Report
 from irloom.backends.gpu import gpu, lacking
 from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
@@ -38,12 +38,7 @@ class CudaBackend:
     """Parts whose bytes are checked while they are taken to the GPU."""
     limits = Limits(max_tokens=8192, max_seqs=1024)
     pipeline = (
-        "canonicalize",
-        "raise",
-        "canonicalize",
-        "outline",
-        "absorb-mla",
-        "gather-logits",
+        *START,
         "fuse-qkv",
         "fuse-mlp",
         "fuse-moe",

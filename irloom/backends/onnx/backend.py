@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irloom.backends.artifact import EngineReader, EngineWriter
-from irloom.backends.core import Limits, Networks, Report
+from irloom.backends.core import START, Limits, Networks, Report
 from irloom.backends.machine import cores
 from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
@@ -38,12 +38,7 @@ class OnnxBackend:
     name = "onnx"
     dtype = "f32"
     pipeline = (
-        "canonicalize",
-        "raise",
-        "canonicalize",
-        "outline",
-        "absorb-mla",
-        "gather-logits",
+        *START,
         "fuse-qkv",
         "kv-cache",
         "kv-plan(layout='linear')",

@@ -12,7 +12,7 @@ import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.caches import empty_caches
-from irloom.backends.core import Limits, Report
+from irloom.backends.core import START, Limits, Report
 from irloom.backends.pools import cache_plan, pools
 from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.elem import CACHES, Cached
@@ -34,12 +34,7 @@ class ReferenceBackend:
     name = "reference"
     dtype = "f32"
     pipeline = (
-        "canonicalize",
-        "raise",
-        "canonicalize",
-        "outline",
-        "absorb-mla",
-        "gather-logits",
+        *START,
         "kv-cache",
         "kv-plan",
     )

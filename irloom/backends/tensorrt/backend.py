@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
-from irloom.backends.core import Limits, Networks, Report
+from irloom.backends.core import START, Limits, Networks, Report
 from irloom.backends.gpu import gpu
 from irloom.backends.machine import cores
 from irloom.backends.pools import cache_plan
@@ -53,12 +53,7 @@ class TensorRTBackend:
     name = "tensorrt"
     dtype = "bf16"
     pipeline = (
-        "canonicalize",
-        "raise",
-        "canonicalize",
-        "outline",
-        "absorb-mla",
-        "gather-logits",
+        *START,
         "fuse-mlp(join=False)",
         "fuse-moe",
         f"decompose(keep={KEPT})",

@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from irloom.backends.core import Limits
+from irloom.backends.core import START, Limits
 from irloom.backends.tensorrt.engine import TensorRTEngine
 from irloom.backends.tensorrt.executor import Executor, TorchExecutor
 from irloom.backends.tensorrt.forms import value_of
@@ -28,7 +28,7 @@ from irloom.zoo.serve import Script, Served, serve
 
 CONTEXT = 96
 LIMITS = Limits(max_tokens=13, max_seqs=5, max_context=CONTEXT)
-PIPELINE = "canonicalize, raise, canonicalize, outline, absorb-mla, gather-logits, kv-cache"
+PIPELINE = ", ".join([*START, "kv-cache"])
 PLANS = {
     "linear": f"kv-plan(layout='linear', context={CONTEXT}, max_seqs=5, max_tokens=13)",
     "paged": f"kv-plan(page=8, context={CONTEXT}, max_seqs=5, max_tokens=13)",
