@@ -24,14 +24,19 @@ torch.cuda.get_device_properties = lambda *_: Card
 import irloom
 from irloom.backends.core import Limits
 from irloom.backends.cuda.ahead import rehearsed
+from irloom.backends.cuda import products
 from irloom.backends.cuda.backend import CudaBackend
 from irloom.backends.cuda.engine import CudaEngine
+from irloom.backends.cuda.kernels import attention_tiles, tiles
 from irloom.backends.cuda.lower import lower
 from irloom.backends.cuda.tuning import Tuner
 from irloom.backends.cuda.warm import any_weights, batches, once_round
 from irloom.backends.pools import pools
 from irloom.passes import run_pipeline
 from irloom.runtime import Loop, SamplingParams
+
+# what is many, as a build of so few tokens has it
+products.CHUNK, attention_tiles.MOST, tiles.FEW = 512, {"prefill": 512, "decode": 64}, 1 << 16
 
 asked, choose = set(), Tuner.choose
 
@@ -51,8 +56,8 @@ def needed(run):
     jobs = rehearsed(run)
     return {str((job.fn, job.signature, job.constants, job.attrs, job.options)) for job in jobs}
 
-def build():
-    made = engine(512, 64, 512)
+def build(tokens, seqs):
+    made = engine(tokens, seqs, tokens)
     for batch in batches(made):
         made.submit(batch)
 
@@ -70,18 +75,21 @@ def serve(tokens, seqs, context, draw):
     while loop.unfinished:
         loop.step()
 
-built, known, missing = needed(build), set(asked), {}
-for seed, limits in enumerate([(512, 64, 512), (512, 1, 40), (300, 50, 1100), (77, 3, 200)]):
+def lacking(run):
     asked.clear()
-    new = needed(lambda: serve(*limits, random.Random(seed))) - built
-    missing[str(limits)] = sorted(new) + sorted(asked - known)
+    return sorted(needed(run) - built) + sorted(asked - known)
+
+built, known = needed(lambda: build(512, 64)), set(asked)
+missing = {"larger": lacking(lambda: build(1024, 128))}
+for seed, limits in enumerate([(512, 64, 512), (512, 1, 40), (300, 50, 1100), (77, 3, 200)]):
+    missing[str(limits)] = lacking(lambda: serve(*limits, random.Random(seed)))
 print(json.dumps({"kernels": len(built), "choices": len(known), "missing": missing}))
 """
 
 
 def test_traffic_launches_what_a_build_has_run(tmp_path: Path) -> None:
-    """Requests of all lengths, in engines of other limits than the build's: no launch reaches a GPU here, but
-    each has been asked for in the build, and so has every choice.
+    """Requests of all lengths, in engines of other limits than the build's, and steps of sizes beyond: no
+    launch reaches a GPU here, but each has been asked for in the build, and so has every choice.
     """
     sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": 512}
     llama_config(dtype="bfloat16", max_position_embeddings=2048, **sizes).save_pretrained(tmp_path / "model")

@@ -21,6 +21,9 @@ SHARED = 227 << 10
 CONTEXT = 1024
 """Keys of a sequence that candidates are timed on, where a cache has room for as many."""
 
+MOST = {"prefill": 8192, "decode": 1024}
+"""Tokens of prompts, and sequences, past which tiles are not chosen anew."""
+
 
 def decode_tiles(call: Call) -> tuple[Tile, ...]:
     """Candidates for sequences that bring one token, the one to take without measuring first.
@@ -99,13 +102,14 @@ def chosen(
     name: str, call: Call, tiles: Sequence[Tile], run: Callable[[Call, Tile, Workspace], None]
 ) -> Tile:
     """The fastest of ``tiles`` for calls such as this one: its shapes, and up to a power of two the tokens of
-    prompts, or the sequences that decode. Nothing else counts, so what mixed steps take is known before.
+    prompts, or the sequences that decode, of which more than ``MOST`` fill the GPU as well. Nothing else
+    counts, so what mixed steps take is known before, and what larger ones take.
     """
     if len(tiles) == 1 or INTERPRETED:
         return tiles[0]
     constants = tuple(v for k, v in call.constants(tiles[0]).items() if k != "BLOCK")
     step = call.step
-    size = step.tokens if name == "prefill" else step.seqs
+    size = min(step.tokens if name == "prefill" else step.seqs, MOST[name])
     key = (call.q.dtype, call.cache.k.dtype, *constants, power_of_two(size), step.decode)
     usual = cache(lambda: typical(call))  # made for the clock alone, which runs outside of captures
     space = cache(lambda tile: Workspace(call.q.device))
