@@ -20,13 +20,16 @@ from .buckets import Buckets
 from .kernel_store import choices_of, keep_list, kernels_used, list_of, listed, seed, store, triton_cache
 from .lower import lower
 from .program import Program
-from .room import Room
+from .room import Room, told
 from .tuning import tuner
 from .weight_store import FOLDER, LINK
 from .weights import read_weights, stored_bytes, write_weights
 
 LEAST = (8, 0)
 """Compute capability of the oldest GPU that the kernels are for: it has bf16 and asynchronous copies."""
+
+ALONE = "end what else runs on the GPU"
+SMALLER = f"{ALONE}, or a smaller `memory` for caches, or a smaller `max_tokens`"
 
 
 class CudaBackend:
@@ -114,10 +117,11 @@ class CudaBackend:
         limits = replace(limits, max_seqs=min(limits.max_seqs, limits.max_tokens))
         most = Buckets(limits.max_tokens, limits.max_seqs, exact=program.exact).largest
         step = planned(program, most.tokens, most.seqs)
-        room = Room(*torch.cuda.mem_get_info(), weights=stored_bytes(engine), step=step)
+        room = Room.here(stored_bytes(engine), step)
         limits = replace(limits, memory=room.for_caches(limits.memory))
-        weights = read_weights(engine, program, torch.device("cuda"))
-        return CudaEngine(program, weights, pools(m, limits, max_context), limits, max_context)
+        with told("the engine, though it was there", SMALLER):
+            weights = read_weights(engine, program, torch.device("cuda"))
+            return CudaEngine(program, weights, pools(m, limits, max_context), limits, max_context)
 
 
 def _compile(program: Program, out: EngineWriter, report: Report) -> None:
@@ -128,7 +132,8 @@ def _compile(program: Program, out: EngineWriter, report: Report) -> None:
     file = list_of(tuner().file, facts)
     before = listed(file, triton_cache())
     if before is None:
-        warm_up(program, CudaBackend.limits, report)
+        with told(f"steps of {CudaBackend.limits.max_tokens} tokens, which a build runs", ALONE):
+            warm_up(program, CudaBackend.limits, report)
         keep_list(file, used)
     store(out, triton_cache(), before or used, tuner().known)
 

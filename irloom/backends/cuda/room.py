@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from irloom.ir.errors import RequestError
+from irloom.ir.errors import OutOfMemory, RequestError
 
 SCRATCH = 1 << 30
 """Bytes left for libraries, graphs and the scratch of kernels, beside a share of all memory."""
@@ -25,6 +27,13 @@ class Room:
     total: int
     weights: int
     step: int
+
+    @staticmethod
+    def here(weights: int, step: int) -> Room:
+        """On torch's GPU, when torch has given back what it holds of engines that are gone."""
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        return Room(free, total, weights, step)
 
     @property
     def kept(self) -> int:
@@ -53,13 +62,24 @@ class Room:
         return "end what else runs on the GPU, or quantize the weights: --with 'quantize(fp8)'"
 
 
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an allocation failed: a capture that breaks off by it raises something else on top."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
+def out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
+    """The allocation that failed, if one did: a capture that it breaks off raises something else on top."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
         error = error.__cause__ or error.__context__
-    return False
+    return error
+
+
+@contextmanager
+def told(doing: str, hint: str) -> Iterator[None]:
+    """Where an allocation fails inside, ``OutOfMemory`` says what it was for, what was free, what helps."""
+    try:
+        yield
+    except Exception as error:
+        failed = out_of_memory(error)
+        if failed is None:
+            raise
+        _, *facts = str(failed).split(". ")
+        raise OutOfMemory(f"cuda: no memory for {doing}: {'. '.join(facts[:2])}", hint=hint) from error
 
 
 def _gb(n: int) -> str:
