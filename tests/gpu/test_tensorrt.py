@@ -15,7 +15,8 @@ from irloom.runtime import sampler
 from irloom.runtime.core import BROKEN, SamplingRow
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import SamplingParams
-from tests.backends.tensorrt.serving import FEW, LIMITS, PLANS, Model
+from tests.backends.serving import FEW, LIMITS
+from tests.backends.tensorrt.serving import PLANS, Model
 
 TOLERANCE = 2e-4
 SENSITIVE = {"qwen3_next": 2e-3}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 
@@ -16,20 +14,13 @@ from irloom.backends.cuda.program import Program
 from irloom.backends.cuda.quantized import Operand
 from irloom.backends.cuda.weights import operand_of, value_of
 from irloom.backends.pools import pools
-from irloom.frontends.hf.live import LiveCheckpoint
-from irloom.frontends.hf.selfcheck import import_tiny
-from irloom.ir.graph import Module, Param
-from irloom.ir.interp import Interpreter
-from irloom.ir.seqs import Seqs
+from irloom.ir.graph import Param
 from irloom.passes import run_pipeline
 from irloom.runtime.core import Batch
-from irloom.zoo.models import Specimen
 from irloom.zoo.serve import Script, Served, serve
+from tests.backends.serving import CONTEXT, LIMITS, SPANS, TinyModel
 
-CONTEXT = 96
-LIMITS = Limits(max_tokens=13, max_seqs=5, max_context=CONTEXT)
-FEW = replace(LIMITS, max_seqs=2)
-PLAN = f"kv-plan(page=8, context={CONTEXT}, max_seqs=5, max_tokens=13)"
+PLAN = f"kv-plan(page=8, {SPANS})"
 
 
 class Counted(CudaEngine):
@@ -51,19 +42,8 @@ class Counted(CudaEngine):
         return logits
 
 
-@dataclass(frozen=True)
-class Model:
-    """A tiny model of an architecture, as the library has it and as it is traced."""
-
-    specimen: Specimen
-    traced: Module
-
-    @staticmethod
-    @cache
-    def of(name: str) -> Model:
-        """The model of a name; traced once a session."""
-        specimen = Specimen.of(name)
-        return Model(specimen, import_tiny(specimen.config, specimen.model)[0])
+class Model(TinyModel):
+    """A tiny model as it runs on the target."""
 
     def program(self) -> Program:
         """Lowered, as the target's own pipeline has it, with small pages."""
@@ -75,19 +55,13 @@ class Model:
 
     def engine(self, program: Program, limits: Limits = LIMITS, device: str = "cpu") -> Counted:
         """An engine on weights as they are."""
-        checkpoint, m = LiveCheckpoint(self.specimen.model), program.module
+        checkpoint, m = self.checkpoint, program.module
 
         def weight(p: Param, layer: int | None) -> Operand:
             return operand_of(value_of(p, layer, checkpoint, m), torch.device(device))
 
         made = pools(m, limits, CONTEXT)
         return Counted(program, weight, made, limits, CONTEXT, device)
-
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Of a whole sequence [T, vocab], by the interpreter on the program as it is traced."""
-        with torch.inference_mode():
-            run = Interpreter(self.traced, LiveCheckpoint(self.specimen.model))
-            return run(tokens.int(), Seqs.of([len(tokens)]))[0]
 
     def traffic(self, seed: int, requests: int = 5, most: int = 12) -> list[Script]:
         """Requests that arrive while others run."""

@@ -17,7 +17,8 @@ from irloom.ir.errors import RequestError
 from irloom.zoo.serve import Script
 from tests.backends.cuda.device import DEVICE
 from tests.backends.cuda.near import columns, normal, poisoned, quantized
-from tests.backends.cuda.serving import LIMITS, Counted, Model
+from tests.backends.cuda.serving import Counted, Model
+from tests.backends.serving import LIMITS
 
 MORE = ["qwen3_moe", "gemma3_text", "gpt_oss", "deepseek_v3", "mamba2", "qwen3_next", "jamba"]
 SETTING = replace(LIMITS, batch_invariant=True)

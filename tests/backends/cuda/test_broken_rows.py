@@ -10,7 +10,8 @@ from irloom.ir.graph import Param
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import SamplingParams
 from tests.backends.cuda.device import DEVICE
-from tests.backends.cuda.serving import FEW, Counted, Model
+from tests.backends.cuda.serving import Counted, Model
+from tests.backends.serving import FEW
 
 POISON = 7
 """A token whose embedding is NaN."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.backends.cuda.device import DEVICE
-from tests.backends.cuda.serving import FEW, LIMITS, Model
+from tests.backends.cuda.serving import Model
+from tests.backends.serving import FEW, LIMITS
 
 TOLERANCE = 2e-4
 FAMILIES = ["llama", "mamba2", "qwen3_moe"]

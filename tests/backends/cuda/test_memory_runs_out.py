@@ -15,7 +15,8 @@ from irloom.ir.errors import OutOfMemory
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import SamplingParams
 from tests.backends.cuda.device import DEVICE
-from tests.backends.cuda.serving import LIMITS, Model
+from tests.backends.cuda.serving import Model
+from tests.backends.serving import LIMITS
 
 GREEDY = SamplingParams(max_tokens=2, temperature=0.0)
 PROMPTS = [[3, 1, 4, 1, 5], [6, 5]]

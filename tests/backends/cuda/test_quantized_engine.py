@@ -16,7 +16,8 @@ from irloom.ir.interp import Interpreter
 from irloom.ir.seqs import Seqs
 from irloom.passes import run_pipeline
 from tests.backends.cuda.device import DEVICE
-from tests.backends.cuda.serving import LIMITS, Model
+from tests.backends.cuda.serving import Model
+from tests.backends.serving import LIMITS
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 
@@ -16,22 +14,16 @@ from irloom.backends.tensorrt.forms import value_of
 from irloom.backends.tensorrt.lower import Cut, lower
 from irloom.backends.tensorrt.network import Network
 from irloom.backends.tensorrt.program import Program, Source
-from irloom.frontends.hf.live import LiveCheckpoint
-from irloom.frontends.hf.selfcheck import import_tiny
-from irloom.ir.graph import Module, Param
-from irloom.ir.interp import Interpreter
-from irloom.ir.seqs import Seqs
+from irloom.ir.graph import Param
 from irloom.passes import run_pipeline
 from irloom.runtime.core import Batch
-from irloom.zoo.models import Specimen
 from irloom.zoo.serve import Script, Served, serve
+from tests.backends.serving import CONTEXT, LIMITS, SPANS, TinyModel
 
-CONTEXT = 96
-LIMITS = Limits(max_tokens=13, max_seqs=5, max_context=CONTEXT)
 PIPELINE = ", ".join([*START, "kv-cache"])
 PLANS = {
-    "linear": f"kv-plan(layout='linear', context={CONTEXT}, max_seqs=5, max_tokens=13)",
-    "paged": f"kv-plan(page=8, context={CONTEXT}, max_seqs=5, max_tokens=13)",
+    "linear": f"kv-plan(layout='linear', {SPANS})",
+    "paged": f"kv-plan(page=8, {SPANS})",
 }
 Wrap = Callable[[Executor], Executor]
 
@@ -46,19 +38,8 @@ class Counted(TensorRTEngine):
         return super().logits(batch)
 
 
-@dataclass(frozen=True)
-class Model:
-    """A tiny model of an architecture, as the library has it and as it is traced."""
-
-    specimen: Specimen
-    traced: Module
-
-    @staticmethod
-    @cache
-    def of(name: str) -> Model:
-        """The model of a name; traced once a session."""
-        specimen = Specimen.of(name)
-        return Model(specimen, import_tiny(specimen.config, specimen.model)[0])
+class Model(TinyModel):
+    """A tiny model as it runs on the target."""
 
     def program(self, layout: str = "linear", cut: Cut = "whole") -> Program:
         """Lowered, with its caches in slots or in pages."""
@@ -73,7 +54,7 @@ class Model:
         **options: bool,
     ) -> Counted:
         """Its networks in torch."""
-        checkpoint = LiveCheckpoint(self.specimen.model)
+        checkpoint = self.checkpoint
 
         def value(source: Source) -> torch.Tensor:
             return value_of(source, checkpoint, program.module).to(device)
@@ -87,12 +68,6 @@ class Model:
 
         executors = [executor(s.network) for s in program.segments]
         return Counted(program, executors, weight, limits, CONTEXT, device=device, **options)
-
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Of a whole sequence [T, vocab], by the interpreter on the program as it is traced."""
-        with torch.inference_mode():
-            run = Interpreter(self.traced, LiveCheckpoint(self.specimen.model))
-            return run(tokens.int(), Seqs.of([len(tokens)]))[0]
 
     def traffic(self, seed: int, requests: int = 12) -> list[Script]:
         """Requests that arrive while others run, over at least 50 steps; two go before those that run."""
@@ -111,6 +86,3 @@ class Model:
         served = serve(engine, scripts)
         assert len(engine.batches) >= 50
         return served
-
-
-FEW = replace(LIMITS, max_seqs=2)

@@ -17,7 +17,8 @@ from irloom.runtime.core import Batch
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import SamplingParams
 from irloom.zoo.serve import Script, serve
-from tests.backends.tensorrt.serving import CONTEXT, FEW, LIMITS, PLANS, Model
+from tests.backends.serving import CONTEXT, FEW, LIMITS
+from tests.backends.tensorrt.serving import PLANS, Model
 
 TOLERANCE = 2e-5
 OFTEN = ["llama", "gemma3_text"]

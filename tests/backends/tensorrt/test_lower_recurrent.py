@@ -3,7 +3,8 @@
 import pytest
 
 from irloom.backends.tensorrt.program import Outside
-from tests.backends.tensorrt.serving import FEW, LIMITS, Model
+from tests.backends.serving import FEW, LIMITS
+from tests.backends.tensorrt.serving import Model
 
 TOLERANCE = 2e-5
 
