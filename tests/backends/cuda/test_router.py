@@ -7,6 +7,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from irloom.backends.cuda.kernels.norm_parts import has_parts
 from irloom.backends.cuda.kernels.norm_route import norm_route
 from irloom.backends.cuda.kernels.router import route
 from irloom.backends.cuda.step import Step
@@ -120,6 +121,16 @@ def test_it_compiles(groups: int):
     assert ".local" not in made["ptx"]
 
 
+def test_parts_of_logits_come_from_tensor_cores():
+    signature = {
+        "parts": "*fp32", "squares": "*fp32", "x": "*bf16", "norm": "*bf16", "router": "*bf16",
+        "rows": "i32", "stride": "i32:16",
+    }  # fmt: skip
+    sizes = {"H": 2048, "E": 128, "BT": 64, "BE": 64, "BK": 64, "CHAIN": True}
+    made = compiled("irloom.backends.cuda.kernels.norm_parts", "_logit_parts", signature, sizes, num_warps=4)
+    assert "wgmma.mma_async" in made["ptx"] and spilled(made["ptx"]) == 0
+
+
 def collecting(count: int, groups: int) -> str:
     """The PTX of a kernel that chooses among ``count`` experts of so many ``groups``; nothing is spilled."""
     signature = {
@@ -149,6 +160,34 @@ def test_logits_that_several_threads_collect_are_gone_when_all_have_them(count: 
     """However often the compiler has words read again, it is in front of a barrier, and zeros behind it."""
     _, behind = collecting(count, 1).rsplit("ld.relaxed.gpu", 1)
     assert 0 < behind.index("bar.sync") < behind.index("st.global")
+
+
+@pytest.mark.parametrize(("tokens", "h", "count"), [(40, 40, 6), (70, 2100, 70)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_some_hundred_tokens(tokens: int, h: int, count: int, biased: bool):
+    """In bf16: of logits that are not told apart by their rounding either one may come first."""
+    SEEDED.manual_seed(h)
+    dims = (tokens + 1, h + 8), (h,), (count, h)
+    x, norm, router = (torch.randn(*d, generator=SEEDED).to(DEVICE, torch.bfloat16) for d in dims)
+    x, router = x[1:, :-8], router * h**-0.5
+    shift = torch.randn(count, generator=SEEDED).to(DEVICE) if biased else None
+    normed, weights = torch.full_like(x, torch.nan), torch.full((tokens, 3), torch.nan, device=DEVICE)
+    index = torch.full((tokens, 3), 99, dtype=torch.int32, device=DEVICE)
+    ints = torch.zeros(tokens, dtype=torch.int32, device=DEVICE)
+    real = tokens - 4
+    step = Step(ints, ints, ints, torch.tensor([0, real], dtype=torch.int32, device=DEVICE), ints[:1], {})
+    assert has_parts(x, router)
+    norm_route(
+        normed, weights, index, x, norm, router, shift, None, eps=1e-5, work=Workspace(DEVICE), step=step, k=3
+    )  # fmt: skip
+    rows = ops.rms_norm.reference(x.double(), norm.double(), eps=1e-5)
+    logits = torch.nn.functional.linear(rows, router.double(), None if shift is None else shift.double())
+    torch.testing.assert_close(normed.double(), rows, rtol=1e-2, atol=1e-2)
+    shares = logits.softmax(-1)[:real]
+    made, best = shares.gather(1, index[:real].long()), shares.topk(3).values
+    torch.testing.assert_close(made, best, rtol=3e-2, atol=1e-3)
+    torch.testing.assert_close(weights[:real].double(), made, rtol=3e-2, atol=1e-3)
+    assert (index[real:] == -1).all() and (weights[real:] == 0).all()
 
 
 def test_a_router_in_f32_reads_rows_that_nothing_rounds():

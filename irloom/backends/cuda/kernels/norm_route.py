@@ -16,11 +16,14 @@ from irloom.backends.cuda.work import COUNTERS, Workspace
 from .collect import collected, publish
 from .form import Form
 from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from .norm_parts import has_parts, norm_route_parts
 from .router import choose_experts, places, route
 from .rows import rms_norm
 
-FEW = 32
+FEW = 8
 """Tokens up to which all is one kernel: each of a token's programs reads its row and norms it."""
+SOME = 32
+"""The same where no tensor core multiplies these elements."""
 EACH = 4
 """Experts of a program."""
 WARPS = 4
@@ -45,7 +48,12 @@ def norm_route(
     [e, h]. For few tokens the product is of what is not rounded yet.
     """
     rows, experts = len(x), len(router)
-    if rows > FEW or rows * experts > COUNTERS or alike():
+    if rows > FEW and has_parts(x, router) and not alike():
+        norm_route_parts(
+            normed, weights, index, x, norm, router, router_bias, bias, eps=eps, work=work, step=step, **attrs
+        )  # fmt: skip
+        return
+    if rows > SOME or rows * experts > COUNTERS or alike():
         from irloom.backends.cuda.products import product  # it imports most kernels
 
         rms_norm(normed, x, norm, eps=eps)
@@ -110,7 +118,7 @@ def _norm_route(
         logits = collected(words + row * E + tl.where(there, expert, 0), there, 32 * WARPS)
         choose_experts(
             weights, index, logits, bias, real, row, scale,
-            GROUPS, PER, K, SCORE, BY_LOGITS, TOP, BEST, NORMALIZE,
+            GROUPS, PER, K, SCORE, BY_LOGITS, TOP, BEST, NORMALIZE, False,
         )  # fmt: skip
 
 

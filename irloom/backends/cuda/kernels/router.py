@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from irloom.backends.cuda.alike import alike
 from irloom.backends.cuda.step import Step
 
 from .choose import LAST, largest, order_keys
@@ -12,6 +13,8 @@ from .mode import go_on, kernel, options, rounded, tl, triton, wait
 
 RANKED = tl.constexpr(128)
 """Experts up to which each one's rank is counted at once; the largest of more are found one by one."""
+CROWD = 1024
+"""Tokens from which the largest are found so however few experts there are: it is less to do, if slower."""
 
 
 def route(
@@ -39,11 +42,12 @@ def route(
     real = step.real if step is not None and step.tokens == rows else None
     per = experts // groups
     room = triton.next_power_of_2(groups) * triton.next_power_of_2(per)
-    warps = 4 if 32 < room <= RANKED.value else max(1, min(8, room // 256))
+    ranked = room <= RANKED.value and (rows < CROWD or alike())
+    warps = 4 if ranked and room > 32 else max(1, min(8, room // 256))
     _route[(rows,)](
         weights, index, logits, bias, real, logits.stride(0), scale,
         GROUPS=groups, PER=per, K=k, SCORE=score, BY_LOGITS=by_logits, TOP=top_groups, BEST=best,
-        NORMALIZE=normalize, **options(num_warps=warps),
+        NORMALIZE=normalize, CROWDED=not ranked, **options(num_warps=warps),
     )  # fmt: skip
 
 
@@ -51,7 +55,8 @@ def route(
 def _route(
     weights, index, logits, bias, real, stride, scale,
     GROUPS: tl.constexpr, PER: tl.constexpr, K: tl.constexpr, SCORE: tl.constexpr, BY_LOGITS: tl.constexpr,
-    TOP: tl.constexpr, BEST: tl.constexpr, NORMALIZE: tl.constexpr, CHAIN: tl.constexpr,
+    TOP: tl.constexpr, BEST: tl.constexpr, NORMALIZE: tl.constexpr, CROWDED: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):  # fmt: skip
     """A program per token."""
     row = tl.program_id(0)
@@ -61,7 +66,7 @@ def _route(
     x = tl.load(logits + row.to(tl.int64) * stride + expert, there, float("-inf")).to(tl.float32)
     choose_experts(
         weights, index, x, bias, real, row, scale,
-        GROUPS, PER, K, SCORE, BY_LOGITS, TOP, BEST, NORMALIZE,
+        GROUPS, PER, K, SCORE, BY_LOGITS, TOP, BEST, NORMALIZE, CROWDED,
     )  # fmt: skip
 
 
@@ -69,7 +74,7 @@ def _route(
 def choose_experts(
     weights, index, x, bias, real, row, scale,
     GROUPS: tl.constexpr, PER: tl.constexpr, K: tl.constexpr, SCORE: tl.constexpr, BY_LOGITS: tl.constexpr,
-    TOP: tl.constexpr, BEST: tl.constexpr, NORMALIZE: tl.constexpr,
+    TOP: tl.constexpr, BEST: tl.constexpr, NORMALIZE: tl.constexpr, CROWDED: tl.constexpr,
 ):  # fmt: skip
     """Write where ``row`` goes, whose logits are ``x``, as ``places`` has them."""
     G: tl.constexpr = triton.next_power_of_2(GROUPS)
@@ -93,7 +98,7 @@ def choose_experts(
     mine = True
     if real is not None:
         mine = row < tl.load(real)
-    if G * P <= RANKED:
+    if G * P <= RANKED and not CROWDED:
         rank = tl.sum((keys[:, None] > keys[None, :]).to(tl.int32), 0)  # lanes have columns: a sum of its own
         made, chosen = tl.where(rank < K, scores, 0.0), place
     else:
