@@ -54,6 +54,11 @@ def paged_attention(
 
 def run_decode(call: Call, tile: Tile, work: Workspace) -> None:
     """Attention of the sequences that bring one token, which their caches hold already."""
+    if tile.groups:
+        from .decode_groups import run_decode_groups  # compiles for Hopper alone, and is not interpreted
+
+        run_decode_groups(call, tile, work)
+        return
     step, blocks = call.step, call.heads(tile.rows).blocks
     most = step.seqs * -(-call.table.shape[1] * call.cache.page // tile.keys)
     programs = max(1, min(multiprocessors(call.q.device) * tile.resident // blocks, most))

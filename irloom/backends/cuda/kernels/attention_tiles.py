@@ -51,7 +51,19 @@ def decode_tiles(call: Call) -> tuple[Tile, ...]:
         for keys, warps, stages in cuts
         if (used := fixed + keys * _bytes(call) * (stages - free)) <= SHARED
     ]
-    return tuple(tiles) or (Tile(16, rows, warps, 2),)
+    return decode_group_tiles(call) + tuple(tiles) or (Tile(16, rows, warps, 2),)
+
+
+def decode_group_tiles(call: Call) -> tuple[Tile, ...]:
+    """Those of ``decode_tiles`` whose warps have a KV head each, and keys copied by one more: of fp8, where
+    a warp has much to do for the bytes that it takes.
+    """
+    k = call.cache.k
+    if not copies(call) or not call.kept()[2] or k.shape[3] > 128 or k.shape[2] % 4 or call.group > 16:
+        return ()
+    deeper = 128 // k.shape[3]
+    tiles = Tile(32, 16, 4, 3 * deeper, 2, groups=True), Tile(16, 16, 4, 4 * deeper, 2, groups=True)
+    return tuple(t for t in tiles if t.keys <= k.shape[1])
 
 
 def prefill_tiles(call: Call) -> tuple[Tile, ...]:
@@ -80,6 +92,12 @@ def may_group(call: Call) -> bool:
 
     That takes boxes of a power of two of entries, between which there are a multiple of 16 bytes.
     """
+    fp8 = call.cache.k.itemsize == 1
+    return copies(call) and call.q.shape[2] in ((64, 128) if fp8 else (64, 128, 256)) and call.group <= 64
+
+
+def copies(call: Call) -> bool:
+    """Whether there is a copy engine that can copy queries, and pages of keys and values."""
     q, k, v = call.q, call.cache.k, call.cache.v
     fp8 = k.dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
     return (
@@ -89,10 +107,9 @@ def may_group(call: Call) -> bool:
         and k.dtype == v.dtype
         and (fp8 or k.dtype == q.dtype)
         and call.values is None
-        and q.shape[2] == k.shape[3] == v.shape[3] in ((64, 128) if fp8 else (64, 128, 256))
+        and q.shape[2] == k.shape[3] == v.shape[3] in (64, 128, 256)
         and k.shape[1] >= 16
         and k.shape[1] == power_of_two(k.shape[1])
-        and call.group <= 64
         and not any(t.data_ptr() % 16 for t in (q, k, v))
         and not any(n * t.element_size() % 16 for t in (q, k, v) for n in t.stride()[:-1])
     )

@@ -10,12 +10,13 @@ from typing import Any
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language
-from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.language.nvidia import ampere, hopper
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra import cuda
 
 gl: Any = language
 mbarrier: Any = hopper.mbarrier
+mma_v2: Any = ampere.mma_v2
 tma: Any = hopper.tma
 warpgroup_mma: Any = hopper.warpgroup_mma
 warpgroup_mma_wait: Any = hopper.warpgroup_mma_wait
@@ -23,8 +24,8 @@ fence_async_shared: Any = hopper.fence_async_shared
 gdc: Any = cuda
 
 __all__ = [
-    "TensorDescriptor", "fence_async_shared", "gdc", "gl", "groups", "mbarrier", "tma", "varying_groups",
-    "warpgroup_mma", "warpgroup_mma_wait",
+    "TensorDescriptor", "fence_async_shared", "gdc", "gl", "groups", "mbarrier", "mma_v2", "tma",
+    "varying_groups", "warpgroup_mma", "warpgroup_mma_wait",
 ]  # fmt: skip
 
 

@@ -1,0 +1,95 @@
+"""Decoding with keys that a warp of its own has copied: what it compiles to, and results on a Hopper GPU."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from irloom.backends.cuda.kernels.attention import run_decode, run_prefill
+from irloom.backends.cuda.kernels.attention_call import Call
+from irloom.backends.cuda.kernels.attention_tiles import decode_group_tiles, prefill_tiles
+from irloom.backends.cuda.step import Step
+from irloom.backends.cuda.work import Workspace
+from irloom.ir.seqs import PagedCache
+
+from .cross import compiled, copied, spilled
+from .test_attention import F8, Case, check
+from .test_prefill_groups import HOPPER
+
+SIGNATURE = {
+    **dict.fromkeys(("out", "q"), "*bf16"), **dict.fromkeys(("sums", "tops", "totals"), "*fp32"),
+    **dict.fromkeys(("counts", "table", "starts", "context"), "*i32"),
+    **dict.fromkeys(("sinks", "slopes"), "*fp32"), **dict.fromkeys(("seqs", "table_row", "sink_row"), "i32"),
+    **dict.fromkeys(("q_row", "q_head", "out_row", "out_head"), "i32:16"),
+}  # fmt: skip
+CONSTANTS: dict[str, Any] = {
+    "GROUP": 4, "HEADS": 4, "ROWS": 4, "DIM": 128, "PAGE": 64, "SCALE": 0.088, "SOFTCAP": 0.0,
+    "SLOPED": False, "SUNK": False, "WINDOW": 0, "CHUNK": 0, "KEYS": 16, "MIXED": False, "SCAN": 1024,
+    "PARTS": 4, "CHAIN": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pairs", [0, 4], ids=["bf16", "e4m3"])
+def test_a_warp_multiplies_without_others_what_the_copy_engine_brings(pairs: int) -> None:
+    """Two programs have a multiprocessor: their blocks fill its memory, and their sums lie in registers."""
+    keys = copied("u16" if pairs else "bf16", 16, 1, 4, 16, 64)
+    made = compiled(
+        "irloom.backends.cuda.kernels.decode_groups", "decode_groups",
+        SIGNATURE | {"k_map": keys, "v_map": keys},
+        CONSTANTS | {"PAIRS": pairs, "STAGES": 6 if pairs else 3}, num_warps=4, maxnreg=128,
+    )  # fmt: skip
+    ptx = made["ptx"]
+    assert "cp.async.bulk.tensor.4d" in ptx
+    assert ptx.count("mma.sync.aligned.m16n8k16") == 16 + 16
+    assert ptx.count("ldmatrix.sync.aligned.m8n8.x4.trans") == (4 if pairs else 8)
+    assert 96 << 10 <= made["shared"] <= 113 << 10
+    assert spilled(ptx) <= 16
+
+
+def by_groups(
+    which: int, out: Tensor, q: Tensor, cache: PagedCache, step: Step, sinks: Tensor | None,
+    slopes: Tensor | None, *, scale: float, window: int | None, softcap: float | None, chunk: int | None,
+    values: int | None, work: Workspace,
+) -> None:  # fmt: skip
+    """``paged_attention`` that decodes with one of its tiles of groups."""
+    call = Call(out, q, cache, step, sinks, slopes, scale, window, softcap, chunk, values)
+    tiles = decode_group_tiles(call)
+    run_prefill(call, next(t for t in prefill_tiles(call) if not t.groups), work)
+    run_decode(call, tiles[which % len(tiles)], work)
+
+
+cases = st.builds(
+    Case,
+    st.lists(st.sampled_from([1, 1, 1, 9]), min_size=4, max_size=4).map(tuple),
+    st.lists(st.integers(0, 1500), min_size=4, max_size=4).map(tuple),
+    group=st.sampled_from([1, 3, 4, 7, 16]),
+    kv=st.sampled_from([4, 8]),
+    dim=st.sampled_from([64, 128]),
+    page=st.sampled_from([16, 64, 256]),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16]),
+    kept=st.sampled_from(F8),
+    window=st.sampled_from([None, None, 1, 20, 300]),
+    chunk=st.sampled_from([None, None, 100]),
+    softcap=st.sampled_from([None, 5.0]),
+    slopes=st.booleans(),
+    sinks=st.sampled_from(["none", "heads", "rows"]),
+    spare=st.sampled_from([0, 3]),
+)
+
+
+@pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(cases, st.integers(0, 1))
+def test_any_sequences(case: Case, which: int) -> None:
+    check(case, partial(by_groups, which))
+
+
+@pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
+def test_many_sequences_that_only_fill_the_bucket() -> None:
+    case = Case((1,) * 130, tuple(range(130)), group=4, kv=4, dim=128, page=64, dtype=torch.bfloat16,
+                kept=F8[0], spare=900)  # fmt: skip
+    check(case, partial(by_groups, 0))
