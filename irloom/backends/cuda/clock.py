@@ -1,9 +1,13 @@
-"""How long launches take on the GPU as an engine has them: in a CUDA graph, over cold weights."""
+"""How long launches take on the GPU as an engine has them: in a CUDA graph, over cold weights.
+
+And how long those take that fill the card for seconds: at its power limit clocks fall, by more where a run
+draws more, so that the fastest of a short burst need not stay it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import median
 
@@ -16,6 +20,13 @@ HOPELESS = 1.25
 """What takes so many times the least on its first replay is not replayed again."""
 FLUSH = 128 << 20
 """Bytes that are read between two runs: more than the L2 cache of any GPU holds."""
+
+HEAT, LEAD, TIMED = 80.0, 20.0, 25.0
+"""Milliseconds: until the power limit acts on a card that was idle; of a run before it is timed, until the
+card's clock is its own; and of those that are timed.
+"""
+CLOSE = 1.05
+"""What takes at most so many times the least is timed again."""
 
 
 def microseconds(run: Callable[[], object], least: float = math.inf) -> float:
@@ -39,6 +50,46 @@ def replayed(run: Callable[[], object], most: float = math.inf) -> float:
     graph = _captured(run)
     first = _replay(graph)
     return first if first > most else median(_replay(graph) for _ in range(REPLAYS))
+
+
+def sustained(runs: Sequence[Callable[[], object]]) -> list[float]:
+    """Microseconds of each run, back to back for so long that the card's clock is what the run makes it.
+
+    Those that are close go a second time, from the last to the first: what one leaves of heat, or the card
+    of an earlier rest, falls on both. All of a lap is queued at once, so that the card does not rest.
+    """
+    graphs = [_captured(run) for run in runs]
+    each = [_replay(graph) * RUNS / 1000 for graph in graphs]
+    _replays(graphs[0], HEAT / each[0])
+    took = _lap(graphs, each)
+    close = [i for i, t in enumerate(took) if t <= min(took) * CLOSE][::-1]
+    if len(close) > 1:
+        again = _lap([graphs[i] for i in close], [each[i] for i in close])
+        for i, t in zip(close, again, strict=True):
+            took[i] = (took[i] + t) / 2
+    return took
+
+
+def _lap(graphs: Sequence[torch.cuda.CUDAGraph], each: Sequence[float]) -> list[float]:
+    """Microseconds of each one's runs, of graphs that take so many milliseconds ``each``, one by one."""
+    timed: list[tuple[torch.cuda.Event, torch.cuda.Event, int]] = []
+    for graph, took in zip(graphs, each, strict=True):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        _replays(graph, LEAD / took)
+        start.record()
+        count = _replays(graph, TIMED / took)
+        end.record()
+        timed.append((start, end, count))
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) * 1000 / RUNS / count for start, end, count in timed]
+
+
+def _replays(graph: torch.cuda.CUDAGraph, least: float) -> int:
+    """Queues at least so many; their number."""
+    count = max(1, math.ceil(least))
+    for _ in range(count):
+        graph.replay()
+    return count
 
 
 def _replay(graph: torch.cuda.CUDAGraph) -> float:

@@ -130,7 +130,9 @@ class Product:
         if alike():
             return self._alike
         key = self.key
-        return settled("product", key) or choose("product", key, self.ways, Trial(self))
+        if known := settled("product", key):
+            return known
+        return choose("product", key, self.ways, Trial(self), heavy=self.rows > MEDIUM)
 
     @property
     def _alike(self) -> Way:

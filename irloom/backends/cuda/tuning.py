@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,19 +23,32 @@ import torch
 from irloom.backends.locks import locked
 
 from .alike import alike
-from .clock import microseconds
+from .clock import microseconds, sustained
 
 T = TypeVar("T")
 
 MARGIN = 0.98
 """A later candidate is chosen when it takes less than this of the best one's time: noise decides nothing."""
 
-Clock = Callable[[Callable[[], object], float], float]
+LONG = 40.0
+"""Microseconds of the best from which on ``heavy`` candidates are timed for longer."""
+NEAR = 1.15
+"""What takes so many times the best one's in a burst is not the fastest of those that run for longer."""
+
+Run = Callable[[], object]
+Clock = Callable[[Run, float], float]
+Sustained = Callable[[Sequence[Run]], Sequence[float]]
 
 _TRIALS = threading.local()  # whether this thread tries candidates out
 
 
-def choose(name: str, key: tuple[object, ...], candidates: Sequence[T], run: Callable[[T], object]) -> T:
+def choose(
+    name: str,
+    key: tuple[object, ...],
+    candidates: Sequence[T],
+    run: Callable[[T], object],
+    heavy: bool = False,
+) -> T:
     """The fastest of ``candidates`` for ``name`` at ``key``: whatever decides how long ``run`` takes.
 
     ``run`` launches a candidate on tensors whose contents do not matter, and whose results nobody reads; it
@@ -43,10 +56,13 @@ def choose(name: str, key: tuple[object, ...], candidates: Sequence[T], run: Cal
     much shared memory, not on this GPU) is passed over; when all fail, the first one's error is raised.
     Candidates are told apart by their ``repr``. Scratch memory is ``run``'s own: no ``Workspace`` is for
     several threads. Where rows must be alike, the first candidate is taken.
+
+    ``heavy`` are those that multiply all the time, and by the second: at the card's power limit. Those that
+    are near the best in a short burst are timed as long as it takes for that limit to act.
     """
     if alike():
         return candidates[0]
-    return tuner().choose(name, key, candidates, run)
+    return tuner().choose(name, key, candidates, run, heavy)
 
 
 def settled(name: str, key: tuple[object, ...]) -> Any:
@@ -57,16 +73,16 @@ def settled(name: str, key: tuple[object, ...]) -> Any:
 @cache
 def tuner() -> Tuner:
     """What is known on this machine's GPU."""
-    return Tuner(_file(), microseconds if torch.cuda.is_available() else None)
+    return Tuner(_file(), microseconds if torch.cuda.is_available() else None, sustained)
 
 
 class Tuner:
     """Choices in ``file``; ``clock`` tells how long a run takes, and need not be exact where that is more
-    than it is given; None where nothing can be timed.
+    than it is given; None where nothing can be timed. ``sustained`` tells it of runs that go on for long.
     """
 
-    def __init__(self, file: Path, clock: Clock | None) -> None:
-        self.file, self.clock = file, clock
+    def __init__(self, file: Path, clock: Clock | None, sustained: Sustained | None = None) -> None:
+        self.file, self.clock, self.sustained = file, clock, sustained
         self.settled: dict[tuple[str, tuple[object, ...]], object] = {}
         self.rehearsing = False
 
@@ -76,7 +92,12 @@ class Tuner:
         return _read(self.file) if self.clock else {}
 
     def choose(
-        self, name: str, key: tuple[object, ...], candidates: Sequence[T], run: Callable[[T], object]
+        self,
+        name: str,
+        key: tuple[object, ...],
+        candidates: Sequence[T],
+        run: Callable[[T], object],
+        heavy: bool = False,
     ) -> T:
         """See ``tuning.choose``."""
         chosen = candidates[0] if len(candidates) == 1 else self._known(f"{name} {key}", candidates)
@@ -85,7 +106,7 @@ class Tuner:
             chosen = candidates[0]
         elif chosen is None and self._may_time():
             errors = _errors(candidates, run)
-            chosen = self.fastest(candidates, errors, run)
+            chosen = self.fastest(candidates, errors, run, heavy)
             if not any(isinstance(e, torch.OutOfMemoryError) for e in errors):  # there is more another time
                 self.keep({f"{name} {key}": repr(chosen)})
         if chosen is None:
@@ -110,17 +131,29 @@ class Tuner:
         return self.clock is not None and not _capturing() and not getattr(_TRIALS, "active", False)
 
     def fastest(
-        self, candidates: Sequence[T], errors: Sequence[Exception | None], run: Callable[[T], object]
+        self,
+        candidates: Sequence[T],
+        errors: Sequence[Exception | None],
+        run: Callable[[T], object],
+        heavy: bool = False,
     ) -> T:
         """The first candidate without an error that no other beats by more than noise."""
-        assert self.clock is not None
-        best, least = None, float("inf")
-        for candidate, error in zip(candidates, errors, strict=True):
-            if error is None and (took := self.clock(lambda c=candidate: run(c), least)) < least * MARGIN:
-                best, least = candidate, took
-        if best is None:
+        good = [c for c, error in zip(candidates, errors, strict=True) if error is None]
+        if not good:
             raise next(e for e in errors if e is not None)
-        return best
+        times = self._burst([partial(run, c) for c in good])
+        least = min(times)
+        near = [c for c, took in zip(good, times, strict=True) if took <= least * NEAR]
+        if heavy and self.sustained and least >= LONG and len(near) > 1:
+            good, times = near, self.sustained([partial(run, c) for c in near])
+        return _first_of_least(good, times)
+
+    def _burst(self, runs: Sequence[Run]) -> list[float]:
+        assert self.clock is not None
+        times: list[float] = []
+        for run in runs:
+            times.append(self.clock(run, min(times, default=float("inf"))))
+        return times
 
     def keep(self, new: dict[str, str]) -> None:
         """Know ``new`` from here on, and after this process: what was timed, or what an engine brought.
@@ -132,6 +165,15 @@ class Tuner:
             part = self.file.with_suffix(f".{os.getpid()}")
             part.write_text(json.dumps(_read(self.file) | new, indent=0, sort_keys=True))
             part.replace(self.file)
+
+
+def _first_of_least(candidates: Sequence[T], times: Sequence[float]) -> T:
+    """The fastest, where each has to beat those in front of it by more than noise."""
+    best, least = candidates[0], times[0]
+    for candidate, took in zip(candidates, times, strict=True):
+        if took < least * MARGIN:
+            best, least = candidate, took
+    return best
 
 
 def _each(candidates: Sequence[T], run: Callable[[T], object]) -> None:

@@ -41,6 +41,7 @@ def warm_up(program: Program, limits: Limits, report: Report) -> None:
     todo = list(batches(engine))
     if not program.fallbacks:  # bodies would look at what no kernel has made
         compile_all(rehearsed(lambda: _rehearse(engine, todo)), lambda n, of: report("compile", n, of))
+    todo.sort(key=lambda batch: -len(batch.tokens))  # what sizes share a choice, the largest makes
     with _alone():
         for done, batch in enumerate(todo):
             report("choose", done, len(todo))
@@ -129,7 +130,10 @@ def _pools(program: Program, limits: Limits) -> tuple[Pool, ...]:
 
 
 def any_weights(program: Program, device: torch.device | str = "cuda") -> Weights:
-    """Random weights of each parameter's type, the same for every layer."""
+    """Random weights of each parameter's type, the same for every layer.
+
+    Of both signs, as those that are multiplied later: power, and so time, depends on the bits that change.
+    """
     held: dict[Param, Operand] = {}
     spans = fragment_spans(program)
     draw = torch.Generator(device).manual_seed(0)
@@ -145,15 +149,22 @@ def any_weights(program: Program, device: torch.device | str = "cuda") -> Weight
 def _random(p: Param, draw: torch.Generator, span: int) -> Operand:
     dims, elem = tuple(shape(p.type.dims, {})), p.type.elem
     if isinstance(elem, Elem) and elem.kind == "float":
-        x = torch.empty(dims, dtype=torch.bfloat16, device=draw.device).normal_(0, 0.02, generator=draw)
-        return x.to(elem.torch)
+        return _normal(dims, 0.02, draw).to(elem.torch)
     if not isinstance(elem, Quant):
         return torch.zeros(dims, dtype=p.type.plain.torch, device=draw.device)
     width = dims[-1] // 2 if elem.base.bits == 4 else dims[-1]
     wide = dims_of(dims, span) if span else (*dims[:-1], width)
-    entries = torch.randint(0, 112, wide, dtype=torch.uint8, device=draw.device, generator=draw)
-    values = entries if elem.base.bits == 4 else entries.view(elem.base.torch)
+    if elem.base.kind == "float" and elem.base.bits == 8:
+        values = _normal(wide, 100, draw).to(elem.base.torch)
+    else:
+        entries = torch.randint(0, 256, wide, dtype=torch.uint8, device=draw.device, generator=draw)
+        values = entries if elem.base.bits == 4 else entries.view(elem.base.torch)
     scales = beside(dims, span) if span else shape(elem.scale_dims(p.type.dims), {})
-    scales = torch.full(scales, 1e-3, device=draw.device)
+    scales = torch.full(scales, 2e-4, device=draw.device)
     zeros = None if elem.zero is None else torch.zeros_like(scales).to(elem.zero.torch)
     return Quantized(values, scales.to(elem.scale.torch), zeros, elem, FORM if span else "rows")
+
+
+def _normal(dims: Sequence[int], deviation: float, draw: torch.Generator) -> torch.Tensor:
+    x = torch.empty(dims, dtype=torch.bfloat16, device=draw.device)
+    return x.normal_(0, deviation, generator=draw).clamp_(-4 * deviation, 4 * deviation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -103,3 +103,55 @@ def test_what_is_known_is_settled_and_a_stand_in_is_not(tmp_path: Path) -> None:
     timed.choose("pause", (8,), CANDIDATES, pause)
     untimed.choose("pause", (8,), CANDIDATES, pause)
     assert timed.settled == {("pause", (8,)): 0.001} and not untimed.settled
+
+
+class Card:
+    """Runs that tell how many microseconds they take: first in a burst, then for as long as it takes."""
+
+    def __init__(self) -> None:
+        self.sustained: list[list[tuple[float, float]]] = []
+
+    def tuner(self, file: Path) -> Tuner:
+        return Tuner(file, lambda run, _: told(run)[0], self.long)
+
+    def long(self, runs: Sequence[Callable[[], object]]) -> list[float]:
+        self.sustained.append([told(run) for run in runs])
+        return [run[1] for run in self.sustained[-1]]
+
+
+def told(run: Callable[[], object]) -> tuple[float, float]:
+    took = run()
+    assert isinstance(took, tuple)
+    return took
+
+
+def same(took: tuple[float, float]) -> tuple[float, float]:
+    """A candidate is what it takes."""
+    return took
+
+
+GREEDY, SPARING, HOPELESS = (100.0, 140.0), (110.0, 120.0), (130.0, 110.0)
+"""The first is fastest until the power limit acts; the last one's burst is too slow for it to be tried."""
+
+
+def test_what_multiplies_for_seconds_is_chosen_by_what_it_then_takes(tmp_path: Path) -> None:
+    card = Card()
+    candidates = [GREEDY, SPARING, HOPELESS]
+    assert card.tuner(tmp_path / "a.json").choose("p", (8,), candidates, same, heavy=True) == SPARING
+    assert card.sustained == [[GREEDY, SPARING]]
+
+
+def test_what_does_not_is_chosen_by_a_burst(tmp_path: Path) -> None:
+    card = Card()
+    tuner = card.tuner(tmp_path / "a.json")
+    assert tuner.choose("light", (8,), [SPARING, GREEDY], same) == GREEDY
+    short = [(9.0, 14.0), (10.0, 12.0)]
+    assert tuner.choose("short", (8,), short, same, heavy=True) == short[0]
+    alone = [(200.0, 240.0), GREEDY]
+    assert tuner.choose("alone", (8,), alone, same, heavy=True) == GREEDY
+    assert not card.sustained
+
+
+def test_noise_decides_nothing(tmp_path: Path) -> None:
+    near = [(100.0, 100.0), (100.0, 99.0), (100.0, 98.5)]
+    assert Card().tuner(tmp_path / "a.json").choose("p", (8,), near, same, heavy=True) == near[0]

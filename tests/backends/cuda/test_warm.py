@@ -40,9 +40,9 @@ products.CHUNK, attention_tiles.MOST, tiles.FEW = 512, {"prefill": 512, "decode"
 
 asked, choose = set(), Tuner.choose
 
-def counted(self, name, key, candidates, run):
+def counted(self, name, key, candidates, *more):
     asked.add(f"{name} {key}: {list(candidates)}")  # by others a choice is no candidate, and made again
-    return choose(self, name, key, candidates, run)
+    return choose(self, name, key, candidates, *more)
 
 Tuner.choose = counted
 m = run_pipeline(irloom.trace(sys.argv[1]), ", ".join(CudaBackend.pipeline))[0]
