@@ -201,7 +201,7 @@ class Product:
             assert _lies_in_fragments(self.weight)
             assert isinstance(self.out, torch.Tensor) and isinstance(self.x, torch.Tensor)
             given = self.out, self.x, self.weight, self.bias, self.residual, self.norm
-            few_four_product(*given, self.form, way)
+            few_four_product(*given, self.form, work, way)
         elif isinstance(way, Sheaf):
             self._few(way, work)
         elif isinstance(way, Own):

@@ -1,7 +1,7 @@
 """Products of a few rows by four-bit weights: on tensor cores, which take eight columns in any case.
 
-One row fills them too: ``k`` is cut into slices, and each slice of the row is a column. So a warp has a
-slice, many read at a time for few rows of the weight, and one multiplication serves all slices.
+Two digits of each of four rows are eight. ``k`` is cut into slices: a warp has a slice or some, so many read
+at a time for few rows of the weight. Digits are made once for all programs, while they begin to read.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from irloom.ir.elem import Elem
 
 from ..fragments import STRIP, blocks_of
 from ..quantized import Operand, Quantized
+from ..work import Workspace
 from .few_four_kernel import few_four_kernel
 from .form import Form
 from .mode import options, tl, triton
+from .row_digits import ROWS, row_digits, sets_of
 
-ROWS = 8
-"""More columns are for kernels that read rows from shared memory."""
-STEPS = 8
-"""More steps make more instructions than stay near a multiprocessor: a step is no lap of a loop."""
+STEPS = 16
+"""More steps in a lap make more instructions than stay near a multiprocessor."""
 KINDS = {"f16": tl.float16, "bf16": tl.bfloat16, "u8": tl.uint8, "u4": tl.uint8, "i8": tl.int8, "i4": tl.int8}
 
 
@@ -46,6 +46,7 @@ def few_four_product(
     residual: torch.Tensor | None,
     norm: torch.Tensor | None,
     form: Form,
+    work: Workspace,
     few: Few,
 ) -> None:
     """``out`` [T, N] as ``form`` says of ``x`` [T, K] and a weight [N, K] in fragments, gated [2 N, K].
@@ -53,44 +54,46 @@ def few_four_product(
     ``few`` is one of ``fews``. ``out`` may be ``residual``.
     """
     (t, k), strips, span = x.shape, weight.values.shape[0], weight.values.shape[2] * 16
-    steps = _steps(k, span, few)
+    quant, normed = kinds(weight), form.eps is not None
+    totals = weight.zeros is not None or not quant["SIGNED"]
+    digits = row_digits(x, norm, normed=normed, totals=totals, span=span, work=work)
+    laps, steps = laps_of(blocks_of(k, span), few.slices)
     few_four_kernel[(triton.cdiv(strips, few.strips),)](
-        out, x, *words(weight), bias, residual, norm, t, out.stride(0), x.stride(0),
+        out, *digits, *words(weight), bias, residual, t, out.stride(0),
         0 if residual is None else residual.stride(0), form.eps or 0.0, float(form.scale),
         float(form.softcap or 1.0),
-        N=strips * STRIP, K=k, SPAN=span, **kinds(weight), NORM=form.eps is not None, GATED=form.gated,
-        ACT=form.act, CAPPED=form.softcap is not None, SLICES=few.slices, COLUMNS=columns(t, few),
+        N=strips * STRIP, K=k, SPAN=span, **quant, NORM=normed, GATED=form.gated, ACT=form.act,
+        CAPPED=form.softcap is not None, SETS=sets_of(t), SLICES=few.slices, LAPS=laps, STEPS=steps,
         STRIPS=few.strips, DEPTH=max(2, min(few.depth, 2 * steps)),
         **options(num_warps=few.warps, num_stages=1, maxnreg=few.registers),
     )  # fmt: skip
+
+
+def laps_of(blocks: int, slices: int) -> tuple[int, int]:
+    """Laps, and steps in each, that go through a slice's blocks.
+
+    >>> laps_of(28, 4), laps_of(224, 8)
+    ((1, 7), (2, 14))
+    """
+    steps = -(-blocks // slices)
+    laps = -(-steps // STEPS)
+    return laps, -(-steps // laps)
 
 
 def fews(out: Operand, x: Operand, weight: Quantized, form: Form) -> list[Few]:
     """The ways to run ``few_four_product`` on these, best guess first; none where it cannot be."""
     if isinstance(out, Quantized) or isinstance(x, Quantized) or form.quant is not None:
         return []
-    if not 0 < x.shape[0] <= ROWS or not fits(x, weight, form):
-        return []
     (rows, k), span = x.shape, weight.values.shape[2] * 16
-    some, blocks = FEW[1 << (rows - 1).bit_length(), form.gated], blocks_of(k, span)
-    if rows <= SHORT.slices and blocks < some[0].slices:
-        some = [SHORT]
-    return [few for few in some if _steps(k, span, few) <= STEPS]
-
-
-def _steps(k: int, span: int, few: Few) -> int:
-    """Blocks of a row in each slice, which come after each other."""
-    return -(-blocks_of(k, span) // few.slices)
+    if not 0 < rows <= ROWS.value or not fits(x, weight, form):
+        return []
+    some = FEW[rows > 4, form.gated]
+    return some if blocks_of(k, span) >= some[0].slices else [SHORT]
 
 
 def fits(x: torch.Tensor, weight: Quantized, form: Form) -> bool:
     """Whether rows are of 16 bits, and no strip has gates and what they are for."""
     return x.dtype.itemsize == 2 and weight.values.shape[0] % (2 if form.gated else 1) == 0
-
-
-def columns(rows: int, few: Few) -> int:
-    """Columns of the tensor cores that so many rows take."""
-    return max(8, (1 << (rows - 1).bit_length()) * few.slices)
 
 
 def words(weight: Quantized) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -112,15 +115,11 @@ def _kind(elem: Elem | None) -> object:
 
 
 FEW = {
-    (1, False): [Few(8, 1, 4, 4, 255), Few(8, 1, 2, 4, 168), Few(8, 2, 2, 8, 128)],
-    (1, True): [Few(8, 2, 2, 8, 128)],
-    (2, False): [Few(4, 2, 4, 8, 128)],
-    (2, True): [Few(4, 2, 2, 8, 128)],
-    (4, False): [Few(2, 4, 2, 8, 128)],
-    (4, True): [Few(2, 4, 2, 8, 128)],
-    (8, False): [Few(1, 4, 4, 4, 168)],
-    (8, True): [Few(1, 4, 4, 4, 168)],
-}  # fmt: skip
-"""What is worth trying for so many rows, gated or not: slices times rows are eight."""
-SHORT = Few(2, 4, 2, 8, 128)
-"""For one row or two that have fewer blocks than slices."""
+    (False, False): [Few(4, 1, 4, 4, 168), Few(8, 1, 2, 4, 168), Few(8, 2, 2, 8, 128), Few(8, 1, 4, 8, 128)],
+    (False, True): [Few(8, 2, 2, 8, 128)],
+    (True, False): [Few(4, 1, 4, 4, 255), Few(8, 1, 2, 8, 128), Few(8, 2, 2, 8, 128)],
+    (True, True): [Few(8, 2, 2, 8, 128)],
+}
+"""What is worth trying for more than four rows or not, gated or not."""
+SHORT = Few(4, 2, 2, 4, 128)
+"""For rows that have fewer blocks than slices."""

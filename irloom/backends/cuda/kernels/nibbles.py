@@ -15,13 +15,13 @@ from .mode import INTERPRETED, kernel, tl
 def _cut(then: str) -> list[str]:
     """What cuts out four entries: for bf16 and f16, unsigned and signed, lower halves of bytes and upper."""
     return [
-        "{ .reg .b32 t, m, a, b; "
+        "{ .reg .b32 t, m, e, a, b; "
         + ("shr.u32 t, $2, 4; " if high else "mov.b32 t, $2; ")
-        + f"mov.b32 m, {one + flip:#06x}{one + flip:04x}; "
-        + "prmt.b32 a, t, 0, 0x4140; prmt.b32 b, t, 0, 0x4342; "
+        + f"mov.b32 m, {one + flip:#06x}{one + flip:04x}; mov.b32 e, {one << 16:#010x}; "
+        + f"lop3.b32 t, t, 0x0f0f0f0f, {flip * 0x01010101:#010x}, 0x6a; "
+        + "prmt.b32 a, t, e, 0x7170; prmt.b32 b, t, e, 0x7372; "
         + "".join(
-            f"lop3.b32 {y}, {y}, 0x000f000f, m, 0x6a; sub.{to}x2 {y}, {y}, m; "
-            + then.format(to=to, y=y, by=3 + i, zero=5 + i)
+            f"sub.{to}x2 {y}, {y}, m; " + then.format(to=to, y=y, by=3 + i, zero=5 + i)
             for i, y in enumerate("ab")
         )
         + "mov.b32 $0, a; mov.b32 $1, b; }"
@@ -113,28 +113,19 @@ def one_of(four, J: tl.constexpr, to: tl.constexpr):
 @kernel
 def matrix(e, M: tl.constexpr, S: tl.constexpr):
     """Entries [M / 16, S / 32, 512] of fragments as a matrix [M, S]: each stays where it is."""
-    e = _parted(e, M, S)
+    # strip, fragment, row, column, half of 32 entries, half of the rows, half of 16 entries, entry
+    e = tl.reshape(e, (M // 16, S // 32, 8, 4, 2, 2, 2, 2))
     return tl.reshape(tl.permute(e, (0, 5, 2, 1, 4, 6, 3, 7)), (M, S))
 
 
 @kernel
-def matrix_in_turn(e, M: tl.constexpr, S: tl.constexpr):
-    """The same with columns ``in_turn``: entries that lie in a word lie side by side."""
-    e = _parted(e, M, S)
-    return tl.reshape(tl.permute(e, (0, 5, 2, 1, 4, 3, 6, 7)), (M, S))
-
-
-@kernel
-def in_turn(y):
-    """Columns of [M, S] in the order in which a thread has those of a fragment."""
-    y = tl.reshape(y, (y.shape[0], y.shape[1] // 16, 2, 4, 2))
-    return tl.reshape(tl.permute(y, (0, 1, 3, 2, 4)), (y.shape[0], y.shape[1] * 16))
-
-
-@kernel
-def _parted(e, M: tl.constexpr, S: tl.constexpr):
-    """Strip, fragment, row, column, half of 32 entries, half of the rows, half of 16 entries, entry."""
-    return tl.reshape(e, (M // 16, S // 32, 8, 4, 2, 2, 2, 2))
+def fragments_of_slices(e, STRIPS: tl.constexpr, S: tl.constexpr):
+    """Entries [STRIPS * slices, S / 32, 512] as matrices [slices, 16 STRIPS, S]: those that lie in a word
+    lie side by side.
+    """
+    SLICES: tl.constexpr = e.shape[0] // STRIPS
+    e = tl.reshape(e, (STRIPS, SLICES, S // 32, 8, 4, 2, 2, 2, 2))
+    return tl.reshape(tl.permute(e, (1, 0, 6, 3, 2, 5, 4, 7, 8)), (SLICES, STRIPS * 16, S))
 
 
 @kernel
