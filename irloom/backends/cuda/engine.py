@@ -18,7 +18,7 @@ from .alike import rows_alike
 from .answers import Answers, Submitted
 from .arrays import StepArrays
 from .buckets import Bucket, Buckets
-from .graphs import Graphs
+from .graphs import Graphs, Kind
 from .kernels.late import late_tokens
 from .kernels.sample import sample
 from .memory import Block
@@ -58,6 +58,7 @@ class CudaEngine:
         self.answers, self.work = Answers(self.max_seqs, self.device), Workspace(self.device)
         self.alike = limits.batch_invariant
         self._logits: dict[Bucket, torch.Tensor] = {}
+        self._bucket = largest  # that the last step was loaded as
 
     def step(self, batch: Batch) -> Sequence[Sampled | None]:
         """One step: see ``runtime.core.Engine``."""
@@ -96,21 +97,27 @@ class CudaEngine:
 
     def _rare(self, batch: Batch, logits: torch.Tensor) -> Reports | None:
         """Choose again where scores are changed or reported."""
-        draws = self.arrays.there(self.buckets.of(len(batch.tokens), len(batch.context))).draws
         self.work.reset()
-        return choose_again(self.chosen, logits, draws, batch, self.work)
+        return choose_again(self.chosen, logits, self.arrays.there(self._bucket).draws, batch, self.work)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Store the batch's keys and values, and sample; the logits [S, vocab] of the last tokens, f32 or
         what widens to it.
         """
-        bucket = self.buckets.of(len(batch.tokens), len(batch.context))
+        bucket, cuts = kind = self._kind(batch)
         with torch.inference_mode():
             self.arrays.load(batch, bucket)
-            cuts = any_cut(batch.draws)
+            self._bucket = bucket
             with rows_alike(self.alike):
-                self.graphs.run((bucket, cuts), lambda: self._queue(bucket, cuts))
+                self.graphs.run(kind, lambda: self._queue(bucket, cuts))
         return self._logits[bucket][: len(batch.context)]
+
+    def _kind(self, batch: Batch) -> Kind:
+        """What a step is run as: its own kind where rows must be alike, and where a request is alone, which
+        says the same each time.
+        """
+        kind = self.buckets.of(len(batch.tokens), len(batch.context)), any_cut(batch.draws)
+        return kind if self.alike or len(batch.context) == 1 else self.graphs.home(kind)
 
     def _queue(self, bucket: Bucket, cuts: bool) -> None:
         at = self.arrays.there(bucket)

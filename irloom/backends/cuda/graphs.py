@@ -1,4 +1,8 @@
-"""CUDA graphs of whole steps, one a kind: from the second step of a kind on, one call queues it all."""
+"""CUDA graphs of whole steps, one a kind: from the second step of a kind on, one call queues it all.
+
+A kind that is met for the first time runs in a larger kind's graph, if that costs less than launching it
+kernel by kernel: so do the steps at the end of many requests, where ever fewer are left.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,16 @@ Kind = tuple[Bucket, bool]
 """A bucket, and whether a row of its steps is drawn with a cut."""
 KEPT = 160
 """Graphs that are kept, those used last."""
+LARGEST = 1024
+"""Rows of the largest graph that smaller steps run in: more take the GPU longer than the host to launch."""
+EMPTIEST = 0.75
+"""The part of such a step that may be there to fill it up."""
+CUT = 0.1
+"""What the kernels that look for cuts cost where there are none, as a part of a step."""
+WORTH = 2.0
+"""Whole steps: when what was filled up comes to so many, a kind has a graph of its own. To make one costs as
+much for a large step, more for a small one, of which there are more.
+"""
 
 
 class Graphs:
@@ -28,7 +42,21 @@ class Graphs:
         self.most = KEPT if enabled else 0
         self.graphs: OrderedDict[Kind, torch.cuda.CUDAGraph | None] = OrderedDict()
         self.pool = torch.cuda.graph_pool_handle() if enabled else None
+        self.stream = torch.cuda.Stream() if enabled else None
+        self.filled: dict[Kind, float] = {}
         self.captured = self.replayed = 0
+
+    def home(self, kind: Kind) -> Kind:
+        """The kind to run a step of ``kind`` as: its own, or one that has a graph and holds the step."""
+        if kind in self.graphs:
+            return kind
+        larger = [k for k, graph in self.graphs.items() if graph is not None and _holds(k, kind)]
+        best = min(larger, key=lambda k: _filled(k, kind), default=kind)
+        filled = self.filled.get(kind, 0.0) + _filled(best, kind)
+        if best == kind or filled > WORTH:
+            return kind
+        self.filled[kind] = filled
+        return best
 
     def run(self, kind: Kind, queue: Callable[[], None]) -> None:
         """Queue a step: ``queue`` does so launch by launch."""
@@ -57,7 +85,7 @@ class Graphs:
 
     def _captured(self, kind: Kind, queue: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         try:
-            graph = self._capture(queue)
+            graph = self._with_room(queue)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -74,8 +102,42 @@ class Graphs:
         self.captured += 1
         return graph
 
+    def _with_room(self, queue: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """A capture makes no room for itself: where there is none, torch's cache is emptied for another."""
+        try:
+            return self._capture(queue)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()
+        return self._capture(queue)
+
     def _capture(self, queue: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Not by ``torch.cuda.graph``: that waits for the GPU, which has the step before to run meanwhile."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            queue()
+        with torch.cuda.stream(self.stream):
+            graph.capture_begin(self.pool, capture_error_mode="thread_local")
+            try:
+                queue()
+            finally:
+                graph.capture_end()
         return graph
+
+
+def _holds(large: Kind, kind: Kind) -> bool:
+    """Whether a step of ``kind`` can be run as one of ``large``, and is not too small a part of it."""
+    (there, any_cut), (here, cuts) = large, kind
+    return (
+        there.decode == here.decode
+        and here.tokens <= there.tokens <= LARGEST
+        and here.seqs <= there.seqs
+        and (any_cut or not cuts)
+        and _filled(large, kind) <= EMPTIEST
+    )
+
+
+def _filled(large: Kind, kind: Kind) -> float:
+    """Which part of a step of ``large`` is run for nothing: rows of its layers, and of the logits behind."""
+    (there, any_cut), (here, cuts) = large, kind
+    rows = (here.tokens + here.seqs) / (there.tokens + there.seqs)
+    return 1 - rows + CUT * (any_cut != cuts)

@@ -38,6 +38,7 @@ def warm_up(program: Program, limits: Limits, report: Report) -> None:
     limits = replace(limits, max_context=limits.max_tokens)
     program = once_round(program)
     engine = CudaEngine(program, any_weights(program), _pools(program, limits), limits, limits.max_tokens)
+    engine.graphs = Graphs(enabled=False)  # a step that ran in another's graph would choose nothing
     todo = list(batches(engine))
     if not program.fallbacks:  # bodies would look at what no kernel has made
         compile_all(rehearsed(lambda: _rehearse(engine, todo)), lambda n, of: report("compile", n, of))

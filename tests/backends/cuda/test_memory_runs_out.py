@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
 from irloom.backends.cuda.buckets import Bucket
-from irloom.backends.cuda.graphs import Graphs
 from irloom.backends.cuda.runner import Runner
 from irloom.backends.cuda.step import Step
 from irloom.ir.errors import OutOfMemory
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import SamplingParams
+from tests.backends.cuda.captures import Captures
 from tests.backends.cuda.device import DEVICE
 from tests.backends.cuda.serving import Model
 from tests.backends.serving import LIMITS
@@ -63,29 +61,6 @@ def test_one_token_that_runs_out_of_memory_is_refused(monkeypatch):
     assert loop.unfinished == loop.pages.in_use == 0
     loop.check()
     assert len(loop.generate(PROMPTS[:1], GREEDY)[0].token_ids) == 2
-
-
-class Captures(Graphs):
-    """Graphs that take ``room`` of memory in all, counted instead of captured."""
-
-    def __init__(self, room: int) -> None:
-        super().__init__(enabled=False)
-        self.most, self.room = 160, room
-
-    def _capture(self, queue: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        if sum(g is not None for g in self.graphs.values()) == self.room:
-            try:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            except torch.OutOfMemoryError:
-                raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
-        return Replayed(queue)  # type: ignore[return-value]
-
-
-class Replayed:
-    """A graph that runs what it was made of."""
-
-    def __init__(self, queue: Callable[[], None]) -> None:
-        self.replay = queue
 
 
 def test_fewer_graphs_are_kept_where_there_is_no_memory_for_more():
