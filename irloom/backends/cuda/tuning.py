@@ -100,6 +100,8 @@ class Tuner:
         heavy: bool = False,
     ) -> T:
         """See ``tuning.choose``."""
+        if not self.rehearsing and (before := self.settled.get((name, key))) in candidates:
+            return candidates[candidates.index(before)]
         chosen = candidates[0] if len(candidates) == 1 else self._known(f"{name} {key}", candidates)
         if chosen is None and self.rehearsing:
             _each(candidates, run)

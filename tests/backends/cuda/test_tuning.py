@@ -155,3 +155,15 @@ def test_what_does_not_is_chosen_by_a_burst(tmp_path: Path) -> None:
 def test_noise_decides_nothing(tmp_path: Path) -> None:
     near = [(100.0, 100.0), (100.0, 99.0), (100.0, 98.5)]
     assert Card().tuner(tmp_path / "a.json").choose("p", (8,), near, same, heavy=True) == near[0]
+
+
+def test_what_is_settled_is_not_looked_up_again(tmp_path: Path) -> None:
+    """Unless a rehearsal wants to see all candidates."""
+    tuner, ran = Tuner(tmp_path / "a.json", seconds), list[float]()
+    tuner.choose("pause", (8,), CANDIDATES, pause)
+    tuner.known.clear()
+    assert tuner.choose("pause", (8,), CANDIDATES, ran.append) == 0.001
+    assert not ran
+    with tuner.rehearsal():
+        tuner.choose("pause", (8,), CANDIDATES, ran.append)
+    assert ran == CANDIDATES
