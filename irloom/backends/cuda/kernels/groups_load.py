@@ -91,6 +91,27 @@ def cast(store, narrow, ready, phase, DIM: tl.constexpr, WARPS: tl.constexpr):
 
 
 @groups
+def bring(
+    x_map, store, ready, free, narrow, narrow_ready, place: tl.constexpr, blocks, pages, upto, end, n, kv,
+    PAGE: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr, DIM: tl.constexpr, WARPS: tl.constexpr,
+):  # fmt: skip
+    """Block ``upto`` of keys, or of values, to where it is multiplied, as soon as that is free.
+
+    What is cast has been copied to ``place`` of ``narrow``, where the next block goes then.
+    """
+    stage, phase = blocks % STAGES, blocks // STAGES & 1
+    mbarrier.wait(free.index(stage), phase ^ 1)
+    if x_map.dtype.primitive_bitwidth == 8:
+        there, came = narrow.index(place), narrow_ready.index(place)
+        cast(store.index(stage), there, came, blocks & 1, DIM, WARPS)
+        mbarrier.arrive(ready.index(stage), count=1)
+        if upto > end:
+            fetch(x_map, there, came, pages, upto - 1, n, kv, PAGE, KEYS, DIM)
+    else:
+        fetch(x_map, store.index(stage), ready.index(stage), pages, upto, n, kv, PAGE, KEYS, DIM)
+
+
+@groups
 def load(
     q_map, k_map, v_map, q_store, k_store, v_store, narrow, told, q_ready, q_free, k_ready, k_free, v_ready,
     v_free, narrow_ready, told_ready, told_free, counts, table, starts, context, seqs, table_row,
@@ -143,27 +164,14 @@ def load(
                 fetch(k_map, narrow.index(0), narrow_ready.index(0), pages, upto, n, kv, PAGE, KEYS, DIM)
                 fetch(v_map, narrow.index(1), narrow_ready.index(1), pages, upto, n, kv, PAGE, KEYS, DIM)
             while upto >= end:
-                stage, phase = blocks % STAGES, blocks // STAGES & 1
-                mbarrier.wait(k_free.index(stage), phase ^ 1)
-                if CAST:
-                    cast(k_store.index(stage), narrow.index(0), narrow_ready.index(0), blocks & 1, DIM, WARPS)
-                    mbarrier.arrive(k_ready.index(stage), count=1)
-                    if upto > end:
-                        ready = narrow_ready.index(0)
-                        fetch(k_map, narrow.index(0), ready, pages, upto - 1, n, kv, PAGE, KEYS, DIM)
-                else:
-                    ready = k_ready.index(stage)
-                    fetch(k_map, k_store.index(stage), ready, pages, upto, n, kv, PAGE, KEYS, DIM)
-                mbarrier.wait(v_free.index(stage), phase ^ 1)
-                if CAST:
-                    cast(v_store.index(stage), narrow.index(1), narrow_ready.index(1), blocks & 1, DIM, WARPS)
-                    mbarrier.arrive(v_ready.index(stage), count=1)
-                    if upto > end:
-                        ready = narrow_ready.index(1)
-                        fetch(v_map, narrow.index(1), ready, pages, upto - 1, n, kv, PAGE, KEYS, DIM)
-                else:
-                    ready = v_ready.index(stage)
-                    fetch(v_map, v_store.index(stage), ready, pages, upto, n, kv, PAGE, KEYS, DIM)
+                bring(
+                    k_map, k_store, k_ready, k_free, narrow, narrow_ready, 0, blocks, pages, upto, end, n, kv,
+                    PAGE, KEYS, STAGES, DIM, WARPS,
+                )  # fmt: skip
+                bring(
+                    v_map, v_store, v_ready, v_free, narrow, narrow_ready, 1, blocks, pages, upto, end, n, kv,
+                    PAGE, KEYS, STAGES, DIM, WARPS,
+                )  # fmt: skip
                 blocks += 1
                 upto -= 1
             done += 1
