@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from .curves import activated, tanh
 from .mode import kernel, rounded, tl
+from .tiles import power_of_two
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Strip:
 
     def width(self, k: int, wide: int) -> int:
         """Entries of a row of ``k`` that are read at once, where a thread reads ``wide`` in 16 bytes."""
-        return min(self.warps * 32 * wide, max(1 << (k - 1).bit_length(), wide))
+        return min(self.warps * 32 * wide, max(power_of_two(k), wide))
 
     def ahead(self, k: int, width: int) -> int:
         """How many parts are in flight."""

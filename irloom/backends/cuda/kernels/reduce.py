@@ -6,6 +6,7 @@ import torch
 
 from .choose import LAST, largest, order_keys, place_of
 from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from .tiles import power_of_two
 
 WIDEST = 8192
 """Entries of a row that ``topk`` holds at once, at most."""
@@ -30,7 +31,7 @@ def topk(values: torch.Tensor, index: torch.Tensor, x: torch.Tensor, *, k: int) 
 def argmax(out: torch.Tensor, x: torch.Tensor) -> None:
     """The op ``argmax``: ``out`` i32 [..], the first of equals of ``x`` [.., n]."""
     rows = _rows(x)
-    step = min(STEP, 1 << (x.shape[-1] - 1).bit_length())
+    step = min(STEP, power_of_two(x.shape[-1]))
     _argmax[(len(rows),)](
         out, rows, rows.stride(0), x.shape[-1], STEP=step, **options(num_warps=_warps(step))
     )
@@ -40,7 +41,7 @@ def softmax(out: torch.Tensor, x: torch.Tensor, *, dim: int = -1) -> None:
     """The op ``softmax`` along the last dim of ``x`` [.., n]."""
     assert dim in (-1, x.ndim - 1), "rows of the last dim"
     rows = _rows(x)
-    step = min(STEP, 1 << (x.shape[-1] - 1).bit_length())
+    step = min(STEP, power_of_two(x.shape[-1]))
     _softmax[(len(rows),)](
         out, rows, rows.stride(0), x.shape[-1], STEP=step, **options(num_warps=_warps(step))
     )

@@ -15,6 +15,7 @@ from .few_rows import Strip
 from .form import Form
 from .mode import INTERPRETED, options, triton
 from .small_kernel import small_kernel
+from .tiles import power_of_two
 
 ROWS = 4
 """So many are worth the interpreter's time: on a GPU two rows or more want tensor cores."""
@@ -94,7 +95,7 @@ def _sweep(
     """``small_product`` of one row and a weight that are both of e4m3."""
     (n, k), scaling = weight.values.shape, Scaling.of(weight, x.shape[1])
     assert form.quant is not None
-    width = min(sweep.warps * 32 * 16, 1 << (k - 1).bit_length())
+    width = min(sweep.warps * 32 * 16, power_of_two(k))
     parts = -(-n // sweep.rows)
     programs = min(parts, sweep.programs * multiprocessors(out.device))
     norm = None if norm is None else norm.view(torch.int32)
@@ -169,5 +170,5 @@ class Scaling:
         if not isinstance(weight, Quantized):
             return Scaling(1, 0)
         n, (blocks, groups) = weight.values.shape[0], weight.scales.shape
-        share = 1 if blocks == n else 0 if blocks == 1 else 1 << (-(-n // blocks) - 1).bit_length()
+        share = 1 if blocks == n else 0 if blocks == 1 else power_of_two(-(-n // blocks))
         return Scaling(share, k // groups if groups > 1 or weight.zeros is not None else 0)
