@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .kernels.ring import Ring, has_rings
 from .kernels.streamed import Stream
 from .kernels.wide import Wide
 from .product_tiles import MEDIUM, SHARED, multiprocessors
@@ -12,18 +13,50 @@ PART = 128
 """Bytes of a row in a box: as many as are moved at a time."""
 HEIGHTS = 128, 64, 256
 """Rows of the weight that a program may have."""
+RINGED = range(17, 65)
+"""Rows by which a ring that is full before the tokens are there beats all else."""
+DEEPEST = 12
+"""Places of a ring: more hold no more than memory needs to be kept busy."""
+
+Boxed = Wide | Stream | Ring
 
 
-def boxed_tiles(rows: int, n: int, k: int, size: int, gated: bool, residual: bool) -> list[Wide | Stream]:
+def boxed_tiles(rows: int, n: int, k: int, size: int, gated: bool, residual: bool) -> list[Boxed]:
     """Tiles for a weight that gives ``n`` columns of ``k`` entries of ``size`` bytes."""
     step = PART // size
     if rows > MEDIUM:
         return _wide(step, gated, residual)
+    if rings := ringed(rows, n, k, step, gated):
+        return rings
     gates = [Wide(64 if rows <= 64 else 128, 128, step, 8, 4)] if gated else []
     return [*gates, *dict.fromkeys(_streams(rows, n, k, step, gated))]
 
 
-def _wide(step: int, gated: bool, residual: bool) -> list[Wide | Stream]:
+def ringed(rows: int, n: int, k: int, step: int, gated: bool) -> list[Boxed]:
+    """Rings where all programs run at once, on a GPU that has them; none but for ``RINGED`` rows.
+
+    Either one program has a multiprocessor, or two share each: were there fewer of those, some would share
+    one while others had none.
+    """
+    width = _width(rows)
+    if rows not in RINGED or not has_rings():
+        return []
+    made: list[Boxed] = []
+    for height, warps, each, fewest in ((64, 4, 1, 0.4), (128, 8, 1, 0.7), (64, 4, 2, 0.7)):
+        tiles, most = -(-n // height), k // (4 * step)
+        programs = multiprocessors() * each
+        stages = SHARED // each // (PART * (height * (1 + gated) + width))
+        for split in (1, 2, 4, 8):
+            if split <= max(1, most) and programs * fewest <= tiles * split <= programs:
+                made.append(Ring(height, width, step, split, warps, min(stages, DEEPEST)))
+    return made
+
+
+def _width(rows: int) -> int:
+    return max(16, min(128, 1 << (rows - 1).bit_length()))
+
+
+def _wide(step: int, gated: bool, residual: bool) -> list[Boxed]:
     """Two operands of 256 and 128 rows take all shared memory, or nearly all. Neither 256 tokens, nor more
     entries at a time, nor smaller groups were ever faster where the card is at its power limit.
     """
@@ -32,13 +65,13 @@ def _wide(step: int, gated: bool, residual: bool) -> list[Wide | Stream]:
     return [Wide(128, 256, step, 8, 3 if residual else 4), Wide(128, 128, step, 8, 4)]
 
 
-def _streams(rows: int, n: int, k: int, step: int, gated: bool) -> Iterator[Wide | Stream]:
+def _streams(rows: int, n: int, k: int, step: int, gated: bool) -> Iterator[Stream]:
     """About a program for each multiprocessor, or half as many, or twice where there is room for two.
 
     Boxes of tokens come from the L2 cache, once for each program: the more rows of the weight it has, the
     less goes that way.
     """
-    width = max(16, min(128, 1 << (rows - 1).bit_length()))
+    width = _width(rows)
     for height in (64,) if gated else HEIGHTS:
         tiles = -(-n // height) * -(-rows // width)
         room = SHARED if height > HEIGHTS[0] else SHARED // 2

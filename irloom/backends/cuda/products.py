@@ -34,6 +34,7 @@ from .kernels.form import Form
 from .kernels.gemm_fp8 import has_scaled_product, scaled_product
 from .kernels.large import matrix_product, same_memory
 from .kernels.quantize import quantize
+from .kernels.ring import Ring, ring_product
 from .kernels.rows import rms_norm
 from .kernels.small import small_product, strips
 from .kernels.streamed import Stream, streamed_product
@@ -54,7 +55,7 @@ CHUNK = 4096
 EXPANDED = 32 << 20
 """Bytes of a quantized weight that are made plain at a time: they stay in the L2 cache."""
 
-Own = Tile | Stream | Wide | FourTile
+Own = Tile | Stream | Ring | Wide | FourTile
 Way = str | Strip | Sweep | Sheaf | Few | Own
 """A strip, a sweep or few: all in one kernel; a sheaf: all but rounding; ``Own``: our own product of more
 rows; ``library``: cuBLAS; ``expand``: the same, with the weight made plain for it.
@@ -157,11 +158,16 @@ class Product:
 
     @property
     def ways(self) -> list[Way]:
-        """All that can be tried; the first stands where nothing is timed."""
+        """All that can be tried; the first stands where nothing is timed.
+
+        Not the library's where there are rings: these begin before a clock that times them alone can see it.
+        """
         if _lies_in_fragments(self.weight):
             return [*four_ways(self.out, self.x, self.weight, self.form), "expand"]
         form, own = self.form, self._own
-        if not isinstance(self.weight, Quantized):
+        if own and isinstance(own[0], Ring):
+            some = own
+        elif not isinstance(self.weight, Quantized):
             some = ["library", *own]
         elif has_scaled_product(self.quant, self.weight):
             some = ["library", *own] if self._boxed else ["library", *own, "expand"]
@@ -237,6 +243,8 @@ class Product:
             wide_product(*given, tile, multiprocessors())
         elif isinstance(tile, Stream):
             streamed_product(*given, work, tile)
+        elif isinstance(tile, Ring):
+            ring_product(*given, work, tile)
         elif isinstance(tile, FourTile):
             assert _lies_in_fragments(self.weight) and isinstance(x, torch.Tensor)
             tiled_four_product(to, x, self.weight, self.bias, self.residual, self.form, work, tile)

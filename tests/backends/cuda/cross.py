@@ -35,7 +35,7 @@ print(json.dumps({n: made.asm.get(n) for n in ("ptx", "ttgir")} | {"shared": mad
 
 def copied(element: str, bits: int, *box: int) -> str:
     """The type of a tensor that the copy engine reads a ``box`` of at a time."""
-    layout = f"swizzle_byte_width={box[-1] * bits // 8}, element_bitwidth={bits}, rank={len(box)}"
+    layout = f"swizzle_byte_width={min(128, box[-1] * bits // 8)}, element_bitwidth={bits}, rank={len(box)}"
     return f"tensordesc<{element}{list(box)},NVMMASharedLayout({layout})>"
 
 

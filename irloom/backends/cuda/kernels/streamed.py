@@ -14,7 +14,7 @@ import torch
 
 from ..quantized import Operand, scales_of, values_of
 from ..work import Workspace
-from .boxes import box, prefetch_rows, weight_box
+from .boxes import box, weight_box
 from .finish import finished
 from .form import Form
 from .mode import INTERPRETED, dot, go_on, kernel, options, rounded, tl, triton, varying, wait
@@ -25,7 +25,7 @@ from .tiled import scale_strides
 class Stream:
     """``n`` rows of the weight (of each half, where gated) by ``t`` tokens, ``k`` entries at a time.
 
-    ``split`` programs share a sum. So many KiB of a row are on their way ``ahead`` of the tokens.
+    ``split`` programs share a sum.
     """
 
     n: int
@@ -34,7 +34,6 @@ class Stream:
     split: int = 1
     warps: int = 4
     stages: int = 4
-    ahead: int = 1
 
 
 def streamed_product(
@@ -56,33 +55,37 @@ def streamed_product(
     tiles = int(triton.cdiv(t, tile.t) * triton.cdiv(n, tile.n))
     parts = work.parts(tiles, tile.split, (1 + form.gated) * tile.n * tile.t)
     streamed_kernel[(tiles * tile.split,)](
-        out, box(values, tile.t, tile.k), weight_box(matrix, tile.n, tile.k, form.gated), matrix,
+        out, box(values, tile.t, tile.k), weight_box(matrix, tile.n, tile.k, form.gated),
         scales_of(x), scales_of(weight), bias, residual, parts, work.counters, t, n, k, out.stride(0),
-        matrix.stride(0), 0 if residual is None else residual.stride(0), scale_strides(x)[0],
+        0 if residual is None else residual.stride(0), scale_strides(x)[0],
         scale_strides(weight)[0], float(form.scale), float(form.softcap or 1.0),
         GATED=form.gated, ACT=form.act, CAPPED=form.softcap is not None, SPLIT=tile.split, BN=tile.n,
-        BT=tile.t, BK=tile.k, AHEAD=tile.ahead, **options(num_warps=tile.warps, num_stages=tile.stages),
+        BT=tile.t, BK=tile.k, **options(num_warps=tile.warps, num_stages=tile.stages),
     )  # fmt: skip
 
 
 @varying("T")
 def streamed_kernel(
-    out, x, w, matrix, x_scales, w_scales, bias, residual, parts, counters,
-    T, N, K, out_row, w_row, residual_row, x_scale_row, w_scale_row, scale, cap,
+    out, x, w, x_scales, w_scales, bias, residual, parts, counters,
+    T, N, K, out_row, residual_row, x_scale_row, w_scale_row, scale, cap,
     GATED: tl.constexpr, ACT: tl.constexpr, CAPPED: tl.constexpr, SPLIT: tl.constexpr,
-    BN: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, AHEAD: tl.constexpr, CHAIN: tl.constexpr,
+    BN: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
-    """``x`` and ``w`` are boxes, ``matrix`` is the weight's memory. Programs of a tile stand side by side, so
-    that those that wait for others are never all that run.
+    """``x`` and ``w`` are boxes. Programs of a tile stand side by side, so that those that wait for others
+    are never all that run.
+
+    What the end needs besides the sums is asked for at the start: nothing waits for it behind them.
     """
+    SHARE: tl.constexpr = BN // SPLIT
     tile, part, token_tiles = tl.program_id(0) // SPLIT, tl.program_id(0) % SPLIT, tl.cdiv(T, BT)
     t0, n0 = (tile % token_tiles) * BT, (tile // token_tiles) * BN
     each = tl.cdiv(tl.cdiv(K, BK), SPLIT) * BK
     first, last = part * each, tl.minimum(part * each + each, K)
+    t, n = t0 + tl.arange(0, BT), n0 + part * SHARE + tl.arange(0, SHARE)
     go_on(CHAIN)
-    if CHAIN:
-        prefetch_rows(matrix, n0, N, K, w_row, first, BN, GATED, AHEAD)
+    of_rows = _of_rows(w_scales, bias, n, N, w_scale_row, GATED)
     wait(CHAIN)
+    of_tokens = _of_tokens(x_scales, residual, n, t, N, T, x_scale_row, residual_row)
     acc = tl.zeros((BN * (2 if GATED else 1), BT), tl.float32)
     for k in tl.range(first, last, BK):
         if GATED:
@@ -93,28 +96,28 @@ def streamed_kernel(
         up = acc
         if GATED:
             acc, up = acc.reshape(2, BN, BT).permute(1, 2, 0).split()
-        _finish(
-            acc, up, out, x_scales, w_scales, bias, residual, n0, t0, T, N, out_row, residual_row,
-            x_scale_row, w_scale_row, scale, cap, GATED, ACT, CAPPED,
-        )  # fmt: skip
+        _finish(acc, up, out, of_rows, of_tokens, n, t, N, T, out_row, scale, cap, GATED, ACT, CAPPED)
     else:
-        SHARE: tl.constexpr = BN // SPLIT
         parts += (tile * SPLIT).to(tl.int64) * acc.numel
-        there = _leave(acc, parts, counters + tile, part, SPLIT)
-        # the interpreter runs one program after another: the last one finishes all shares
-        begin = tl.where(there, 0, SPLIT) if INTERPRETED else part
-        for share in tl.range(begin, SPLIT if INTERPRETED else part + 1):
-            y, up = _sums(parts, share, GATED, SPLIT, SHARE, BN, BT)
-            _finish(
-                y, up, out, x_scales, w_scales, bias, residual, n0 + share * SHARE, t0, T, N, out_row,
-                residual_row, x_scale_row, w_scale_row, scale, cap, GATED, ACT, CAPPED,
-            )  # fmt: skip
+        come = _leave(acc, parts, counters + tile, part, SPLIT)
+        if not INTERPRETED:
+            y, up = _sums(parts, part, GATED, SPLIT, SHARE, BN, BT)
+            _finish(y, up, out, of_rows, of_tokens, n, t, N, T, out_row, scale, cap, GATED, ACT, CAPPED)
+            _leave_zero(counters + tile, SPLIT)
+        elif come == SPLIT:  # the interpreter runs one program after another: the last finishes all shares
+            for share in tl.range(SPLIT):
+                n = n0 + share * SHARE + tl.arange(0, SHARE)
+                of_rows = _of_rows(w_scales, bias, n, N, w_scale_row, GATED)
+                of_tokens = _of_tokens(x_scales, residual, n, t, N, T, x_scale_row, residual_row)
+                y, up = _sums(parts, share, GATED, SPLIT, SHARE, BN, BT)
+                _finish(y, up, out, of_rows, of_tokens, n, t, N, T, out_row, scale, cap, GATED, ACT, CAPPED)
+            tl.store(counters + tile, 0)
 
 
 @kernel
 def _leave(acc, parts, counter, part, SPLIT: tl.constexpr):
-    """Leaves a part of a sum in memory; True when all parts are there, and zero in the counter when all
-    programs know. The interpreter waits for nobody: False while others are to come.
+    """Leaves a part of a sum in memory; how many parts are there: all, but for the interpreter, which waits
+    for nobody.
     """
     at = tl.arange(0, acc.shape[0])[:, None] * acc.shape[1] + tl.arange(0, acc.shape[1])[None, :]
     tl.store(parts + part * acc.numel + at, acc)
@@ -124,12 +127,14 @@ def _leave(acc, parts, counter, part, SPLIT: tl.constexpr):
         while come < SPLIT:
             come = tl.atomic_add(counter, 0, sem="acquire")
         tl.debug_barrier()
-        gone = tl.atomic_add(counter, 1, sem="acq_rel") + 1
-        if gone == 2 * SPLIT:
-            tl.store(counter, 0)
-    elif come == SPLIT:
+    return come
+
+
+@kernel
+def _leave_zero(counter, SPLIT: tl.constexpr):
+    """Zero in the counter when all programs have seen that all parts are there."""
+    if tl.atomic_add(counter, 1, sem="relaxed") == 2 * SPLIT - 1:
         tl.store(counter, 0)
-    return come >= SPLIT
 
 
 @kernel
@@ -152,31 +157,43 @@ def _sums(
 
 
 @kernel
-def _finish(
-    acc, up, out, x_scales, w_scales, bias, residual, n0, t0, T, N, out_row, residual_row, x_scale_row,
-    w_scale_row, scale, cap, GATED: tl.constexpr, ACT: tl.constexpr, CAPPED: tl.constexpr,
-):  # fmt: skip
-    """Whatever follows the sums of some rows of the weight, and the result."""
-    n, t = n0 + tl.arange(0, acc.shape[0]), t0 + tl.arange(0, acc.shape[1])
-    acc = _whole(acc, x_scales, w_scales, bias, n, t, N, T, 0, x_scale_row, w_scale_row)
-    if GATED:
-        up = _whole(up, x_scales, w_scales, bias, n, t, N, T, N, x_scale_row, w_scale_row)
-    y = finished(acc, up, scale, cap, GATED, ACT, CAPPED)
-    there = (n < N)[:, None] & (t < T)[None, :]
-    if residual is not None:
-        at = residual + t[None, :].to(tl.int64) * residual_row + n[:, None]
-        y += tl.load(at, there, 0.0).to(tl.float32)
-    at = out + t[None, :].to(tl.int64) * out_row + n[:, None]
-    tl.store(at, rounded(y, out.dtype.element_ty), there)
+def _of_rows(w_scales, bias, n, N, w_scale_row, GATED: tl.constexpr):
+    """Scales and biases of rows ``n`` of the weight, and of those that are gated: ones, zeros where none."""
+    scales, up_scales, biases, up_biases = 1.0, 1.0, 0.0, 0.0
+    if w_scales is not None:
+        scales = tl.load(w_scales + n * w_scale_row, n < N, 0.0).to(tl.float32)[:, None]
+        if GATED:
+            up_scales = tl.load(w_scales + (n + N) * w_scale_row, n < N, 0.0).to(tl.float32)[:, None]
+    if bias is not None:
+        biases = tl.load(bias + n, n < N, 0.0).to(tl.float32)[:, None]
+        if GATED:
+            up_biases = tl.load(bias + N + n, n < N, 0.0).to(tl.float32)[:, None]
+    return scales, biases, up_scales, up_biases
 
 
 @kernel
-def _whole(acc, x_scales, w_scales, bias, n, t, N, T, first, x_scale_row, w_scale_row):
-    """Sums of the weight's rows from ``first`` on, with their scales and bias."""
-    if w_scales is not None:
-        acc *= tl.load(w_scales + (n + first) * w_scale_row, n < N, 0.0).to(tl.float32)[:, None]
+def _of_tokens(x_scales, residual, n, t, N, T, x_scale_row, residual_row):
+    """Scales of tokens, and what is added to a result: one, zero where there is none."""
+    scales, more = 1.0, 0.0
     if x_scales is not None:
-        acc *= tl.load(x_scales + t * x_scale_row, t < T, 0.0)[None, :]
-    if bias is not None:
-        acc += tl.load(bias + first + n, n < N, 0.0).to(tl.float32)[:, None]
-    return acc
+        scales = tl.load(x_scales + t * x_scale_row, t < T, 0.0)[None, :]
+    if residual is not None:
+        at = residual + t[None, :].to(tl.int64) * residual_row + n[:, None]
+        more = tl.load(at, (n < N)[:, None] & (t < T)[None, :], 0.0).to(tl.float32)
+    return scales, more
+
+
+@kernel
+def _finish(
+    acc, up, out, of_rows, of_tokens, n, t, N, T, out_row, scale, cap,
+    GATED: tl.constexpr, ACT: tl.constexpr, CAPPED: tl.constexpr,
+):  # fmt: skip
+    """Whatever follows the sums of rows ``n`` of the weight, and the result."""
+    scales, biases, up_scales, up_biases = of_rows
+    token_scales, more = of_tokens
+    acc = acc * scales * token_scales + biases
+    if GATED:
+        up = up * up_scales * token_scales + up_biases
+    y = finished(acc, up, scale, cap, GATED, ACT, CAPPED) + more
+    at = out + t[None, :].to(tl.int64) * out_row + n[:, None]
+    tl.store(at, rounded(y, out.dtype.element_ty), (n < N)[:, None] & (t < T)[None, :])
