@@ -178,7 +178,7 @@ class Model:
                 while todo:
                     name, work = next(iter(todo.items()))
                     process.limit = self._left()
-                    found = found_by(process, work, self.args.repeats)
+                    found = found_by(process, work, self.args.repeats, self.args.warm)
                     self._keep(name, text, process.about, found)
                     del todo[name]
         except PeerError as error:
@@ -220,11 +220,11 @@ def load(work: Work) -> Load:
     return Load(*work.requests)
 
 
-def found_by(contender: Contender, work: Work, repeats: int) -> dict[str, Any]:
+def found_by(contender: Contender, work: Work, repeats: int, warm: int) -> dict[str, Any]:
     """A row as a contender serves it: medians, percentiles of times, and every sample.
 
     A request alone is streamed, and sent ``repeats`` times. Many together take the fastest way; when each
-    token came is seen in one run more, where there are several.
+    token came is seen in one run more, where there are several. Before, at most ``warm`` runs are short.
     """
     from irloom.driver.measure import Served
 
@@ -234,7 +234,7 @@ def found_by(contender: Contender, work: Work, repeats: int) -> dict[str, Any]:
     def answer(run: int, stream: bool, tokens: int = new) -> Answer:
         return contender.answer(asked.prompts(requests, contender.vocab, run), tokens, stream)
 
-    for run in range(work.warm):
+    for run in range(min(work.warm, warm)):
         answer(-1 - run, requests == 1, min(SHORT, new))
     answers = [answer(run, requests == 1) for run in range(runs)]
     streamed = answers if requests == 1 else [answer(runs, True)] if runs > 1 else []
@@ -275,6 +275,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--row", action="append", choices=WORKS, help="may be given again; default: all")
     p.add_argument("--results", type=Path, default=RESULTS, help="folder of the file of results")
     p.add_argument("--repeats", type=int, default=5, help="of a request alone; many together have their own")
+    p.add_argument("--warm", type=int, default=2, help="short runs before what is measured, at most")
     p.add_argument("--target", default="cuda")
     p.add_argument("--peer", action="append", help="instead of the row's own, as `irloom bench` takes them")
     p.add_argument("--peer-python", help="an interpreter that has the peers")
