@@ -30,6 +30,14 @@ def test_the_command_line_loads_nothing_but_click():
     assert loaded_by("import irloom.cli") & HEAVY == {"click"}
 
 
+@pytest.mark.parametrize("does", ["enable", "disable"])
+def test_a_name_leaves_the_garbage_collector_as_it_is(does):
+    """It is off while modules are imported."""
+    said = f"import gc, irloom\ngc.{does}()\nirloom.IRError\ntry: irloom.nothing\nexcept AttributeError: pass"
+    code = f"{said}\nassert gc.isenabled() == {does == 'enable'}"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_names_for_type_checkers_are_the_names_at_run_time():
     (block,) = (
         node

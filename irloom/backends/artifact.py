@@ -13,13 +13,13 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from irloom.backends.beside import beside
 from irloom.backends.digests import Extent, digests, remembered_digests
 from irloom.backends.needs import Need
 from irloom.ir.errors import BuildError, EngineMismatch
@@ -173,7 +173,7 @@ class EngineReader:
         names = [*self.manifest.parts, *self.manifest.links]
         self._check_bytes([name for name in names if not name.startswith(later)])
         left = [name for name in names if name.startswith(later)]
-        self._checking = _beside(lambda: self._check_bytes(left)) if left else None
+        self._checking = beside(lambda: self._check_bytes(left)) if left else None
 
     def checked(self) -> None:
         """Wait until all bytes are checked; ``EngineMismatch`` where one was changed."""
@@ -255,14 +255,6 @@ class EngineReader:
                 )
             if name in links and found != links[name].sha256:
                 raise self.refuse(f"{name} is a part of {links[name].file}, which was changed")
-
-
-def _beside(check: Callable[[], None]) -> Future[None]:
-    """A check on its way, in a thread."""
-    pool = ThreadPoolExecutor(1)
-    done = pool.submit(check)
-    pool.shutdown(wait=False)
-    return done
 
 
 def is_engine(path: Path) -> bool:

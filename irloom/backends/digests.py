@@ -14,19 +14,36 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from irloom.backends.machine import cores
+
 Extent = tuple[Path, int, int]
 """Bytes of a file: where they start, and where they end."""
 PIECE = 1 << 24
 """Bytes that are hashed as one."""
-_BLOCK = 1 << 20
 
 
 def digests(extents: Sequence[Extent]) -> list[str]:
-    """The digest of each, in hex; pieces of all are hashed side by side."""
+    """The digest of each, in hex; pieces of all are hashed side by side.
+
+    A thread reads a whole piece at once, and hashes it at once: it seldom asks for the interpreter, so that
+    one who opens an engine meanwhile hardly waits for it.
+    """
     pieces = [piece for extent in extents for piece in _pieces(extent)]
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(_digest, pieces)
-        return [_joined([next(found) for _ in _pieces(extent)]) for extent in extents]
+    found = [b""] * len(pieces)
+    shared = iter(enumerate(pieces))  # next() of it is one step, whichever thread makes it
+    longest = max((stop - start for _, start, stop in pieces), default=0)
+
+    def some() -> None:
+        block = memoryview(bytearray(longest))
+        for i, piece in shared:
+            found[i] = _digest(piece, block)
+
+    count = min(cores(), len(pieces))
+    with ThreadPoolExecutor(max(1, count)) as pool:
+        for done in [pool.submit(some) for _ in range(count)]:
+            done.result()
+    left = iter(found)
+    return [_joined([next(left) for _ in _pieces(extent)]) for extent in extents]
 
 
 def remembered_digests(extents: Sequence[Extent]) -> list[str]:
@@ -88,12 +105,12 @@ def _joined(found: Sequence[bytes]) -> str:
     return (found[0] if len(found) == 1 else hashlib.sha256(b"".join(found)).digest()).hex()
 
 
-def _digest(extent: Extent) -> bytes:
+def _digest(extent: Extent, block: memoryview) -> bytes:
+    """Of what a file has of it: a file may have become shorter."""
     path, start, stop = extent
-    digest, block = hashlib.sha256(), memoryview(bytearray(min(_BLOCK, max(stop - start, 1))))
+    done, size = 0, max(stop - start, 0)
     with path.open("rb", buffering=0) as f:
         f.seek(start)
-        while start < stop and (n := f.readinto(block[: stop - start])):
-            digest.update(block[:n])
-            start += n
-    return digest.digest()
+        while done < size and (n := f.readinto(block[done:size])):
+            done += n
+    return hashlib.sha256(block[:done]).digest()

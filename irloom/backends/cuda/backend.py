@@ -21,7 +21,9 @@ from .kernel_store import choices_of, keep_list, kernels_used, list_of, listed, 
 from .lower import lower
 from .program import Program
 from .room import Room, told
+from .transfer import stage
 from .tuning import tuner
+from .wake import wake
 from .weight_store import FOLDER, LINK
 from .weights import read_weights, stored_bytes, write_weights
 
@@ -84,7 +86,8 @@ class CudaBackend:
         return {"gpu": there.name, "sm": there.compute, "triton": version("triton")}
 
     def prepare(self) -> None:
-        """Kernels are compiled for the shapes of a model: nothing can be done before it is traced."""
+        """Kernels are compiled for the shapes of a model; what compiles and launches them needs none."""
+        wake()
 
     def build(self, m: Module, checkpoint: Checkpoint, out: EngineWriter, report: Report) -> None:
         """Module, program to read, weights."""
@@ -98,10 +101,15 @@ class CudaBackend:
         if self.lacks() is None:
             _compile(program, out, report)
 
+    def wake(self) -> None:
+        """Begin what opening an engine needs beside its files."""
+        wake(stage)
+
     def open(self, engine: EngineReader, limits: Limits) -> Engine:
         """Weights and caches on the GPU."""
         from .engine import CudaEngine
         from .runner import planned
+        from .trials import first_steps
 
         if (lack := self.lacks()) is not None:
             raise EngineMismatch(
@@ -120,8 +128,13 @@ class CudaBackend:
         room = Room.here(stored_bytes(engine), step)
         limits = replace(limits, memory=room.for_caches(limits.memory))
         with told("the engine, though it was there", SMALLER):
-            weights = read_weights(engine, program, torch.device("cuda"))
-            return CudaEngine(program, weights, pools(m, limits, max_context), limits, max_context)
+            weights, wait = read_weights(engine, program, torch.device("cuda"))
+            try:
+                made = CudaEngine(program, weights, pools(m, limits, max_context), limits, max_context)
+                first_steps(made)
+            finally:
+                wait()
+        return made
 
 
 def _compile(program: Program, out: EngineWriter, report: Report) -> None:

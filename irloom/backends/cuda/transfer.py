@@ -51,6 +51,12 @@ def transfer(copies: Sequence[Copy], memory: torch.Tensor, threads: int = THREAD
             done.result()
 
 
+def stage() -> None:
+    """Have the memory that ``transfer`` reads into pinned: torch keeps it for whoever asks for as much."""
+    if torch.cuda.is_available():
+        _ = [torch.empty(BLOCK, dtype=torch.uint8, pin_memory=True) for _ in range(THREADS * STAGES)]
+
+
 def _blocks(c: Copy) -> Iterator[Copy]:
     for start in range(0, c.source.nbytes, BLOCK):
         yield Copy(c.source.part(start, min(start + BLOCK, c.source.nbytes)), c.to + start)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from irloom.backends.core import Limits, Report
@@ -18,7 +17,7 @@ from irloom.backends.pools import cache_plan
 from irloom.ir.elem import Elem, Quant
 from irloom.ir.graph import Loop, Param
 from irloom.ir.plan import Pool
-from irloom.runtime.core import DRAW, Batch, SamplingRow
+from irloom.runtime.core import Batch, SamplingRow
 from irloom.runtime.request import SamplingParams
 
 from .ahead import compile_all, rehearsed
@@ -29,6 +28,7 @@ from .memory import shape
 from .program import Program, Step
 from .quantized import Operand, Quantized
 from .runner import Weights
+from .trials import queue_all, trial
 from .tuning import tuner
 from .weights import fragment_spans
 
@@ -41,7 +41,7 @@ def warm_up(program: Program, limits: Limits, report: Report) -> None:
     engine.graphs = Graphs(enabled=False)  # a step that ran in another's graph would choose nothing
     todo = list(batches(engine))
     if not program.fallbacks:  # bodies would look at what no kernel has made
-        compile_all(rehearsed(lambda: _rehearse(engine, todo)), lambda n, of: report("compile", n, of))
+        compile_all(rehearsed(lambda: queue_all(engine, todo)), lambda n, of: report("compile", n, of))
     todo.sort(key=lambda batch: -len(batch.tokens))  # what sizes share a choice, the largest makes
     with _alone():
         for done, batch in enumerate(todo):
@@ -57,18 +57,6 @@ def _alone() -> Iterator[None]:
         with suppress(OSError):  # where nothing can be written, nobody else keeps time either
             held.enter_context(locked(tuner().file.with_suffix(".timing")))
         yield
-
-
-def _rehearse(engine: CudaEngine, todo: Sequence[Batch]) -> None:
-    """Queue every step as its first time is, not in a graph."""
-    graphs, engine.graphs = engine.graphs, Graphs(enabled=False)
-    try:
-        for batch in todo:
-            with suppress(Exception):  # it fails again, and says so, when it is run
-                engine.submit(batch)
-    finally:
-        engine.graphs = graphs
-        engine.runner.work.reset()
 
 
 def once_round(program: Program) -> Program:
@@ -89,38 +77,16 @@ def batches(engine: CudaEngine) -> Iterator[Batch]:
     reports.
     """
     tokens = [min(n, engine.max_tokens) for n in engine.buckets.tokens]
-    yield from (_batch(engine, [1] * min(n, engine.max_seqs)) for n in engine.buckets.decodes)
-    yield from (_batch(engine, [n]) for n in tokens)
+    yield from (trial(engine, [1] * min(n, engine.max_seqs)) for n in engine.buckets.decodes)
+    yield from (trial(engine, [n]) for n in tokens)
     for n in (min(n, engine.max_seqs) for n in engine.buckets.seqs[1:]):
         least = min((t for t in tokens if t > n), default=tokens[-1])
         ones = min(n, least - 1) - 1  # beside a first one of two tokens or more
-        yield _batch(engine, [least - ones, *[1] * ones])
-    drawn = _batch(engine, [1])
+        yield trial(engine, [least - ones, *[1] * ones])
+    drawn = trial(engine, [1])
     drawn.draws["temperature"], drawn.draws["top_p"] = 1, 0.9
     yield drawn
     yield replace(drawn, sampling=[SamplingRow(SamplingParams(logprobs=1), 0, 0)], rare=(0,))
-
-
-def _batch(engine: CudaEngine, counts: list[int]) -> Batch:
-    """Sequences that bring so many tokens, and have none before; they greedily choose the next."""
-    seqs, longest = len(counts), max(counts)
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    draws = np.zeros(seqs, DRAW)
-    draws["asked"], draws["top_p"] = 1, 1.0
-    return Batch(
-        tokens=np.arange(starts[-1], dtype=np.int32) % engine.vocab,
-        positions=np.concatenate([np.arange(n, dtype=np.int32) for n in counts]),
-        starts=starts,
-        context=np.array(counts, np.int32),
-        tables=tuple(_table(pool, seqs, longest) for pool in engine.pools),
-        sampling=[None] * seqs,
-        draws=draws,
-    )
-
-
-def _table(pool: Pool, seqs: int, longest: int) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
-    pages = -(-longest // pool.page)
-    return (np.arange(seqs * pages, dtype=np.int32) % pool.pages).reshape(seqs, pages)
 
 
 def _pools(program: Program, limits: Limits) -> tuple[Pool, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
+from irloom.backends.beside import beside
 from irloom.backends.core import Report
 from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.elem import ELEMS, Elem, Quant
@@ -150,8 +151,21 @@ def write(
             each.result()
 
 
-def read(engine: EngineReader, wanted: Iterable[Wanted], device: Device) -> dict[str, Operand]:
-    """Every weight on ``device``, by name: views of one memory."""
+@dataclass(frozen=True)
+class Arriving:
+    """Weights by name, on their way to the device: views of one memory, in which the rest is zeros."""
+
+    operands: dict[str, Operand]
+    filled: Future[None]
+
+    def wait(self) -> dict[str, Operand]:
+        """The operands, when all bytes are there; ``CheckpointError`` for a file that ends too early."""
+        self.filled.result()
+        return self.operands
+
+
+def read(engine: EngineReader, wanted: Iterable[Wanted], device: Device) -> Arriving:
+    """Begin to read every weight to ``device``."""
     wanted = list(wanted)
     once, places = _once(wanted), _places(engine)
     at, copies, where = 0, list[Copy](), dict[str, int]()
@@ -163,15 +177,15 @@ def read(engine: EngineReader, wanted: Iterable[Wanted], device: Device) -> dict
                 to += e.nbytes
             assert to == at + _size(elem, dims), f"{name} is stored as {to - at} bytes"
             at += -(-_size(elem, dims) // ALIGN) * ALIGN
-    memory = torch.empty(at, dtype=torch.uint8, device=device)
-    transfer(copies, memory)
+    memory = torch.zeros(at, dtype=torch.uint8, device=device)
+    filled = beside(lambda: transfer(copies, memory))
 
     def view(name: str, elem: Elem, dims: tuple[int, ...]) -> torch.Tensor:
         start = where[name]
         return memory[start : start + _size(elem, dims)].view(elem.torch).view(dims)
 
     made = {key: w.made({name: view(name, *t) for name, t in w.tensors.items()}) for key, w in once.items()}
-    return {w.name: made[w.same] for w in wanted}
+    return Arriving({w.name: made[w.same] for w in wanted}, filled)
 
 
 def stands_for(t: Type) -> Operand:

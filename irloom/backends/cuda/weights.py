@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
@@ -75,12 +77,14 @@ def write_weights(out: EngineWriter, program: Program, checkpoint: Checkpoint, r
     weight_store.write(out, bound(program).values(), checkpoint, report, program.module.consts, device)
 
 
-def read_weights(engine: EngineReader, program: Program, device: torch.device) -> Weights:
-    """Every weight on the device."""
+def read_weights(
+    engine: EngineReader, program: Program, device: torch.device
+) -> tuple[Weights, Callable[[], object]]:
+    """Every weight on the device, zeros until it is there; the second waits until all are."""
     wanted = bound(program)
-    held = weight_store.read(engine, wanted.values(), device)
-    by_place = {place: held[w.name] for place, w in wanted.items()}
-    return lambda p, layer: by_place[p, layer]
+    arriving = weight_store.read(engine, wanted.values(), device)
+    by_place = {place: arriving.operands[w.name] for place, w in wanted.items()}
+    return lambda p, layer: by_place[p, layer], arriving.wait
 
 
 def stored_bytes(engine: EngineReader) -> int:

@@ -91,7 +91,7 @@ def test_what_is_read_is_what_the_expressions_give(tmp_path, checkpoint, monkeyp
     monkeypatch.setattr(transfer, "BLOCK", 700)
     weights = wanted({**LINKED, **COMPUTED})
     engine = built(tmp_path / "engine", checkpoint, weights)
-    got = weight_store.read(engine, weights, DEVICE)
+    got = weight_store.read(engine, weights, DEVICE).wait()
     for w in weights:
         assert same(got[w.name], w.value(checkpoint)), w.name
     assert all(t.data_ptr() % 64 == 0 for t in got.values() if isinstance(t, torch.Tensor))
@@ -188,7 +188,9 @@ def test_fragments_hold_what_rows_do(tmp_path, checkpoint, scheme):
     assert p.weight is not None and isinstance(quant, Quant)
     rows = Wanted("rows", p.weight, None, p.type)
     strips = Wanted("strips", p.weight, None, p.type, span_of(quant, dims))
-    got = weight_store.read(built(tmp_path / "engine", checkpoint, [rows, strips]), [rows, strips], DEVICE)
+    got = weight_store.read(
+        built(tmp_path / "engine", checkpoint, [rows, strips]), [rows, strips], DEVICE
+    ).wait()
     a, b = got["rows"], got["strips"]
     assert isinstance(a, Quantized) and isinstance(b, Quantized) and b.form == FORM
     assert torch.equal(plain(b.values, b.scales, b.zeros, quant).dequantize()[:, :96], a.dequantized())
