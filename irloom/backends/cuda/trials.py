@@ -23,7 +23,8 @@ def first_steps(engine: CudaEngine) -> None:
     Weights may be zeros. A program with bodies is left alone: they may ask the host what they have computed.
     """
     if not engine.program.fallbacks:
-        queue_all(engine, [trial(engine, [min(n, engine.max_tokens)]) for n in (PROMPT, 1)])
+        prompt = min(PROMPT, engine.max_tokens, engine.max_context)
+        queue_all(engine, [trial(engine, [n]) for n in (prompt, 1)])
 
 
 def queue_all(engine: CudaEngine, todo: Sequence[Batch]) -> None:
