@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import count
+from typing import Any
+
 import pytest
 import torch
 
 from irloom.backends.cuda.quantized import Operand
+from irloom.backends.cuda.runner import Run
 from irloom.ir.graph import Param
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import SamplingParams
@@ -62,4 +66,26 @@ def ends_alone(family: str) -> None:
         assert outputs[1 - at].token_ids == want[1 - at]
         assert not outputs[at].token_ids
         loop.check()
+    assert [o.token_ids for o in loop.generate(PROMPTS, GREEDY)] == want
+
+
+def test_a_step_that_fails_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It breaks off between its first launch and its last."""
+    model = Model.of("llama")
+    loop = Loop(engine(model))
+    launch, launches = Run._launch, count()
+
+    def breaks_off(self: Run, *given: Any) -> None:
+        if next(launches) == 9:
+            raise RuntimeError("a kernel failed")
+        launch(self, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "_launch", breaks_off)
+        with pytest.raises(RuntimeError, match="a kernel failed"):
+            loop.generate(PROMPTS, GREEDY)
+    assert loop.unfinished == loop.pages.in_use == 0
+    want = [o.token_ids for o in Loop(engine(model)).generate(PROMPTS, GREEDY)]
     assert [o.token_ids for o in loop.generate(PROMPTS, GREEDY)] == want
