@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from .kernels.ring import Ring, has_rings
 from .kernels.streamed import Stream
+from .kernels.tiles import power_of_two
 from .kernels.wide import Wide
 from .product_tiles import MEDIUM, SHARED, multiprocessors
 
@@ -53,7 +54,7 @@ def ringed(rows: int, n: int, k: int, step: int, gated: bool) -> list[Boxed]:
 
 
 def _width(rows: int) -> int:
-    return max(16, min(128, 1 << (rows - 1).bit_length()))
+    return max(16, min(128, power_of_two(rows)))
 
 
 def _wide(step: int, gated: bool, residual: bool) -> list[Boxed]:

@@ -9,6 +9,7 @@ import torch
 from .kernels.few_four import Few, fews, fits
 from .kernels.form import Form
 from .kernels.tiled_four import FourTile
+from .kernels.tiles import power_of_two
 from .product_tiles import MEDIUM, multiprocessors
 from .quantized import Operand, Quantized
 
@@ -36,7 +37,7 @@ def _tiles(x: torch.Tensor, weight: Quantized) -> Iterator[FourTile]:
     (rows, k), strips, span = x.shape, weight.values.shape[0], weight.values.shape[2] * 16
     if rows > MEDIUM or (weight.zeros is not None and weight.zeros.is_floating_point()):
         return
-    width = max(16, min(128, 1 << (rows - 1).bit_length()))
+    width = max(16, min(128, power_of_two(rows)))
     for height, entries, warps in SHAPES[width]:
         tiles = -(-strips // height) * -(-rows // width)
         most = max(1, min(16, k // 1024))

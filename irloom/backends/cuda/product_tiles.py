@@ -11,6 +11,7 @@ import torch
 from irloom.ir.elem import ELEMS, Quant
 
 from .kernels.tiled import Tile
+from .kernels.tiles import power_of_two
 from .quantized import Operand, Quantized
 
 MEDIUM = 256
@@ -50,7 +51,7 @@ def _shapes(rows: int, n: int, k: int, step: int, gated: bool) -> Iterator[Tile]
         for height, width, warps in GATED if gated else LARGE:
             yield Tile(height, width, step, 1, warps)
         return
-    width = max(16, min(128, 1 << (rows - 1).bit_length()))
+    width = max(16, min(128, power_of_two(rows)))
     for height in (64,) if gated else (128, 64):
         tiles = -(-n // height) * -(-rows // width)
         most = min(16, max(1, k // (4 * step)))

@@ -40,6 +40,7 @@ from .kernels.small import small_product, strips
 from .kernels.streamed import Stream, streamed_product
 from .kernels.tiled import Tile, tiled_product
 from .kernels.tiled_four import FourTile, tiled_four_product
+from .kernels.tiles import power_of_two
 from .kernels.wide import Wide, wide_product
 from .product_tiles import MEDIUM, multiprocessors, tiles
 from .quantized import Operand, Quantized, values_of
@@ -367,5 +368,5 @@ def _kind(x: Operand | None) -> object:
 
 def _rung(rows: int) -> int:
     """``rows`` rounded up to a power of two; up to ``MEDIUM`` to one and a half times one, too."""
-    power = 1 << (rows - 1).bit_length()
+    power = power_of_two(rows)
     return power * 3 // 4 if rows <= power * 3 // 4 and power <= MEDIUM else power

@@ -10,6 +10,7 @@ import torch
 from irloom.backends.cuda.work import Workspace
 
 from .mode import go_on, kernel, options, tl, triton, wait
+from .tiles import power_of_two
 
 MANY = 4096
 """Choices up to which each expert's program reads all of them."""
@@ -58,7 +59,7 @@ def align(
     if choices > MANY:
         pieces = -(-choices // PIECE)
         each = -(-pieces // PARTS)  # pieces of a part
-        parts, bins = -(-pieces // each), 1 << (kinds - 1).bit_length()
+        parts, bins = -(-pieces // each), power_of_two(kinds)
         counts, before = (work.take((n, bins), torch.int32) for n in (parts, parts * each))
         sizes = {"E": experts, "KINDS": kinds, "PIECE": PIECE, **options(num_warps=PIECE // 32)}
         _count[(parts,)](counts, before, index, real, choices, dims[1], each, **sizes)

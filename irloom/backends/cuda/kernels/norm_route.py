@@ -19,6 +19,7 @@ from .mode import go_on, kernel, options, rounded, tl, triton, wait
 from .norm_parts import has_parts, norm_route_parts
 from .router import choose_experts, places, route
 from .rows import rms_norm
+from .tiles import power_of_two
 
 FEW = 8
 """Tokens up to which all is one kernel: each of a token's programs reads its row and norms it."""
@@ -67,7 +68,7 @@ def norm_route(
         return
     groups = attrs.get("groups", 1)
     real = step.real if step is not None and step.tokens == rows else None
-    width = min(2048, 1 << (x.shape[1] - 1).bit_length())
+    width = min(2048, power_of_two(x.shape[1]))
     _norm_route[(triton.cdiv(experts, EACH), rows)](
         normed, weights, index, work.counters, x, norm, router, router_bias, bias, real, x.stride(0),
         normed.stride(0), eps, attrs.get("scale", 1.0),

@@ -18,6 +18,7 @@ import torch
 from ..fragments import blocks_of
 from ..work import Workspace
 from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from .tiles import power_of_two
 
 HIDDEN = tl.constexpr(12582912.0)
 """1.5 times the power of two whose floats are 1 apart: what is added to it lies in the lower bits."""
@@ -55,7 +56,7 @@ def row_digits(
 
 def sets_of(rows: int) -> int:
     """Sets of four rows, a power of two."""
-    return max(1, (1 << (rows - 1).bit_length()) // 4)
+    return max(1, power_of_two(rows) // 4)
 
 
 @kernel
