@@ -86,3 +86,13 @@ def test_any_prompts(case: Case) -> None:
 @pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
 def test_heads_of_256_features() -> None:
     check(Case((5, 1, 300), (3, 100, 70), dim=256, page=64, dtype=torch.bfloat16), by_groups)
+
+
+@pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
+@pytest.mark.parametrize("alone", [0, 5, 140])
+@pytest.mark.parametrize("kept", [None, torch.float8_e4m3fn])
+def test_many_prompts_behind_and_around_sequences_of_one_token(alone: int, kept: torch.dtype | None) -> None:
+    lengths = (1,) * alone + (40, 1, 1, 7, 1, 33, 2) * 45 + (1, 128)
+    past = tuple(s % 70 for s in range(len(lengths)))
+    kind = {"group": 4, "kv": 1, "dim": 64, "page": 16, "dtype": torch.bfloat16, "kept": kept}
+    check(Case(lengths, past, **kind), by_groups)

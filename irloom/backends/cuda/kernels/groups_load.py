@@ -34,17 +34,33 @@ def since(at, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
 
 
 @groups
-def sequences(starts, seqs, block, total, TOKENS: tl.constexpr, WARPS: tl.constexpr):
-    """How many sequences begin before row ``total`` and have ``block``, or later ones, as their first.
-
-    Each has blocks of ``TOKENS`` of its own, enough for what it brings and some more.
-    """
-    count = block * 0
+def counted(starts, seqs, total, WARPS: tl.constexpr):
+    """How many sequences in front bring one token each, and how many there are: those after are padding."""
+    more, there = seqs + 1, seqs * 0
     for first in range(0, seqs, 128):
         s = first + gl.arange(0, 128, gl.BlockedLayout([1], [32], [WARPS], [0]))
-        start = gl.load(starts + s, s < seqs, 0)
-        count += gl.sum(((s < seqs) & (start < total) & (start // TOKENS + s <= block)).to(gl.int32), 0)
-    return count
+        start = gl.load(starts + s, s < seqs, total)
+        there += gl.sum((start < total).to(gl.int32), 0)
+        end = gl.load(starts + s + 1, s < seqs, s + 1)
+        more = gl.minimum(more, gl.min(gl.where(end != s + 1, s, seqs + 1), 0))
+    return gl.minimum(more, there), there
+
+
+@groups
+def sequence_of(starts, block, alone, upto, TOKENS: tl.constexpr, WARPS: tl.constexpr):
+    """The last sequence before ``upto`` that has ``block``, or an earlier one, as its first.
+
+    Sequences after those ``alone`` have blocks of ``TOKENS`` of their own, enough for what they bring and
+    some more. Whoever goes down by blocks finds most of them in the 128 that are looked at first.
+    """
+    first, found = upto, block * 0
+    while (found == 0) & (first > alone):
+        end = first
+        first = gl.maximum(end - 128, alone)
+        s = first + gl.arange(0, 128, gl.BlockedLayout([1], [32], [WARPS], [0]))
+        start = gl.load(starts + s, s < end, 0)
+        found = gl.sum(((s < end) & ((start - alone) // TOKENS + s - alone <= block)).to(gl.int32), 0)
+    return first + found - 1
 
 
 @groups
@@ -127,16 +143,17 @@ def load(
         q_map.dtype, [2 * PANELS, TOKENS, HEADS, PANEL], gl.NVMMASharedLayout(128, 16, rank=3)
     )
     total = gl.load(starts + seqs)
-    most = total // (2 * TOKENS) + seqs
-    tiles = (total // (2 * TOKENS) + sequences(starts, seqs, most, total, 2 * TOKENS, WARPS)) * KV
+    alone, upto_seq = counted(starts, seqs, total, WARPS)
+    tiles = ((total - alone) // (2 * TOKENS) + upto_seq - alone) * KV
     tile = gl.program_id(0)
     done, blocks = tile * 0, tile * 0
     while tile < tiles:
         block, kv = (tiles - 1 - tile) // KV, tile % KV
-        s = sequences(starts, seqs, block, total, 2 * TOKENS, WARPS) - 1
+        s = sequence_of(starts, block, alone, upto_seq, 2 * TOKENS, WARPS)
+        upto_seq = s + 1
         start = gl.load(starts + s)
         count = gl.load(starts + s + 1) - start
-        offset = (block - start // (2 * TOKENS) - s) * (2 * TOKENS)
+        offset = (block - (start - alone) // (2 * TOKENS) - (s - alone)) * (2 * TOKENS)
         if (count > 1) & (offset < count):
             n = gl.load(context + s)
             slot = done % 2
