@@ -114,13 +114,38 @@ def ahead(
     there = (strip < N // 16) if BLOCKS == SLICES * EACH else (strip < N // 16) & (b < BLOCKS)
     tile = (tl.load(at, there[:, None, None], eviction_policy="evict_first"),)
     if HALF == 0:
-        r, b = tl.arange(0, STRIPS * 16)[None, :], (tl.arange(0, SLICES) * EACH + step)[:, None]
-        strip = strip_of(part, r // 16, N, STRIPS, GATED)
-        at, there = (strip * 16 + r % 16) * BLOCKS + b, (strip < N // 16) & (b < BLOCKS)
-        tile = tile + (tl.load(scales + at, there, 0),)
+        tile = tile + (by_row(scales, part, step, N, BLOCKS, SLICES, EACH, STRIPS, GATED),)
         if zeros is not None:
-            tile = tile + (tl.load(zeros + at, there, 0),)
+            tile = tile + (by_row(zeros, part, step, N, BLOCKS, SLICES, EACH, STRIPS, GATED),)
     return tile
+
+
+@kernel
+def by_row(
+    words, part, step, N: tl.constexpr, BLOCKS: tl.constexpr, SLICES: tl.constexpr, EACH: tl.constexpr,
+    STRIPS: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """Words [SLICES, 16 STRIPS] of rows of blocks. Of eight rows at a time there are fewer than threads: so
+    Triton has each thread read those that it multiplies by, and moves none between threads, for which all
+    of them would wait.
+    """
+    b, rows = (tl.arange(0, SLICES) * EACH + step)[:, None], ()
+    for i in tl.static_range(2 * STRIPS):
+        strip = strip_of(part, i // 2, N, STRIPS, GATED)
+        at = (strip * 16 + i % 2 * 8 + tl.arange(0, 8)[None, :]) * BLOCKS + b
+        rows = rows + (tl.load(words + at, (strip < N // 16) & (b < BLOCKS), 0),)
+    return joined(rows, SLICES, 2 * STRIPS)
+
+
+@kernel
+def joined(rows, SLICES: tl.constexpr, COUNT: tl.constexpr):
+    """Tensors [SLICES, 8] after each other, a power of two of them: [SLICES, 8 COUNT]."""
+    if COUNT == 1:
+        return rows[0]
+    else:
+        first = joined(rows[: COUNT // 2], SLICES, COUNT // 2)
+        both = tl.join(first, joined(rows[COUNT // 2 :], SLICES, COUNT // 2))
+        return tl.reshape(tl.permute(both, (0, 2, 1)), (SLICES, 8 * COUNT))
 
 
 @kernel
