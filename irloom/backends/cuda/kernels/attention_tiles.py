@@ -24,6 +24,9 @@ CONTEXT = 1024
 MOST = {"prefill": 8192, "decode": 1024}
 """Tokens of prompts, and sequences, past which tiles are not chosen anew."""
 
+SCANS = 128, 1024, 4096
+"""Up to so many sequences have their lengths learned at once by programs of groups."""
+
 
 def decode_tiles(call: Call) -> tuple[Tile, ...]:
     """Candidates for sequences that bring one token, the one to take without measuring first.
@@ -41,6 +44,9 @@ def decode_tiles(call: Call) -> tuple[Tile, ...]:
         (64, 2, 4),
         (32, 2, 4),
     ]
+    grouped = decode_group_tiles(call)
+    if grouped:
+        cuts = [cuts[0], *cuts[-2:]]
     fixed, free = 2048, 1
     if (
         rows == 64
@@ -51,7 +57,7 @@ def decode_tiles(call: Call) -> tuple[Tile, ...]:
         for keys, warps, stages in cuts
         if (used := fixed + keys * _bytes(call) * (stages - free)) <= SHARED
     ]
-    return decode_group_tiles(call) + tuple(tiles) or (Tile(16, rows, warps, 2),)
+    return (*grouped, *tiles) or (Tile(16, rows, warps, 2),)
 
 
 def decode_group_tiles(call: Call) -> tuple[Tile, ...]:
@@ -59,10 +65,12 @@ def decode_group_tiles(call: Call) -> tuple[Tile, ...]:
     a warp has much to do for the bytes that it takes.
     """
     k = call.cache.k
-    if not copies(call) or not call.kept()[2] or k.shape[3] > 128 or k.shape[2] % 4 or call.group > 16:
+    if not copies(call) or not call.kept()[2] or k.shape[3] > 128 or k.shape[2] % 4:
+        return ()
+    if call.group > 16 or call.step.seqs > SCANS[-1]:
         return ()
     deeper = 128 // k.shape[3]
-    tiles = Tile(32, 16, 4, 3 * deeper, 2, groups=True), Tile(16, 16, 4, 4 * deeper, 2, groups=True)
+    tiles = Tile(16, 16, 4, 4 * deeper, 2, groups=True), Tile(32, 16, 4, 3 * deeper, 2, groups=True)
     return tuple(t for t in tiles if t.keys <= k.shape[1])
 
 

@@ -25,7 +25,7 @@ def blocks_of(
 def copy(
     k_map, v_map, k_store, v_store, ready, free, table, starts, context, table_row, begin, end, s, passed,
     HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
-    HALVES: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr, MIXED: tl.constexpr,
+    KEYS: tl.constexpr, STAGES: tl.constexpr, MIXED: tl.constexpr,
 ):  # fmt: skip
     """Have a program's part of the line copied, a block of ``KEYS`` after the other.
 
@@ -46,17 +46,10 @@ def copy(
                 page = gl.load(pages + start // PAGE)
                 entry = start % PAGE - gl.maximum(start + KEYS - n, 0)
                 mbarrier.wait(free.index(stage), phase)
-                mbarrier.expect(ready.index(stage), 4 * HALVES * HEADS * KEYS * (DIM // 2))
-                for h in gl.static_range(HALVES):
-                    place = [page, kv, entry, h * (DIM // 2)]
-                    tma.async_copy_global_to_shared(
-                        k_map, place, ready.index(stage), k_store.index(stage * HALVES + h)
-                    )
-                for h in gl.static_range(HALVES):
-                    place = [page, kv, entry, h * (DIM // 2)]
-                    tma.async_copy_global_to_shared(
-                        v_map, place, ready.index(stage), v_store.index(stage * HALVES + h)
-                    )
+                mbarrier.expect(ready.index(stage), 2 * HEADS * KEYS * DIM)
+                place = [page, kv, entry, 0]
+                tma.async_copy_global_to_shared(k_map, place, ready.index(stage), k_store.index(stage))
+                tma.async_copy_global_to_shared(v_map, place, ready.index(stage), v_store.index(stage))
                 stage += 1
                 phase = gl.where(stage == STAGES, phase ^ 1, phase)
                 stage = gl.where(stage == STAGES, 0, stage)

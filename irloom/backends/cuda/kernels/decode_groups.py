@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..work import Workspace
 from .attention_call import Call, Tile
+from .attention_tiles import SCANS
 from .decode_copy import blocks_of, copy
 from .decode_warps import attend
 from .groups_mode import TensorDescriptor, fence_async_shared, gdc, gl, groups, varying_groups
@@ -32,22 +33,20 @@ def part_of(
     seqs, starts, context, MIXED: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
     KEYS: tl.constexpr, SCAN: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
-    """As ``decode_attention.part_of``, of blocks of ``KEYS``."""
+    """As ``decode_attention.part_of``, of blocks of ``KEYS``; ``seqs`` are at most ``SCAN``.
+
+    Each warp learns it by itself from up to 1024 of them, without a barrier.
+    """
     program, programs = gl.program_id(1), gl.num_programs(1)
-    some = gl.arange(0, SCAN, gl.BlockedLayout([1], [32], [WARPS], [0]))
-    line = gl.to_tensor(0)
-    for at in range(0, seqs, SCAN):
-        line += gl.sum(blocks_of(at + some, at + some < seqs, starts, context, MIXED, WINDOW, CHUNK, KEYS), 0)
+    s = gl.arange(0, SCAN, gl.BlockedLayout([min(SCAN // 32, 32)], [32], [WARPS], [0]))
+    n = blocks_of(s, s < seqs, starts, context, MIXED, WINDOW, CHUNK, KEYS)
+    ends = gl.associative_scan(n, 0, added)
+    line = gl.max(ends, 0)
     part = gl.maximum((line + programs - 1) // programs, 1)
     begin = program * part
-    s, passed, upto = gl.to_tensor(0), gl.to_tensor(0), gl.to_tensor(0)
-    for at in range(0, seqs, SCAN):
-        n = blocks_of(at + some, at + some < seqs, starts, context, MIXED, WINDOW, CHUNK, KEYS)
-        ends = upto + gl.associative_scan(n, 0, added)
-        s += gl.sum((ends <= begin).to(gl.int32), 0)
-        passed = gl.maximum(passed, gl.max(gl.where(ends <= begin, ends, 0), 0))
-        upto += gl.sum(n, 0)
-    return begin, gl.minimum(begin + part, line), part, s, passed
+    behind = ends <= begin
+    passed = gl.max(gl.where(behind, ends, 0), 0)
+    return begin, gl.minimum(begin + part, line), part, gl.sum(behind.to(gl.int32), 0), passed
 
 
 @varying_groups("seqs", "table_row")
@@ -64,10 +63,9 @@ def decode_groups(
     ``sums`` f32[h, 2 p, HEADS * ROWS, DIM], ``tops`` and ``totals`` f32[h, 2 p, HEADS * ROWS] are for
     sequences that are cut; ``counts`` i32[h, p] of zeros is left as zeros.
     """
-    HALVES: tl.constexpr = tl.constexpr(1 if PAIRS else 2)
     tile: tl.constexpr = gl.NVMMASharedLayout(DIM, 16, rank=4)
-    k_store = gl.allocate_shared_memory(k_map.dtype, [STAGES * HALVES, 1, HEADS, KEYS, DIM // 2], tile)
-    v_store = gl.allocate_shared_memory(k_map.dtype, [STAGES * HALVES, 1, HEADS, KEYS, DIM // 2], tile)
+    k_store = gl.allocate_shared_memory(k_map.dtype, [STAGES, 1, HEADS, KEYS, DIM // 2], tile)
+    v_store = gl.allocate_shared_memory(k_map.dtype, [STAGES, 1, HEADS, KEYS, DIM // 2], tile)
     ready, free = barriers(STAGES, 1), barriers(STAGES, 1)
     fence_async_shared()
     begin, end, part, s, passed = part_of(seqs, starts, context, MIXED, WINDOW, CHUNK, KEYS, SCAN, HEADS)
@@ -83,7 +81,7 @@ def decode_groups(
             )),
             (copy, (
                 k_map, v_map, k_store, v_store, ready, free, table, starts, context, table_row, begin, end, s,
-                passed, HEADS, DIM, PAGE, WINDOW, CHUNK, HALVES, KEYS, STAGES, MIXED,
+                passed, HEADS, DIM, PAGE, WINDOW, CHUNK, KEYS, STAGES, MIXED,
             )),
         ],
         [1],
@@ -108,8 +106,8 @@ def run_decode_groups(call: Call, tile: Tile, work: Workspace) -> None:
     decode_groups[blocks, programs](
         call.out, sums, tops, totals, work.counters, q, *maps, *rest, *call.sizes(),
         **{n: given[n] for n in same}, HEADS=heads, ROWS=rows, KEYS=tile.keys, STAGES=tile.stages,
-        MIXED=not step.decode, SCAN=128 if step.seqs <= 128 else 1024, PARTS=4 if rows <= 4 else 2,
-        **options(num_warps=heads, maxnreg=128 if heads == 4 else 168),  # the warp that copies needs few
+        MIXED=not step.decode, SCAN=next(n for n in SCANS if step.seqs <= n), PARTS=4 if rows <= 4 else 2,
+        **options(num_warps=heads, maxnreg=128),  # so that two programs fit: the warp that copies needs few
     )  # fmt: skip
 
 

@@ -30,23 +30,17 @@ def quads(x, PAIRS: tl.constexpr):
 
 @groups
 def queries(
-    here, q_head, GROUP: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, PAIRS: tl.constexpr,
-    half: tl.constexpr, layout: tl.constexpr,
+    here, q_head, GROUP: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, half: tl.constexpr,
+    layout: tl.constexpr,
 ):  # fmt: skip
-    """A half of the features of all query heads, as the keys' halves have them [HEADS, 16, DIM / 2]."""
+    """Two of every four features of all query heads, as ``quads`` has the keys' [HEADS, 16, DIM / 2]."""
     over: tl.constexpr = gl.SliceLayout(2, layout)
     h = gl.arange(0, HEADS, gl.SliceLayout(1, over))[:, None]
     row = gl.arange(0, 16, gl.SliceLayout(0, over))[None]
     p = gl.arange(0, DIM // 2, gl.SliceLayout(0, gl.SliceLayout(1, layout)))[None, None, :]
-    if PAIRS:
-        feature = p // 2 * 4 + p % 2 + 2 * half
-    else:
-        feature = p + half * (DIM // 2)
-    at = ((h * GROUP + row) * q_head)[:, :, None] + feature
-    x = gl.load(here + at, ((row < GROUP) & (h >= 0))[:, :, None] & (p >= 0), 0.0)
-    if PAIRS:
-        x = gl.minimum(gl.maximum(x.to(gl.float32), -65504.0), 65504.0).to(gl.float16)
-    return x
+    at = ((h * GROUP + row) * q_head)[:, :, None] + p // 2 * 4 + p % 2 + 2 * half
+    x = gl.load(here + at, ((row < GROUP) & (h >= 0))[:, :, None] & (p >= 0), 0.0).to(gl.float32)
+    return gl.minimum(gl.maximum(x, -65504.0), 65504.0).to(gl.float16)
 
 
 @groups
@@ -91,32 +85,43 @@ def joined(
 
 
 @groups
-def whole(low, high, DIM: tl.constexpr, PAIRS: tl.constexpr):
-    """Features of a value [h, rows, DIM] from its halves."""
-    both = gl.join(low, high)
-    if not PAIRS:
-        both = both.permute((0, 1, 3, 2))
-    return both.reshape([low.shape[0], low.shape[1], DIM])
+def whole(even, odd):
+    """Features of values [h, rows, DIM], of which there are the even and the odd ones."""
+    return gl.join(even, odd).reshape([even.shape[0], even.shape[1], 2 * even.shape[2]])
 
 
 @groups
-def tiles_of(k_store, v_store, stage, layout: tl.constexpr, PAIRS: tl.constexpr):
-    """A block of keys and one of values, each in two halves of its features."""
+def products(q_low, q_high, k_store, stage, mma: tl.constexpr, PAIRS: tl.constexpr):
+    """Products of queries with a block of keys [HEADS, 16, KEYS]: two sums, neither waits."""
     HEADS: tl.constexpr = k_store.shape[2]
     KEYS: tl.constexpr = k_store.shape[3]
-    HALF: tl.constexpr = k_store.shape[4]
-    if PAIRS:
-        k = k_store.index(stage).reshape([HEADS, KEYS, HALF]).permute((0, 2, 1))
-        k_low, k_high = quads(k.load(layout), PAIRS)
-        v_low, v_high = floats(v_store.index(stage).reshape([HEADS, KEYS, HALF]).load(layout), PAIRS)
-    else:
-        low, high = k_store.index(2 * stage), k_store.index(2 * stage + 1)
-        k_low = low.reshape([HEADS, KEYS, HALF]).permute((0, 2, 1)).load(layout)
-        k_high = high.reshape([HEADS, KEYS, HALF]).permute((0, 2, 1)).load(layout)
-        low, high = v_store.index(2 * stage), v_store.index(2 * stage + 1)
-        v_low = low.reshape([HEADS, KEYS, HALF]).load(layout)
-        v_high = high.reshape([HEADS, KEYS, HALF]).load(layout)
-    return k_low, k_high, v_low, v_high
+    tile = k_store.index(stage).reshape([HEADS, KEYS, k_store.shape[4]]).permute((0, 2, 1))
+    low, high = quads(tile.load(gl.DotOperandLayout(1, mma, 2)), PAIRS)
+    zero = gl.zeros([HEADS, 16, KEYS], gl.float32, mma)
+    return mma_v2(q_low, low, zero) + mma_v2(q_high, high, zero)
+
+
+@groups
+def added(
+    even, odd, top, total, x, v_store, free, stage, start, n, first, slope, SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr, SLOPED: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
+    PAIRS: tl.constexpr,
+):  # fmt: skip
+    """Add a block of values, of which the products with keys are ``x``; its place is free then."""
+    mma: tl.constexpr = even.type.layout
+    factor: tl.constexpr = LOG2E if SOFTCAP > 0 or SLOPED else SCALE * LOG2E
+    tile = v_store.index(stage).reshape([v_store.shape[2], v_store.shape[3], v_store.shape[4]])
+    low, high = floats(tile.load(gl.DotOperandLayout(1, mma, 2)), PAIRS)
+    mbarrier.arrive(free.index(stage), count=1)
+    x = scored(x, start, n, first, slope, SCALE, SOFTCAP, SLOPED, WINDOW, CHUNK)
+    higher = gl.maximum(top, gl.max(x, 2) * factor)
+    weight = gl.exp2(x * factor - higher[:, :, None])
+    kept = gl.exp2(top - higher)
+    total = total * kept + gl.sum(weight, 2)
+    p = gl.convert_layout(weight.to(gl.float16), gl.DotOperandLayout(0, mma, 2))
+    even = mma_v2(p, low, even * kept[:, :, None])
+    odd = mma_v2(p, high, odd * kept[:, :, None])
+    return even, odd, higher, total
 
 
 @groups
@@ -154,9 +159,7 @@ def attend(
     """Attend to a program's part of the line: a warp to a KV head, in products of its own."""
     mma: tl.constexpr = gl.NVMMADistributedLayout([2, 0], [HEADS, 1, 1], [1, 16, 8])
     left: tl.constexpr = gl.DotOperandLayout(0, mma, 2)
-    right: tl.constexpr = gl.DotOperandLayout(1, mma, 2)
     rows: tl.constexpr = gl.SliceLayout(2, mma)
-    factor: tl.constexpr = LOG2E if SOFTCAP > 0 or SLOPED else SCALE * LOG2E
     block, program, programs = gl.program_id(0), gl.program_id(1), gl.num_programs(1)
     head = block * HEADS * GROUP
     sums += block.to(gl.int64) * programs * 2 * HEADS * ROWS * DIM
@@ -181,30 +184,31 @@ def attend(
             opens, closes = begin == passed, until == passed + count
             zero = first // KEYS - passed
             here = q + token.to(gl.int64) * q_row + head * q_head
-            q_low = queries(here, q_head, GROUP, HEADS, DIM, PAIRS, 0, left)
-            q_high = queries(here, q_head, GROUP, HEADS, DIM, PAIRS, 1, left)
+            q_low = queries(here, q_head, GROUP, HEADS, DIM, 0, left)
+            q_high = queries(here, q_head, GROUP, HEADS, DIM, 1, left)
             top = gl.full([HEADS, 16], NOTHING, gl.float32, rows)
             total = gl.zeros([HEADS, 16], gl.float32, rows)
-            low = gl.zeros([HEADS, 16, DIM // 2], gl.float32, mma)
-            high = gl.zeros([HEADS, 16, DIM // 2], gl.float32, mma)
-            while begin < until:
-                mbarrier.wait(ready.index(stage), phase)
-                k_low, k_high, v_low, v_high = tiles_of(k_store, v_store, stage, right, PAIRS)
-                mbarrier.arrive(free.index(stage), count=1)
-                x = mma_v2(q_low, k_low, gl.zeros([HEADS, 16, KEYS], gl.float32, mma))
-                x = mma_v2(q_high, k_high, x)
-                x = scored(x, (zero + begin) * KEYS, n, first, slope, SCALE, SOFTCAP, SLOPED, WINDOW, CHUNK)
-                higher = gl.maximum(top, gl.max(x, 2) * factor)
-                weight = gl.exp2(x * factor - higher[:, :, None])
-                kept = gl.exp2(top - higher)
-                top, total = higher, total * kept + gl.sum(weight, 2)
-                p = gl.convert_layout(weight.to(q_low.dtype), left)
-                low = mma_v2(p, v_low, low * kept[:, :, None])
-                high = mma_v2(p, v_high, high * kept[:, :, None])
-                stage += 1
-                phase = gl.where(stage == STAGES, phase ^ 1, phase)
-                stage = gl.where(stage == STAGES, 0, stage)
+            even = gl.zeros([HEADS, 16, DIM // 2], gl.float32, mma)
+            odd = gl.zeros([HEADS, 16, DIM // 2], gl.float32, mma)
+            mbarrier.wait(ready.index(stage), phase)
+            x = products(q_low, q_high, k_store, stage, mma, PAIRS)
+            while begin + 1 < until:
+                after = gl.where(stage == STAGES - 1, 0, stage + 1)
+                phase = gl.where(stage == STAGES - 1, phase ^ 1, phase)
+                mbarrier.wait(ready.index(after), phase)
+                ahead = products(q_low, q_high, k_store, after, mma, PAIRS)  # while this block is weighed
+                even, odd, top, total = added(
+                    even, odd, top, total, x, v_store, free, stage, (zero + begin) * KEYS, n, first, slope,
+                    SCALE, SOFTCAP, SLOPED, WINDOW, CHUNK, PAIRS,
+                )  # fmt: skip
+                x, stage = ahead, after
                 begin += 1
+            even, odd, top, total = added(
+                even, odd, top, total, x, v_store, free, stage, (zero + begin) * KEYS, n, first, slope, SCALE,
+                SOFTCAP, SLOPED, WINDOW, CHUNK, PAIRS,
+            )  # fmt: skip
+            phase = gl.where(stage == STAGES - 1, phase ^ 1, phase)
+            stage = gl.where(stage == STAGES - 1, 0, stage + 1)
             there = out + token.to(gl.int64) * out_row + head * out_head
             sink_at = sinks + token.to(gl.int64) * sink_row + head
             if opens & closes:
@@ -214,12 +218,12 @@ def attend(
                     higher = gl.maximum(top, sink)
                     weight = gl.exp2(top - higher)
                     weight = weight / (total * weight + gl.exp2(sink - higher))
-                done = whole(low * weight[:, :, None], high * weight[:, :, None], DIM, PAIRS)
+                done = whole(even * weight[:, :, None], odd * weight[:, :, None])
                 store(there, done.to(out.dtype.element_ty), GROUP * out_head, out_head, GROUP)
             else:
                 at = 2 * program + opens.to(gl.int32)
                 kept_at = sums + at.to(gl.int64) * (HEADS * ROWS * DIM)
-                store(kept_at, whole(low, high, DIM, PAIRS), ROWS * DIM, DIM, ROWS)
+                store(kept_at, whole(even, odd), ROWS * DIM, DIM, ROWS)
                 spot = at * (HEADS * ROWS) + own * ROWS + row
                 gl.store(tops + spot, top, (row < ROWS) & (own >= 0))
                 gl.store(totals + spot, total, (row < ROWS) & (own >= 0))
