@@ -12,6 +12,7 @@ from irloom.runtime.core import DRAW, Batch
 
 from .engine import CudaEngine
 from .graphs import Graphs
+from .tuning import untimed
 
 PROMPT = 128
 """Tokens of the prompt that an engine tries as it opens."""
@@ -24,7 +25,8 @@ def first_steps(engine: CudaEngine) -> None:
     """
     if not engine.program.fallbacks:
         prompt = min(PROMPT, engine.max_tokens, engine.max_context)
-        queue_all(engine, [trial(engine, [n]) for n in (prompt, 1)])
+        with untimed():  # weights are on their way, and would disturb the clock
+            queue_all(engine, [trial(engine, [n]) for n in (prompt, 1)])
 
 
 def queue_all(engine: CudaEngine, todo: Sequence[Batch]) -> None:

@@ -65,6 +65,16 @@ def choose(
     return tuner().choose(name, key, candidates, run, heavy)
 
 
+@contextmanager
+def untimed() -> Iterator[None]:
+    """Inside, this thread times nothing: the first candidate stands in where nothing is known."""
+    before, _TRIALS.active = getattr(_TRIALS, "active", False), True
+    try:
+        yield
+    finally:
+        _TRIALS.active = before
+
+
 def settled(name: str, key: tuple[object, ...]) -> Any:
     """What this process has chosen before, None where it has not: who asks first lists no candidates."""
     return tuner().settled.get((name, key))
