@@ -30,14 +30,15 @@ class Load:
 
 @dataclass
 class Card:
-    """Begins idle, at its full clock; each load draws that clock towards its own."""
+    """Begins idle, at its full clock; each load draws that clock towards its own. ``slow`` for some."""
 
     now: float = 0.0
     rate: float = 1.0
+    slow: range = range(0)
     replays: list[Load] = field(default_factory=list)
 
     def replay(self, load: Load) -> None:
-        took = load.took / self.rate
+        took = load.took / self.rate / (0.92 if int(self.now) in self.slow else 1)
         self.now += took
         self.rate += (load.left - self.rate) * (1 - math.exp(-took / SETTLES))
         self.replays.append(load)
@@ -92,6 +93,13 @@ def test_what_is_close_goes_again_from_the_last_to_the_first(card: Card) -> None
     assert [load for load, _ in groupby(card.replays)] == [
         load for load, _ in groupby([*told, heated, *first, *second])
     ]
+
+
+@pytest.mark.parametrize("start", range(0, 400, 40))
+def test_a_card_that_is_slow_for_a_while_changes_no_choice(card: Card, start: int) -> None:
+    card.slow = range(start, start + 80)
+    took = clock.sustained([Load(1.0, 0.8), Load(1.04, 0.8)])  # pyright: ignore[reportArgumentType]
+    assert took[0] < took[1]
 
 
 def test_it_takes_no_longer_than_said(card: Card) -> None:
