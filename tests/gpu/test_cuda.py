@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from irloom.backends.cuda.ahead import compile_all, rehearsed
+from irloom.backends.cuda.captures import captured
 from irloom.backends.cuda.tuning import tuner
 from irloom.backends.cuda.warm import batches
 from irloom.runtime.loop import Loop
@@ -112,6 +115,31 @@ def test_a_steady_step_takes_no_memory_and_copies_once_each_way() -> None:
     copies = [e.name for e in found.events() or () if e.name.startswith("Memcpy")]
     assert sum("HtoD" in name for name in copies) == 4
     assert sum("DtoH" in name for name in copies) == 4
+
+
+def test_an_engine_that_is_gone_is_collected_behind_a_capture() -> None:
+    """Its graphs among the garbage would break the capture off."""
+    model = Model.of("llama")
+    out = torch.zeros(4, device="cuda")
+
+    def gone() -> weakref.ref[Counted]:
+        engine = ready(model)
+        model.served(engine, model.traffic(1, requests=2))
+        assert engine.graphs.captured
+        engine.itself = engine  # type: ignore[attr-defined]
+        return weakref.ref(engine)
+
+    def queue() -> None:
+        if gc.isenabled():  # then it may happen here
+            gc.collect()
+        out.add_(1)
+
+    left = gone()
+    captured(queue, torch.cuda.Stream()).replay()
+    torch.cuda.synchronize()
+    assert out.tolist() == [1.0] * 4
+    gc.collect()
+    assert left() is None
 
 
 OPENED = """

@@ -13,6 +13,8 @@ from statistics import median
 
 import torch
 
+from .captures import captured
+
 RUNS = 5
 """Runs in the graph that is timed."""
 REPLAYS = 3
@@ -103,18 +105,13 @@ def _replay(graph: torch.cuda.CUDAGraph) -> float:
 
 
 def _captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """``RUNS`` runs. Not by ``torch.cuda.graph``, which empties torch's cache of memory each time."""
-    graph, stream = torch.cuda.CUDAGraph(), _stream(torch.cuda.current_device())
+    """``RUNS`` runs."""
+    stream = _stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         run()  # what a library makes for a stream is there before the capture
         stream.synchronize()
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            for _ in range(RUNS):
-                run()
-        finally:
-            graph.capture_end()
+    graph = captured(lambda: [run() for _ in range(RUNS)], stream)
     torch.cuda.current_stream().wait_stream(stream)
     return graph
 

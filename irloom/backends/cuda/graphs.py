@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from .buckets import Bucket
+from .captures import captured
 from .room import out_of_memory
 
 Kind = tuple[Bucket, bool]
@@ -113,15 +114,7 @@ class Graphs:
         return self._capture(queue)
 
     def _capture(self, queue: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """Not by ``torch.cuda.graph``: that waits for the GPU, which has the step before to run meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self.stream):
-            graph.capture_begin(self.pool, capture_error_mode="thread_local")
-            try:
-                queue()
-            finally:
-                graph.capture_end()
-        return graph
+        return captured(queue, self.stream, self.pool)
 
 
 def _holds(large: Kind, kind: Kind) -> bool:
