@@ -16,6 +16,10 @@ HEIGHTS = 128, 64, 256
 """Rows of the weight that a program may have."""
 RINGED = range(17, 65)
 """Rows by which a ring that is full before the tokens are there beats all else."""
+SPLITS = 1, 2, 4, 8
+"""Into how many parts a sum may go."""
+SHORT = 64
+"""Boxes of a row that are few."""
 DEEPEST = 12
 """Places of a ring: more hold no more than memory needs to be kept busy."""
 
@@ -37,20 +41,21 @@ def ringed(rows: int, n: int, k: int, step: int, gated: bool) -> list[Boxed]:
     """Rings where all programs run at once, on a GPU that has them; none but for ``RINGED`` rows.
 
     Either one program has a multiprocessor, or two share each: were there fewer of those, some would share
-    one while others had none.
+    one while others had none. Half of the multiprocessors do where rows of the weight are short: those left
+    take the next kernel's programs. Those first that were fastest between a layer's other kernels.
     """
-    width = _width(rows)
     if rows not in RINGED or not has_rings():
         return []
-    made: list[Boxed] = []
-    for height, warps, each, fewest in ((64, 4, 1, 0.4), (128, 8, 1, 0.7), (64, 4, 2, 0.7)):
-        tiles, most = -(-n // height), k // (4 * step)
-        programs = multiprocessors() * each
-        stages = SHARED // each // (PART * (height * (1 + gated) + width))
-        for split in (1, 2, 4, 8):
-            if split <= max(1, most) and programs * fewest <= tiles * split <= programs:
-                made.append(Ring(height, width, step, split, warps, min(stages, DEEPEST)))
-    return made
+    made: list[Ring] = []
+    for height, warps, each, splits in ((64, 4, 1, SPLITS), (128, 8, 1, SPLITS), (64, 4, 2, SPLITS[:1])):
+        tiles, programs = -(-n // height), multiprocessors() * each
+        few = 0.4 if height == 64 and each == 1 and k <= SHORT * step else 0.7
+        stages = SHARED // each // (PART * (height * (1 + gated) + _width(rows)))
+        for split in splits:
+            if split <= max(1, k // (4 * step)) and programs * few <= tiles * split <= programs:
+                made.append(Ring(height, _width(rows), step, split, warps, min(stages, DEEPEST)))
+    made.sort(key=lambda ring: (ring.split > 1, -ring.n))
+    return [*made]
 
 
 def _width(rows: int) -> int:
@@ -87,7 +92,7 @@ def _splits(tiles: int, most: int, each: int) -> list[int]:
     """Into how many parts, up to ``most``, sums may go, with up to so many programs on ``each``
     multiprocessor.
     """
-    possible = [s for s in (1, 2, 4, 8) if s <= max(1, most)]
+    possible = [s for s in SPLITS if s <= max(1, most)]
     programs = multiprocessors() * each
     good = [s for s in possible if multiprocessors() * 0.4 <= tiles * s <= programs]
     return good or (possible[:1] if tiles > programs else possible[-1:])
