@@ -58,6 +58,8 @@ def page(results: dict[str, Any]) -> str:
     ]
     missed = [_missed(row) for row in results["rows"].values() if "failed" not in row and not reached(row)]
     lines += ["", "Goals that are missed:", "", *missed] if missed else []
+    remarks = [f"- {text}" for text in results.get("remarks", [])]  # written into the file, as a row's note
+    lines += ["", "How it was run, and what it does not show:", "", *remarks] if remarks else []
     return "\n".join([*lines, *(["", "Left out:", "", *out] if out else []), ""])
 
 

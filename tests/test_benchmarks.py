@@ -39,6 +39,7 @@ RESULTS = {
         },
         "c": {"title": "broken", "failed": "out of memory"},
     },
+    "remarks": ["Two programs at a time."],
 }
 
 
@@ -60,6 +61,7 @@ def test_the_page_says_what_was_reached_and_by_how_much(benchmark):
     assert "| first | ms to the first token | **40** | 43 reached |  |  | vLLM 0.26: 48, 1.20x |" in page
     assert "- 8B <bf16>, alone: 250 of 260 decoded tokens/s, 96% of the goal. Attention takes" in page
     assert "- first:" not in page
+    assert "How it was run, and what it does not show:\n\n- Two programs at a time." in page
     assert "| broken |  | failed |  |  |  | out of memory |" in page
     assert "- 8B <bf16>, alone: without compile: took more than 60 s" in page
 

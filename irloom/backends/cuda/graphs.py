@@ -22,13 +22,14 @@ KEPT = 160
 """Graphs that are kept, those used last."""
 LARGEST = 1024
 """Rows of the largest graph that smaller steps run in: more take the GPU longer than the host to launch."""
-EMPTIEST = 0.75
+EMPTIEST = 0.9
 """The part of such a step that may be there to fill it up."""
 CUT = 0.1
 """What the kernels that look for cuts cost where there are none, as a part of a step."""
-WORTH = 2.0
-"""Whole steps: when what was filled up comes to so many, a kind has a graph of its own. To make one costs as
-much for a large step, more for a small one, of which there are more.
+WORTH = 16.0
+"""Whole steps: when what was filled up comes to so many, a kind has a graph of its own. To launch its kernels
+one by one and to capture them, loaded before, takes the host 0.1 s for 32 layers: 15 to 20 steps of 64
+sequences of an 8B model, 4 of 1,024.
 """
 
 
