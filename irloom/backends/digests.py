@@ -20,6 +20,8 @@ Extent = tuple[Path, int, int]
 """Bytes of a file: where they start, and where they end."""
 PIECE = 1 << 24
 """Bytes that are hashed as one."""
+_THREADS = 32
+"""More hash no faster than memory is read, and each holds a piece."""
 
 
 def digests(extents: Sequence[Extent]) -> list[str]:
@@ -38,7 +40,7 @@ def digests(extents: Sequence[Extent]) -> list[str]:
         for i, piece in shared:
             found[i] = _digest(piece, block)
 
-    count = min(cores(), len(pieces))
+    count = min(cores(), _THREADS, len(pieces))
     with ThreadPoolExecutor(max(1, count)) as pool:
         for done in [pool.submit(some) for _ in range(count)]:
             done.result()

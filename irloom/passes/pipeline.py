@@ -7,7 +7,6 @@ The first options may be given by their place. A word without quotes is a string
 from __future__ import annotations
 
 import ast
-import gc
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,6 +17,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from irloom.ir.errors import PipelineError
+from irloom.ir.garbage import uncollected
 from irloom.ir.graph import Module, making
 from irloom.ir.verify import verify
 
@@ -43,7 +43,7 @@ def run_pipeline(m: Module, pipeline: Pipeline, progress: Progress | None = None
     check_order(passes, m.passes)
     verify(m)
     now = m.copy()
-    with uncollected():
+    with uncollected():  # programs hold no cycles, and a record holds many programs
         return now, Record(list(steps(now, passes, progress)))
 
 
@@ -64,18 +64,6 @@ def steps(now: Module, passes: Sequence[Pass], progress: Progress | None = None)
         seconds = time.perf_counter() - start
         yield Step(name, spell(p), before, after, changes, seconds, p)
         before = after
-
-
-@contextmanager
-def uncollected() -> Generator[None]:
-    """Programs hold no cycles, and a record holds many programs: the collector would only walk them all."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from irloom.ir.errors import IrloomError
+from irloom.ir.garbage import uncollected
 from irloom.ir.graph import Loop, Module
 from irloom.ir.show import show
 from irloom.ir.verify import verify
 
 from .core import Pass
 from .order import check_order
-from .pipeline import spell, steps, uncollected
+from .pipeline import spell, steps
 from .record import Record, Step
 from .registry import name_of
 from .report import Report

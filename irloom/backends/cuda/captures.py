@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from irloom.ir.garbage import uncollected
 
 
 def captured(
@@ -26,22 +26,3 @@ def captured(
         finally:
             graph.capture_end()
     return graph
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Inside, garbage waits: the graphs of an engine that is gone may be among it.
-
-    >>> with uncollected():
-    ...     gc.isenabled()
-    False
-    >>> gc.isenabled()
-    True
-    """
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()

@@ -1,7 +1,7 @@
 """CUDA graphs of whole steps, one a kind: from the second step of a kind on, one call queues it all.
 
-A kind that is met for the first time runs in a larger kind's graph, if that costs less than launching it
-kernel by kernel: so do the steps at the end of many requests, where ever fewer are left.
+A kind that has none runs in a larger kind's graph, until what that fills up has cost as much as a graph of
+its own: so do the steps at the end of many requests, where ever fewer are left.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ sequences of an 8B model, 4 of 1,024.
 class Graphs:
     """Steps of each kind, captured. What a step leaves lies where it always does.
 
-    The first step of a kind runs as it is: kernels are compiled and chosen then, and scratch memory grows.
+    The first step that is run as its own kind is queued as it is: kernels are compiled and chosen then, and
+    scratch memory grows. The next one is captured.
     Where there is no memory for one more graph, fewer are kept from then on, and the step runs as it is.
     """
 
     def __init__(self, *, enabled: bool) -> None:
         self.most = KEPT if enabled else 0
         self.graphs: OrderedDict[Kind, torch.cuda.CUDAGraph | None] = OrderedDict()
-        self.pool = torch.cuda.graph_pool_handle() if enabled else None
+        self.pool: tuple[int, int] | None = None
         self.stream = torch.cuda.Stream() if enabled else None
         self.filled: dict[Kind, float] = {}
         self.captured = self.replayed = 0
@@ -68,6 +69,7 @@ class Graphs:
         if kind not in self.graphs:
             queue()
             self.graphs[kind] = None
+            self.filled.pop(kind, None)  # where its graph makes room for others, it begins anew
             if len(self.graphs) > self.most:
                 self.graphs.popitem(last=False)
             return
@@ -81,7 +83,7 @@ class Graphs:
 
     def clear(self) -> None:
         """Give the memory of all graphs back; steps are captured again."""
-        if self.pool is not None:
+        if self.stream is not None:
             torch.cuda.synchronize()  # one may be running
         self.graphs.clear()
 
@@ -115,6 +117,8 @@ class Graphs:
         return self._capture(queue)
 
     def _capture(self, queue: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        if not any(graph is not None for graph in self.graphs.values()):
+            self.pool = torch.cuda.graph_pool_handle()  # torch closes one whose graphs are all gone
         return captured(queue, self.stream, self.pool)
 
 

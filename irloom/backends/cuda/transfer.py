@@ -38,13 +38,12 @@ class Copy:
 def transfer(copies: Sequence[Copy], memory: torch.Tensor, threads: int = THREADS) -> None:
     """Fill ``memory``, u8[n] on any device; ``CheckpointError`` for a file that ends too early.
 
-    It returns when all bytes are there.
+    It returns when all bytes are there. Whoever had this memory on a GPU must be done with it: bytes come
+    on streams of their own.
     """
     blocks = [block for c in copies for block in _blocks(c)]
     count = max(1, min(threads, os.cpu_count() or 1, len(blocks)))
     send = _to_gpu if memory.is_cuda else _to_host
-    if memory.is_cuda:
-        torch.cuda.current_stream(memory.device).synchronize()  # who had this memory is done with it
     shared = iter(blocks)  # next() of a list's iterator is one step, whichever thread makes it
     with ThreadPoolExecutor(count) as pool:
         for done in [pool.submit(send, shared, memory) for _ in range(count)]:

@@ -12,11 +12,15 @@ from functools import cache
 from threading import Thread
 
 
-@cache
 def wake(*more: Callable[[], None]) -> None:
-    """Begin, and ``more``, once a process. What fails says so where it is needed."""
+    """Begin, and ``more``, each once a process. What fails says so where it is needed."""
     for begin in (_context, _name_of_triton, *more):
-        Thread(target=_quietly, args=(begin,), name=f"irloom{begin.__name__}").start()
+        _started(begin)
+
+
+@cache
+def _started(begin: Callable[[], None]) -> None:
+    Thread(target=_quietly, args=(begin,), name=f"irloom {begin.__name__.strip('_')}").start()
 
 
 def _quietly(begin: Callable[[], None]) -> None:

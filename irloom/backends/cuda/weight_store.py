@@ -178,6 +178,8 @@ def read(engine: EngineReader, wanted: Iterable[Wanted], device: Device) -> Arri
             assert to == at + _size(elem, dims), f"{name} is stored as {to - at} bytes"
             at += -(-_size(elem, dims) // ALIGN) * ALIGN
     memory = torch.zeros(at, dtype=torch.uint8, device=device)
+    if memory.is_cuda:
+        torch.cuda.current_stream(memory.device).synchronize()  # this thread's: another would not see it
     filled = beside(lambda: transfer(copies, memory))
 
     def view(name: str, elem: Elem, dims: tuple[int, ...]) -> torch.Tensor:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
+from itertools import count
+from weakref import WeakSet
+
+import pytest
+import torch
+
+from irloom.backends.cuda import graphs as module
 from irloom.backends.cuda.buckets import Bucket
 from irloom.backends.cuda.graphs import LARGEST, WORTH, Graphs, Kind
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import SamplingParams
-from tests.backends.cuda.captures import Captures
+from tests.backends.cuda.captures import Captures, Replayed
 from tests.backends.cuda.device import DEVICE
 from tests.backends.cuda.serving import LIMITS, Model
 
@@ -50,6 +59,46 @@ def test_a_kind_that_has_wasted_as_much_as_a_graph_costs_gets_one():
     enough = int(WORTH / 0.25)
     homes = [graphs.home(decode(48)) for _ in range(enough + 1)]
     assert homes == [decode(64)] * enough + [decode(48)]
+
+
+def test_a_kind_whose_graph_made_room_for_another_is_met_as_if_for_the_first_time():
+    graphs = having(decode(64))
+    graphs.filled[decode(48)] = WORTH
+    assert graphs.home(decode(48)) == decode(48)
+    graphs.run(decode(48), lambda: None)
+    del graphs.graphs[decode(48)]
+    assert graphs.home(decode(48)) == decode(64)
+
+
+def test_a_pool_whose_graphs_are_all_gone_takes_no_more(monkeypatch: pytest.MonkeyPatch):
+    """As torch has it: there is another one where all graphs were let go, or the only one made room."""
+    pools = count()
+    inside: dict[int, WeakSet[Replayed]] = {}
+
+    def captured(queue: Callable[[], None], stream: object, pool: int) -> Replayed:
+        graph = Replayed(queue)
+        assert pool not in inside or inside[pool], "it is closed"
+        inside.setdefault(pool, WeakSet()).add(graph)
+        return graph
+
+    for name, value in {"graph_pool_handle": pools.__next__, "Stream": object, "synchronize": object}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(module, "captured", captured)
+    graphs = Graphs(enabled=True)
+
+    def run(*sizes: int) -> None:
+        for seqs in sizes:
+            graphs.run(decode(seqs), lambda: None)
+
+    run(1, 1, 2, 2)
+    graphs.clear()
+    run(1, 1, 2, 2)
+    graphs.most = 1
+    graphs.clear()
+    run(1, 1, 2, 2)
+    gc.collect()
+    assert graphs.captured == 6
+    assert [len(held) for held in inside.values()] == [0, 0, 0, 1]
 
 
 def test_what_would_be_mostly_empty_is_run_as_it_is():
