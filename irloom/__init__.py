@@ -10,7 +10,6 @@ Nothing heavy is loaded here: a name is imported from its room when it is first 
 
 from __future__ import annotations
 
-import gc
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -106,13 +105,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(
             f"module 'irloom' has no attribute {name!r}", name=name, obj=sys.modules[__name__]
         )
-    collects = gc.isenabled()
-    gc.disable()  # modules stay: looking through all of them again and again takes a sixth of their import
-    try:
+    from .ir.garbage import uncollected
+
+    with uncollected():  # modules stay: looking through all again and again takes a sixth of their import
         value = getattr(import_module(f"irloom.{_HOME[name]}"), name)
-    finally:
-        if collects:
-            gc.enable()
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""When garbage is not to be collected: while a program is rewritten, while a graph is captured."""
+"""When garbage is not to be collected: as modules are imported, programs rewritten, or graphs captured."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ import pytest
 
 from irloom.backends.cuda import kernels
 
-WRITES = "tl.store", "tl.atomic_add", "gl.store", "gl.atomic_add"
+WRITES = "store", "atomic"
+"""In the names of what writes: of Triton, of its descriptors and of what copies boxes."""
 INSIDE = {"few": "a program that has keys waits while its first ones are on their way, then writes"}
 
 
@@ -39,4 +40,4 @@ def test_it_waits_before_it_writes_or_ends(name: str) -> None:
     before = [node for line in f.body[: waits[0]] for node in ast.walk(line)]
     assert not any(isinstance(node, ast.Return) for node in before)
     calls = [ast.unparse(node.func) for node in before if isinstance(node, ast.Call)]
-    assert name in INSIDE or not set(calls) & set(WRITES)
+    assert name in INSIDE or not [call for call in calls if any(word in call for word in WRITES)]
