@@ -1,4 +1,4 @@
-"""Compile a Triton kernel for SM 9.0 on a machine that has no GPU: what the interpreter does not check."""
+"""Compile a Triton kernel for a GPU, SM 9.0 by default, where there is none: what the interpreter skips."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 PROGRAM = """
 import json, sys
 import torch
+asked = json.loads(sys.argv[1])
+torch.cuda.get_device_capability = lambda *_: divmod(asked["capability"], 10)
 torch.cuda.is_available = lambda: True
-torch.cuda.get_device_capability = lambda *_: (9, 0)
 import importlib, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
-asked = json.loads(sys.argv[1])
 fn = getattr(importlib.import_module(asked["module"]), asked["kernel"])
 types = {n: asked["signature"].get(n, "constexpr") for n in fn.arg_names}
 aligned = [i for i, n in enumerate(fn.arg_names) if types[n].startswith("*") or types[n].endswith(":16")]
@@ -28,7 +28,7 @@ signature = {n: t.removesuffix(":16") for n, t in types.items()}
 constants = asked["constants"]
 constants |= {n: getattr(triton.language, x[3:]) for n, x in constants.items() if str(x).startswith("tl.")}
 source = (GluonASTSource if fn.is_gluon() else ASTSource)(fn, signature, constants, attrs)
-made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=asked["options"])
+made = triton.compile(source, target=GPUTarget("cuda", asked["capability"], 32), options=asked["options"])
 print(json.dumps({n: made.asm.get(n) for n in ("ptx", "ttgir")} | {"shared": made.metadata.shared}))
 """
 
@@ -40,17 +40,22 @@ def copied(element: str, bits: int, *box: int) -> str:
 
 
 def compiled(
-    module: str, kernel: str, signature: Mapping[str, str], constants: Mapping[str, Any], **options: Any
+    module: str,
+    kernel: str,
+    signature: Mapping[str, str],
+    constants: Mapping[str, Any],
+    capability: int = 90,
+    **options: Any,
 ) -> dict[str, Any]:
     """The kernel's PTX, its ``ttgir`` (Triton's code with layouts), and bytes of shared memory.
 
     ``signature`` has the types of tensors (``*bf16``, or ``copied``) and numbers (``i32``; ``i32:16`` is
     divisible by 16, which a launch sees by itself), ``constants`` the values of all other parameters (an
-    element is ``tl.bfloat16``).
+    element is ``tl.bfloat16``). ``capability`` is the GPU's, times ten.
     """
     asked = {
         "module": module, "kernel": kernel, "signature": dict(signature), "constants": dict(constants),
-        "options": options,
+        "capability": capability, "options": options,
     }  # fmt: skip
     compiles = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
@@ -68,3 +73,9 @@ def spilled(ptx: str) -> int:
     given = [knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", "-o", os.devnull, "/dev/stdin"]
     done = subprocess.run(given, input=ptx, capture_output=True, text=True, check=True)
     return sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", done.stderr))
+
+
+def starts_late(ptx: str) -> bool:
+    """Whether a kernel of groups of warps writes nothing, and wakes none, before all in front is there."""
+    early, *late = ptx.split("griddepcontrol.wait")
+    return len(late) == 1 and not any(does in early for does in ("st.global", "atom.", "barrier.sync"))

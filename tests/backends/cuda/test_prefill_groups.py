@@ -15,7 +15,7 @@ from irloom.backends.cuda.step import Step
 from irloom.backends.cuda.work import Workspace
 from irloom.ir.seqs import PagedCache
 
-from .cross import compiled, copied
+from .cross import compiled, copied, starts_late
 from .test_attention import F8, Case, check
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
@@ -37,6 +37,7 @@ def test_pages_are_copied_by_the_copy_engine_for_products_that_run_meanwhile(key
         "irloom.backends.cuda.kernels.prefill_groups", "prefill_groups",
         SIGNATURE | {"k_map": keys, "v_map": keys}, CONSTANTS, num_warps=4,
     )  # fmt: skip
+    assert starts_late(made["ptx"])
     assert "wgmma.mma_async.sync.aligned.m64n128k16" in made["ptx"]
     assert "wgmma.wait_group.sync.aligned 1" in made["ptx"]
     assert "cp.async.bulk.tensor.4d" in made["ptx"]

@@ -53,6 +53,7 @@ def test_weights_are_copied_before_the_wait_and_products_run_meanwhile(name: str
         num_warps=4, maxnreg=80,
     )  # fmt: skip
     ptx = made["ptx"]
+    assert ptx.count("griddepcontrol.wait") == 2, "who copies tokens waits, and who multiplies and writes"
     assert f"wgmma.mma_async.sync.aligned.{shape}" in ptx
     copies = [part.count("cp.async.bulk.tensor.2d") for part in ptx.split("griddepcontrol.wait")]
     assert 4 * (2 if constants["GATED"] else 1) in copies[:-1], "a box for each place"

@@ -60,6 +60,17 @@ def test_any_router(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("groups", "count", "k"), [(1, 6, 2), (1, 8, 1), (4, 20, 3)])
+def test_in_a_crowd_the_largest_are_found_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, groups: int, count: int, k: int
+) -> None:
+    monkeypatch.setattr("irloom.backends.cuda.kernels.router.CROWD", 1)
+    SEEDED.manual_seed(count)
+    logits = torch.randn(3, count, generator=SEEDED).to(DEVICE)
+    grouped = {"groups": groups, "top_groups": max(1, groups // 2), "best": 2} if groups > 1 else {}
+    routed(logits, None, spare=1, k=k, normalize=True, **grouped)
+
+
 def test_128_experts_in_bf16():
     SEEDED.manual_seed(0)
     logits = (

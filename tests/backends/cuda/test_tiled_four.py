@@ -14,6 +14,7 @@ from irloom.backends.cuda.quantized import Quantized
 from irloom.backends.cuda.work import Workspace
 from irloom.ir.elem import ELEMS, Quant
 
+from .cross import compiled
 from .device import DEVICE
 from .product_cases import Case, close, in_fragments, rounded
 
@@ -64,3 +65,26 @@ def test_a_matrix_is_made_plain_some_strips_at_a_time(
     out = torch.full((16 * strips, w.shape[1]), float("nan"), dtype=dtype, device=DEVICE)
     expand_four(out, in_fragments(given), 16 * first)
     close(out, exact[16 * first : 16 * (first + strips)], dtype, 1.0)
+
+
+@pytest.mark.parametrize("element", ["bf16", "fp16"])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_entries_become_floats_on_every_gpu(capability: int, element: str) -> None:
+    """In front of SM 9.0 bf16 is neither added nor multiplied by itself."""
+    tensor = f"*{element}"
+    ptx = compiled(
+        "irloom.backends.cuda.kernels.tiled_four", "tiled_four_kernel",
+        {
+            "out": tensor, "x": tensor, "pairs": "*i8", "scales": "*i64", "zeros": "*i32", "counters": "*i32",
+            **dict.fromkeys(("T", "out_row", "residual_row", "split"), "i32"), "x_row": "i32:16",
+            **dict.fromkeys(("scale", "cap"), "fp32"),
+        },
+        {
+            "bias": None, "residual": None, "parts": None, "N": 256, "BLOCKS": 2, "K": 512, "SPAN": 64,
+            "SIGNED": 0, "SCALE": "tl.bfloat16", "ZERO": "tl.uint8", "GATED": False, "ACT": None,
+            "CAPPED": False, "SPLIT": False, "STRIPS": 4, "BT": 16, "BK": 64, "CHAIN": False,
+        },
+        capability=capability, num_warps=4, num_stages=3,
+    )["ptx"]  # fmt: skip
+    assert ("sub.bf16x2" in ptx) == (element == "bf16" and capability == 90)
+    assert "mma.sync" in ptx or "wgmma" in ptx

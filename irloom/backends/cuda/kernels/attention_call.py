@@ -18,8 +18,8 @@ from .tiles import power_of_two
 class Tile:
     """How a kernel is cut: blocks of ``keys``, blocks of ``rows`` (queries), and how it is compiled.
 
-    ``resident`` programs are meant to run on one multiprocessor at a time; with ``groups`` one stays there
-    whose warps load, and multiply, in groups.
+    ``resident`` programs are meant to run on one multiprocessor at a time. With ``groups`` some of a
+    program's warps have keys and values copied, and others multiply.
     """
 
     keys: int

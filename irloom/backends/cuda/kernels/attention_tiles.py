@@ -48,9 +48,7 @@ def decode_tiles(call: Call) -> tuple[Tile, ...]:
     if grouped:
         cuts = [cuts[0], *cuts[-2:]]
     fixed, free = 2048, 1
-    if (
-        rows == 64
-    ):  # products of warp groups: queries lie in shared memory, and what is multiplied stays there
+    if rows == 64:  # products of warp groups: queries lie in shared memory, what is multiplied stays there
         fixed, free = 2048 + rows * call.q.shape[2] * call.q.element_size(), 0
     tiles = [
         Tile(keys, rows, warps, stages, min(4 if warps > 2 else 8, SHARED // used))

@@ -9,14 +9,13 @@ free: nothing waits for the start and the end of a sequence, however short it is
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ..work import Workspace
 from .attention_call import Call, Tile
 from .attention_tiles import SCANS
 from .decode_copy import blocks_of, copy
 from .decode_warps import attend
-from .groups_mode import TensorDescriptor, fence_async_shared, gdc, gl, groups, varying_groups
+from .groups_mode import fence_async_shared, gdc, gl, groups, mapped, varying_groups
 from .mode import options, tl
 from .prefill_groups import barriers
 from .tiles import power_of_two
@@ -99,7 +98,7 @@ def run_decode_groups(call: Call, tile: Tile, work: Workspace) -> None:
     programs = max(1, min(chips * tile.resident // blocks, most))
     sums = work.take((blocks, 2 * programs, heads * rows, dim), torch.float32)
     tops, totals = (work.take((blocks, 2 * programs, heads * rows), torch.float32) for _ in range(2))
-    maps = (mapped(x, heads, tile.keys, dim // 2) for x in (k, v))
+    maps = (mapped(x.transpose(1, 2), 1, heads, tile.keys, dim // 2) for x in (k, v))  # head by head
     given = call.constants(tile)
     same = "GROUP", "DIM", "PAGE", "SCALE", "SOFTCAP", "SLOPED", "SUNK", "WINDOW", "CHUNK", "PAIRS"
     (q, _, _, *rest) = call.tensors()
@@ -109,10 +108,3 @@ def run_decode_groups(call: Call, tile: Tile, work: Workspace) -> None:
         MIXED=not step.decode, SCAN=next(n for n in SCANS if step.seqs <= n), PARTS=4 if rows <= 4 else 2,
         **options(num_warps=heads, maxnreg=128),  # so that two programs fit: the warp that copies needs few
     )  # fmt: skip
-
-
-def mapped(x: Tensor, heads: int, keys: int, wide: int) -> TensorDescriptor:
-    """What the copy engine knows of a cache of 16-bit entries, which it copies head by head."""
-    x = x.permute(0, 2, 1, 3)
-    layout = gl.NVMMASharedLayout(2 * wide, 16, rank=4)
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, heads, keys, wide], layout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language
 from triton.experimental.gluon.language.nvidia import ampere, hopper
@@ -24,8 +25,8 @@ fence_async_shared: Any = hopper.fence_async_shared
 gdc: Any = cuda
 
 __all__ = [
-    "TensorDescriptor", "fence_async_shared", "gdc", "gl", "groups", "mbarrier", "mma_v2", "tma",
-    "varying_groups", "warpgroup_mma", "warpgroup_mma_wait",
+    "fence_async_shared", "gdc", "gl", "groups", "mapped", "mbarrier", "mma_v2", "tma", "varying_groups",
+    "warpgroup_mma", "warpgroup_mma_wait",
 ]  # fmt: skip
 
 
@@ -37,3 +38,12 @@ def groups(fn: Any) -> Any:
 def varying_groups(*names: str) -> Callable[[Any], Any]:
     """Makes a kernel that is compiled once for all values of the numbers ``names``: see ``mode.varying``."""
     return lambda fn: gluon.jit(fn, do_not_specialize=names)
+
+
+def mapped(x: Tensor, *box: int) -> TensorDescriptor:
+    """What the copy engine knows of ``x``, of which it copies a ``box`` at a time: swizzled over a row of
+    it, or over 128 bytes.
+    """
+    bits = 8 * x.element_size()
+    layout = gl.NVMMASharedLayout(min(128, box[-1] * bits // 8), bits, rank=x.dim())
+    return TensorDescriptor(x, [*x.shape], [*x.stride()], [*box], layout)

@@ -9,12 +9,14 @@ integers it stays in the upper half of a byte: four at a time.
 
 from __future__ import annotations
 
-from .mode import INTERPRETED, kernel, tl
+import re
+
+from .mode import CHAINED, INTERPRETED, kernel, tl
 
 
 def _cut(then: str) -> list[str]:
     """What cuts out four entries: for bf16 and f16, unsigned and signed, lower halves of bytes and upper."""
-    return [
+    made = [
         "{ .reg .b32 t, m, e, a, b; "
         + ("shr.u32 t, $2, 4; " if high else "mov.b32 t, $2; ")
         + f"mov.b32 m, {one + flip:#06x}{one + flip:04x}; mov.b32 e, {one << 16:#010x}; "
@@ -29,6 +31,17 @@ def _cut(then: str) -> list[str]:
         for flip in (0, 8)
         for high in (False, True)
     ]
+    return made if CHAINED else [_joined(asm) for asm in made]
+
+
+def _joined(asm: str) -> str:
+    """The same in front of SM 9.0, where bf16 is multiplied and added at once alone: by minus one, and to
+    minus zero, which is as exact.
+    """
+    asm = re.sub(r"sub\.bf16x2 (\S+), (\S+), (\S+);", r"fma.rn.bf16x2 \1, \3, minus, \2;", asm)
+    asm = re.sub(r"mul\.bf16x2 (\S+), (\S+), (\S+);", r"fma.rn.bf16x2 \1, \2, \3, zero;", asm)
+    ones = ".reg .b32 minus, zero; mov.b32 minus, 0xbf80bf80; mov.b32 zero, 0x80008000; "
+    return asm.replace("{ ", "{ " + ones, 1)
 
 
 _PLAIN = tl.constexpr(tuple(_cut("")))

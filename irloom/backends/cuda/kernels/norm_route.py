@@ -1,4 +1,5 @@
-"""A norm, the router that reads it, and the choice of experts: one kernel where tokens are few.
+"""A norm, the router that reads it, and the choice of experts: one kernel where tokens are few, two where
+they are some hundred.
 
 Between attention and the experts nothing large is read, so what counts is how many kernels there are.
 """
@@ -24,7 +25,7 @@ from .tiles import power_of_two
 FEW = 8
 """Tokens up to which all is one kernel: each of a token's programs reads its row and norms it."""
 SOME = 32
-"""The same where no tensor core multiplies these elements."""
+"""The same where ``norm_parts`` does not take these."""
 EACH = 4
 """Experts of a program."""
 WARPS = 4
@@ -46,7 +47,8 @@ def norm_route(
     **attrs: Any,
 ) -> None:
     """``rms_norm`` of ``x`` [t, h] into ``normed``, and ``route`` by ``attrs`` of its product with ``router``
-    [e, h]. For few tokens the product is of what is not rounded yet.
+    [e, h]. For few tokens the product is of what is not rounded yet; for some hundred, of rows that are not
+    normed yet by a router times ``norm``, which is rounded.
     """
     rows, experts = len(x), len(router)
     if rows > FEW and has_parts(x, router) and not alike():

@@ -8,13 +8,12 @@ with 64 rows each. Nothing waits for the start and the end of a block but the fi
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ..work import Workspace
 from .attention_call import Call, Tile
 from .groups_attend import attend
 from .groups_load import ROWS, TOLD, load
-from .groups_mode import TensorDescriptor, fence_async_shared, gdc, gl, groups, mbarrier, varying_groups
+from .groups_mode import fence_async_shared, gdc, gl, groups, mapped, mbarrier, varying_groups
 from .mode import options, tl
 from .tiles import power_of_two
 
@@ -92,7 +91,7 @@ def run_groups(call: Call, tile: Tile, work: Workspace) -> None:
     """``run_prefill`` of tiles with ``groups``."""
     k, v, heads = call.cache.k, call.cache.v, power_of_two(call.group)
     box = 1, min(k.shape[1], tile.keys), 1, min(k.shape[3], 128 // k.element_size())
-    maps = mapped(call.q, (ROWS.value // heads, heads, 64)), mapped(k, box), mapped(v, box)
+    maps = mapped(call.q, ROWS.value // heads, heads, 64), mapped(k, *box), mapped(v, *box)
     (_, _, _, *rest), (seqs, _, _, *strides) = call.tensors(), call.sizes()
     given = call.constants(tile)
     same = "GROUP", "DIM", "PAGE", "SCALE", "SOFTCAP", "SLOPED", "SUNK", "WINDOW", "CHUNK"
@@ -101,10 +100,3 @@ def run_groups(call: Call, tile: Tile, work: Workspace) -> None:
         call.out, *maps, work.counters, *rest, seqs, *strides, **{n: given[n] for n in same}, HEADS=heads,
         KV=k.shape[2], KEYS=tile.keys, STAGES=tile.stages, **options(num_warps=tile.warps),
     )  # fmt: skip
-
-
-def mapped(x: Tensor, box: tuple[int, ...]) -> TensorDescriptor:
-    """What the copy engine knows of ``x``, of which it copies a ``box`` at a time."""
-    bits = 8 * x.element_size()
-    layout = gl.NVMMASharedLayout(box[-1] * bits // 8, bits, rank=x.dim())
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), list(box), layout)

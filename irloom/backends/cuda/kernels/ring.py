@@ -50,7 +50,8 @@ def ring_product(
     tile: Ring,
 ) -> None:
     """As ``streamed_product``."""
-    from .ring_kernel import mapped, ring_kernel  # compiles for Hopper alone, and is not interpreted
+    from .groups_mode import mapped
+    from .ring_kernel import ring_kernel  # compiles for Hopper alone, and is not interpreted
 
     values, matrix = values_of(x), values_of(weight)
     (t, n), k = out.shape, values.shape[1]

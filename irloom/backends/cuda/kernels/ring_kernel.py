@@ -5,11 +5,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from .finish import finished
 from .groups_mode import (
-    TensorDescriptor,
     fence_async_shared,
     gdc,
     gl,
@@ -21,13 +18,6 @@ from .groups_mode import (
     warpgroup_mma_wait,
 )
 from .mode import tl
-
-
-def mapped(matrix: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """What the copy engine knows of a matrix, of which it copies a box at a time."""
-    bits = 8 * matrix.element_size()
-    layout = gl.NVMMASharedLayout(min(128, columns * bits // 8), bits, rank=2)
-    return TensorDescriptor(matrix, [*matrix.shape], [*matrix.stride()], [rows, columns], layout)
 
 
 @varying_groups("T")
