@@ -1,5 +1,4 @@
-"""A norm, the router that reads it, and the choice of experts: one kernel where tokens are few, two where
-they are some hundred.
+"""A norm, the router that reads it, and the choice of experts: one kernel where tokens are few, or two.
 
 Between attention and the experts nothing large is read, so what counts is how many kernels there are.
 """
