@@ -44,3 +44,8 @@ class Step:
     def real(self) -> torch.Tensor:
         """How many rows are real, on the device: i32 [1]."""
         return self.starts[self.seqs :]
+
+
+def real_rows(step: Step | None, rows: int) -> torch.Tensor | None:
+    """Where it says how many of ``rows`` are real, if they are the tokens of a step; None where all are."""
+    return step.real if step is not None and step.tokens == rows else None

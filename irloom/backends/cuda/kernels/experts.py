@@ -6,7 +6,7 @@ import torch
 
 from irloom.backends.cuda.alike import alike
 from irloom.backends.cuda.quantized import Operand
-from irloom.backends.cuda.step import Step
+from irloom.backends.cuda.step import Step, real_rows
 from irloom.backends.cuda.work import Workspace
 
 from .expert_ways import FEW, mixture_ways, product_way
@@ -48,7 +48,7 @@ def moe(
     index, weights = index.contiguous(), weights.contiguous()  # as routers write them
     how = how or (INVARIANT if alike() else None)
     ways = (how, how) if how else mixture_ways(mixture, out, x, weights)
-    mixture.run(out, x, index, weights, residual, _real(index, step), ways, work)
+    mixture.run(out, x, index, weights, residual, real_rows(step, len(index)), ways, work)
 
 
 def expert_linear(
@@ -66,7 +66,7 @@ def expert_linear(
     stack, index = Stack(weight), index.contiguous()
     how = how or (INVARIANT if alike() else None)
     way = how or product_way(x, index.shape, stack, bias)
-    expert_product(out, x, index, stack, bias, _real(index, step), None, way, work)
+    expert_product(out, x, index, stack, bias, real_rows(step, len(index)), None, way, work)
 
 
 def head_linear(out: torch.Tensor, x: torch.Tensor, weight: Operand, *, work: Workspace) -> None:
@@ -85,8 +85,3 @@ def head_linear(out: torch.Tensor, x: torch.Tensor, weight: Operand, *, work: Wo
 def weighted_sum(out: torch.Tensor, x: torch.Tensor, weights: torch.Tensor) -> None:
     """The op ``weighted_sum``: ``out`` [t, n], ``x`` [t, k, n], ``weights`` [t, k]."""
     combine(out, x, None, weights, 0, None, None)
-
-
-def _real(index: torch.Tensor, step: Step | None) -> torch.Tensor | None:
-    """How many rows are real, where rows are the tokens of a step."""
-    return step.real if step is not None and step.tokens == len(index) else None

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from irloom.backends.cuda.step import Step
+from irloom.backends.cuda.step import Step, real_rows
 from irloom.backends.cuda.work import Workspace
 
 from .mode import dot, go_on, kernel, options, rounded, tl, triton, wait
-from .router import choose_experts, places
+from .router import choice, choose_experts, places
 from .tiles import power_of_two
 
 MOST = 256
@@ -52,7 +52,7 @@ def norm_route_parts(
 ) -> None:
     """``norm_route`` where rows and router are of one element of 16 bits."""
     (rows, h), experts = x.shape, len(router)
-    height = min(64, max(16, triton.next_power_of_2(rows)))
+    height = min(64, max(16, power_of_two(rows)))
     columns = max(COLUMNS, power_of_two(-(-h // PARTS)))
     split = -(-h // columns)
     parts = work.take((split, rows, experts), torch.float32)
@@ -61,14 +61,11 @@ def norm_route_parts(
         parts, squares, x, norm, router, rows, x.stride(0), H=h, E=experts, BT=height, BE=EACH, BK=columns,
         **options(num_warps=4),
     )  # fmt: skip
-    groups = attrs.get("groups", 1)
-    real = step.real if step is not None and step.tokens == rows else None
+    real = real_rows(step, rows)
     _sum_and_choose[(rows,)](
         normed, weights, index, parts, squares, x, norm, router_bias, bias, real, rows, x.stride(0),
         normed.stride(0), eps, attrs.get("scale", 1.0),
-        H=h, E=experts, SPLIT=split, WIDTH=triton.next_power_of_2(h), GROUPS=groups, PER=experts // groups,
-        K=attrs["k"], SCORE=attrs.get("score", "softmax"), BY_LOGITS=attrs.get("by_logits", False),
-        TOP=attrs.get("top_groups", 1), BEST=attrs.get("best", 1), NORMALIZE=attrs.get("normalize", False),
+        H=h, E=experts, SPLIT=split, WIDTH=power_of_two(h), **choice(experts, **attrs),
         **options(num_warps=4),
     )  # fmt: skip
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from irloom.backends.cuda.alike import alike
-from irloom.backends.cuda.step import Step
+from irloom.backends.cuda.step import Step, real_rows
 from irloom.backends.cuda.work import COUNTERS, Workspace
 
 from .collect import collected, publish
 from .form import Form
 from .mode import go_on, kernel, options, rounded, tl, triton, wait
 from .norm_parts import has_parts, norm_route_parts
-from .router import choose_experts, places, route
+from .router import choice, choose_experts, places, route
 from .rows import rms_norm
 from .tiles import power_of_two
 
@@ -67,16 +67,13 @@ def norm_route(
         product(logits, wide, router, router_bias, None, None, form=Form(), work=work)
         route(weights, index, logits, bias, **attrs, step=step)
         return
-    groups = attrs.get("groups", 1)
-    real = step.real if step is not None and step.tokens == rows else None
+    real = real_rows(step, rows)
     width = min(2048, power_of_two(x.shape[1]))
     _norm_route[(triton.cdiv(experts, EACH), rows)](
         normed, weights, index, work.counters, x, norm, router, router_bias, bias, real, x.stride(0),
         normed.stride(0), eps, attrs.get("scale", 1.0),
-        H=x.shape[1], E=experts, EACH=EACH, BK=width, GROUPS=groups, PER=experts // groups, K=attrs["k"],
-        SCORE=attrs.get("score", "softmax"), BY_LOGITS=attrs.get("by_logits", False),
-        TOP=attrs.get("top_groups", 1), BEST=attrs.get("best", 1), NORMALIZE=attrs.get("normalize", False),
-        WARPS=WARPS, **options(num_warps=WARPS),
+        H=x.shape[1], E=experts, EACH=EACH, BK=width, **choice(experts, **attrs), WARPS=WARPS,
+        **options(num_warps=WARPS),
     )  # fmt: skip
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from irloom.backends.cuda.alike import alike
-from irloom.backends.cuda.step import Step
+from irloom.backends.cuda.step import Step, real_rows
 
 from .choose import LAST, largest, order_keys
 from .curves import softplus
@@ -39,16 +41,25 @@ def route(
     the smaller number comes first. A row with NaN gives weights of NaN.
     """
     rows, experts = logits.shape
-    real = step.real if step is not None and step.tokens == rows else None
     per = experts // groups
     room = triton.next_power_of_2(groups) * triton.next_power_of_2(per)
     ranked = room <= RANKED.value and (rows < CROWD or alike())
     warps = 4 if ranked and room > 32 else max(1, min(8, room // 256))
     _route[(rows,)](
-        weights, index, logits, bias, real, logits.stride(0), scale,
+        weights, index, logits, bias, real_rows(step, rows), logits.stride(0), scale,
         GROUPS=groups, PER=per, K=k, SCORE=score, BY_LOGITS=by_logits, TOP=top_groups, BEST=best,
         NORMALIZE=normalize, CROWDED=not ranked, **options(num_warps=warps),
     )  # fmt: skip
+
+
+def choice(experts: int, **attrs: Any) -> dict[str, Any]:
+    """What ``choose_experts`` is compiled for, but for crowds: ``attrs`` of the op ``route``."""
+    groups = attrs.get("groups", 1)
+    return {
+        "GROUPS": groups, "PER": experts // groups, "K": attrs["k"], "SCORE": attrs.get("score", "softmax"),
+        "BY_LOGITS": attrs.get("by_logits", False), "TOP": attrs.get("top_groups", 1),
+        "BEST": attrs.get("best", 1), "NORMALIZE": attrs.get("normalize", False),
+    }  # fmt: skip
 
 
 @kernel
