@@ -18,7 +18,7 @@ from irloom.ir.seqs import PagedCache
 
 from .cross import compiled, copied, spilled, starts_late
 from .test_attention import F8, Case, check
-from .test_prefill_groups import HOPPER
+from .test_prefill_groups import HOPPER, OF_GROUPS
 
 SIGNATURE = {
     **dict.fromkeys(("out", "q"), "*bf16"), **dict.fromkeys(("sums", "tops", "totals"), "*fp32"),
@@ -68,18 +68,9 @@ cases = st.builds(
     Case,
     st.lists(st.sampled_from([1, 1, 1, 9]), min_size=4, max_size=4).map(tuple),
     st.lists(st.integers(0, 1500), min_size=4, max_size=4).map(tuple),
-    group=st.sampled_from([1, 3, 4, 7, 16]),
     kv=st.sampled_from([4, 8]),
-    dim=st.sampled_from([64, 128]),
-    page=st.sampled_from([16, 64, 256]),
-    dtype=st.sampled_from([torch.float16, torch.bfloat16]),
     kept=st.sampled_from(F8),
-    window=st.sampled_from([None, None, 1, 20, 300]),
-    chunk=st.sampled_from([None, None, 100]),
-    softcap=st.sampled_from([None, 5.0]),
-    slopes=st.booleans(),
-    sinks=st.sampled_from(["none", "heads", "rows"]),
-    spare=st.sampled_from([0, 3]),
+    **OF_GROUPS,
 )
 
 

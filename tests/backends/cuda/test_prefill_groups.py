@@ -58,22 +58,26 @@ def by_groups(
     run_decode(call, decode_tiles(call)[0], work)
 
 
+OF_GROUPS: dict[str, Any] = {
+    "group": st.sampled_from([1, 3, 4, 7, 16]),
+    "dim": st.sampled_from([64, 128]),
+    "page": st.sampled_from([16, 64, 256]),
+    "dtype": st.sampled_from([torch.float16, torch.bfloat16]),
+    "window": st.sampled_from([None, None, 1, 20, 300]),
+    "chunk": st.sampled_from([None, None, 100]),
+    "softcap": st.sampled_from([None, 5.0]),
+    "slopes": st.booleans(),
+    "sinks": st.sampled_from(["none", "heads", "rows"]),
+    "spare": st.sampled_from([0, 3]),
+}
+"""What kernels by groups of warps are drawn cases of, whichever step they are for."""
 cases = st.builds(
     Case,
     st.lists(st.sampled_from([1, 2, 17, 64, 200]), min_size=3, max_size=3).map(tuple),
     st.lists(st.integers(0, 600), min_size=3, max_size=3).map(tuple),
-    group=st.sampled_from([1, 3, 4, 7, 16]),
     kv=st.sampled_from([1, 2]),
-    dim=st.sampled_from([64, 128]),
-    page=st.sampled_from([16, 64, 256]),
-    dtype=st.sampled_from([torch.float16, torch.bfloat16]),
     kept=st.sampled_from([None, None, *F8]),
-    window=st.sampled_from([None, None, 1, 20, 300]),
-    chunk=st.sampled_from([None, None, 100]),
-    softcap=st.sampled_from([None, 5.0]),
-    slopes=st.booleans(),
-    sinks=st.sampled_from(["none", "heads", "rows"]),
-    spare=st.sampled_from([0, 3]),
+    **OF_GROUPS,
 )
 
 
