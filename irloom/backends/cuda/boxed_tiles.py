@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from .kernels.ring import Ring, has_rings
 from .kernels.streamed import Stream
-from .kernels.tiles import power_of_two
 from .kernels.wide import Wide
-from .product_tiles import MEDIUM, SHARED, multiprocessors
+from .product_tiles import MEDIUM, SHARED, columns, multiprocessors
 
 PART = 128
 """Bytes of a row in a box: as many as are moved at a time."""
@@ -50,16 +49,12 @@ def ringed(rows: int, n: int, k: int, step: int, gated: bool) -> list[Boxed]:
     for height, warps, each, splits in ((64, 4, 1, SPLITS), (128, 8, 1, SPLITS), (64, 4, 2, SPLITS[:1])):
         tiles, programs = -(-n // height), multiprocessors() * each
         few = 0.4 if height == 64 and each == 1 and k <= SHORT * step else 0.7
-        stages = SHARED // each // (PART * (height * (1 + gated) + _width(rows)))
+        stages = SHARED // each // (PART * (height * (1 + gated) + columns(rows)))
         for split in splits:
             if split <= max(1, k // (4 * step)) and programs * few <= tiles * split <= programs:
-                made.append(Ring(height, _width(rows), step, split, warps, min(stages, DEEPEST)))
+                made.append(Ring(height, columns(rows), step, split, warps, min(stages, DEEPEST)))
     made.sort(key=lambda ring: (ring.split > 1, -ring.n))
     return [*made]
-
-
-def _width(rows: int) -> int:
-    return max(16, min(128, power_of_two(rows)))
 
 
 def _wide(step: int, gated: bool, residual: bool) -> list[Boxed]:
@@ -78,7 +73,7 @@ def _streams(rows: int, n: int, k: int, step: int, gated: bool) -> Iterator[Stre
     Boxes of tokens come from the L2 cache, once for each program: the more rows of the weight it has, the
     less goes that way.
     """
-    width = _width(rows)
+    width = columns(rows)
     for height in (64,) if gated else HEIGHTS:
         tiles = -(-n // height) * -(-rows // width)
         room = SHARED if height > HEIGHTS[0] else SHARED // 2

@@ -51,7 +51,7 @@ def _shapes(rows: int, n: int, k: int, step: int, gated: bool) -> Iterator[Tile]
         for height, width, warps in GATED if gated else LARGE:
             yield Tile(height, width, step, 1, warps)
         return
-    width = max(16, min(128, power_of_two(rows)))
+    width = columns(rows)
     for height in (64,) if gated else (128, 64):
         tiles = -(-n // height) * -(-rows // width)
         most = min(16, max(1, k // (4 * step)))
@@ -62,6 +62,11 @@ def _shapes(rows: int, n: int, k: int, step: int, gated: bool) -> Iterator[Tile]
 
 LARGE, GATED = ((128, 128, 4), (128, 256, 8), (128, 128, 8)), ((64, 128, 4), (64, 256, 8), (128, 128, 8))
 """Rows of the weight, tokens, warps."""
+
+
+def columns(rows: int) -> int:
+    """Tokens of a tile where there are ``rows`` of them: a power of two, 128 at the most."""
+    return max(16, min(128, power_of_two(rows)))
 
 
 @cache

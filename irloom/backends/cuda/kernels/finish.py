@@ -21,6 +21,46 @@ def finished(y, up, scale, cap, GATED: tl.constexpr, ACT: tl.constexpr, CAPPED: 
     return y
 
 
+@kernel
+def brought_by_rows(w_scales, bias, n, N, w_scale_row, GATED: tl.constexpr):
+    """Scales and biases of rows ``n`` of the weight, and of those that are gated: ones, zeros where none."""
+    scales, up_scales, biases, up_biases = 1.0, 1.0, 0.0, 0.0
+    if w_scales is not None:
+        scales = tl.load(w_scales + n * w_scale_row, n < N, 0.0).to(tl.float32)[:, None]
+        if GATED:
+            up_scales = tl.load(w_scales + (n + N) * w_scale_row, n < N, 0.0).to(tl.float32)[:, None]
+    if bias is not None:
+        biases = tl.load(bias + n, n < N, 0.0).to(tl.float32)[:, None]
+        if GATED:
+            up_biases = tl.load(bias + N + n, n < N, 0.0).to(tl.float32)[:, None]
+    return scales, biases, up_scales, up_biases
+
+
+@kernel
+def brought_by_tokens(x_scales, residual, n, t, N, T, x_scale_row, residual_row):
+    """Scales of tokens, and what is added to a result: one, zero where there is none."""
+    scales, more = 1.0, 0.0
+    if x_scales is not None:
+        scales = tl.load(x_scales + t * x_scale_row, t < T, 0.0)[None, :]
+    if residual is not None:
+        at = residual + t[None, :].to(tl.int64) * residual_row + n[:, None]
+        more = tl.load(at, (n < N)[:, None] & (t < T)[None, :], 0.0).to(tl.float32)
+    return scales, more
+
+
+@kernel
+def ended(
+    acc, up, of_rows, of_tokens, scale, cap, GATED: tl.constexpr, ACT: tl.constexpr, CAPPED: tl.constexpr
+):
+    """``finished`` sums of rows of a weight, with what its rows and what tokens have brought."""
+    scales, biases, up_scales, up_biases = of_rows
+    token_scales, more = of_tokens
+    acc = acc * scales * token_scales + biases
+    if GATED:
+        up = up * up_scales * token_scales + up_biases
+    return finished(acc, up, scale, cap, GATED, ACT, CAPPED) + more
+
+
 @varying("T")
 def finish_kernel(
     out, y, bias, residual, T, N, out_row, y_row, residual_row, scale, cap,

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from .finish import finished
+from .finish import brought_by_rows, brought_by_tokens, ended
 from .groups_mode import (
     fence_async_shared,
     gdc,
@@ -18,6 +18,7 @@ from .groups_mode import (
     warpgroup_mma_wait,
 )
 from .mode import tl
+from .streamed import leave_zero
 
 
 @varying_groups("T")
@@ -51,7 +52,7 @@ def ring_kernel(
     fence_async_shared()
     n = n0 + part * SHARE + gl.arange(0, SHARE, gl.SliceLayout(1, flat))
     t = t0 + gl.arange(0, BT, gl.SliceLayout(0, flat))
-    of_rows = _of_rows(w_scales, bias, n, N, w_scale_row, GATED)
+    of_rows = brought_by_rows(w_scales, bias, n, N, w_scale_row, GATED)
     acc, up, of_tokens = gl.warp_specialize(
         [
             (
@@ -91,16 +92,11 @@ def ring_kernel(
         acc = gl.convert_layout(acc, flat)
         if GATED:
             up = gl.convert_layout(up, flat)
-    scales, biases, up_scales, up_biases = of_rows
-    token_scales, residue = of_tokens
-    acc = acc * scales * token_scales + biases
-    if GATED:
-        up = up * up_scales * token_scales + up_biases
-    y = finished(acc, up, scale, cap, GATED, ACT, CAPPED) + residue
+    y = ended(acc, up, of_rows, of_tokens, scale, cap, GATED, ACT, CAPPED)
     at = out + t[None, :].to(gl.int64) * out_row + n[:, None]
     gl.store(at, y.to(out.dtype.element_ty), (n < N)[:, None] & (t < T)[None, :])
     if SPLIT > 1:
-        _leave_zero(counters + tile, SPLIT)
+        leave_zero(counters + tile, SPLIT)
 
 
 @groups
@@ -144,7 +140,7 @@ def _multiply(
     """The sums of a program's rows of the weight, and of those that are gated; what tokens bring besides."""
     if CHAIN:
         gdc.gdc_wait()
-    of_tokens = _of_tokens(x_scales, residual, n, t, N, T, x_scale_row, residual_row)
+    of_tokens = brought_by_tokens(x_scales, residual, n, t, N, T, x_scale_row, residual_row)
     BITS: tl.constexpr = w_store.dtype.primitive_bitwidth
     BN: tl.constexpr = w_store.shape[1]
     BT: tl.constexpr = x_store.shape[1]
@@ -189,13 +185,6 @@ def _leave(acc, up, parts, counter, SPLIT: tl.constexpr, GATED: tl.constexpr):
 
 
 @groups
-def _leave_zero(counter, SPLIT: tl.constexpr):
-    """Zero in the counter when all programs have seen that all parts are there."""
-    if gl.atomic_add(counter, 1, sem="relaxed") == 2 * SPLIT - 1:
-        gl.store(counter, 0)
-
-
-@groups
 def _sum(
     parts, first, SPLIT: tl.constexpr, SHARE: tl.constexpr, SIZE: tl.constexpr, BN: tl.constexpr,
     BT: tl.constexpr, flat: tl.constexpr,
@@ -207,30 +196,3 @@ def _sum(
     for p in gl.static_range(1, SPLIT):
         y += gl.load(at + p * SIZE, cache_modifier=".cg")
     return y
-
-
-@groups
-def _of_rows(w_scales, bias, n, N, w_scale_row, GATED: tl.constexpr):
-    """Scales and biases of rows ``n`` of the weight, and of those that are gated: ones, zeros where none."""
-    scales, up_scales, biases, up_biases = 1.0, 1.0, 0.0, 0.0
-    if w_scales is not None:
-        scales = gl.load(w_scales + n * w_scale_row, n < N, 0.0).to(gl.float32)[:, None]
-        if GATED:
-            up_scales = gl.load(w_scales + (n + N) * w_scale_row, n < N, 0.0).to(gl.float32)[:, None]
-    if bias is not None:
-        biases = gl.load(bias + n, n < N, 0.0).to(gl.float32)[:, None]
-        if GATED:
-            up_biases = gl.load(bias + N + n, n < N, 0.0).to(gl.float32)[:, None]
-    return scales, biases, up_scales, up_biases
-
-
-@groups
-def _of_tokens(x_scales, residual, n, t, N, T, x_scale_row, residual_row):
-    """Scales of tokens, and what is added to a result: one, zero where there is none."""
-    scales, more = 1.0, 0.0
-    if x_scales is not None:
-        scales = gl.load(x_scales + t * x_scale_row, t < T, 0.0)[None, :]
-    if residual is not None:
-        at = residual + t[None, :].to(gl.int64) * residual_row + n[:, None]
-        more = gl.load(at, (n < N)[:, None] & (t < T)[None, :], 0.0).to(gl.float32)
-    return scales, more

@@ -15,7 +15,7 @@ import torch
 from ..quantized import Operand, scales_of, values_of
 from ..work import Workspace
 from .boxes import box, weight_box
-from .finish import finished
+from .finish import brought_by_rows, brought_by_tokens, ended
 from .form import Form
 from .mode import INTERPRETED, dot, go_on, kernel, options, rounded, tl, triton, varying, wait
 from .tiled import scale_strides
@@ -83,9 +83,9 @@ def streamed_kernel(
     first, last = part * each, tl.minimum(part * each + each, K)
     t, n = t0 + tl.arange(0, BT), n0 + part * SHARE + tl.arange(0, SHARE)
     go_on(CHAIN)
-    of_rows = _of_rows(w_scales, bias, n, N, w_scale_row, GATED)
+    of_rows = brought_by_rows(w_scales, bias, n, N, w_scale_row, GATED)
     wait(CHAIN)
-    of_tokens = _of_tokens(x_scales, residual, n, t, N, T, x_scale_row, residual_row)
+    of_tokens = brought_by_tokens(x_scales, residual, n, t, N, T, x_scale_row, residual_row)
     acc = tl.zeros((BN * (2 if GATED else 1), BT), tl.float32)
     for k in tl.range(first, last, BK):
         if GATED:
@@ -103,12 +103,12 @@ def streamed_kernel(
         if not INTERPRETED:
             y, up = _sums(parts, part, GATED, SPLIT, SHARE, BN, BT)
             _finish(y, up, out, of_rows, of_tokens, n, t, N, T, out_row, scale, cap, GATED, ACT, CAPPED)
-            _leave_zero(counters + tile, SPLIT)
+            leave_zero(counters + tile, SPLIT)
         elif come == SPLIT:  # the interpreter runs one program after another: the last finishes all shares
             for share in tl.range(SPLIT):
                 n = n0 + share * SHARE + tl.arange(0, SHARE)
-                of_rows = _of_rows(w_scales, bias, n, N, w_scale_row, GATED)
-                of_tokens = _of_tokens(x_scales, residual, n, t, N, T, x_scale_row, residual_row)
+                of_rows = brought_by_rows(w_scales, bias, n, N, w_scale_row, GATED)
+                of_tokens = brought_by_tokens(x_scales, residual, n, t, N, T, x_scale_row, residual_row)
                 y, up = _sums(parts, share, GATED, SPLIT, SHARE, BN, BT)
                 _finish(y, up, out, of_rows, of_tokens, n, t, N, T, out_row, scale, cap, GATED, ACT, CAPPED)
             tl.store(counters + tile, 0)
@@ -131,7 +131,7 @@ def _leave(acc, parts, counter, part, SPLIT: tl.constexpr):
 
 
 @kernel
-def _leave_zero(counter, SPLIT: tl.constexpr):
+def leave_zero(counter, SPLIT: tl.constexpr):
     """Zero in the counter when all programs have seen that all parts are there."""
     if tl.atomic_add(counter, 1, sem="relaxed") == 2 * SPLIT - 1:
         tl.store(counter, 0)
@@ -157,43 +157,11 @@ def _sums(
 
 
 @kernel
-def _of_rows(w_scales, bias, n, N, w_scale_row, GATED: tl.constexpr):
-    """Scales and biases of rows ``n`` of the weight, and of those that are gated: ones, zeros where none."""
-    scales, up_scales, biases, up_biases = 1.0, 1.0, 0.0, 0.0
-    if w_scales is not None:
-        scales = tl.load(w_scales + n * w_scale_row, n < N, 0.0).to(tl.float32)[:, None]
-        if GATED:
-            up_scales = tl.load(w_scales + (n + N) * w_scale_row, n < N, 0.0).to(tl.float32)[:, None]
-    if bias is not None:
-        biases = tl.load(bias + n, n < N, 0.0).to(tl.float32)[:, None]
-        if GATED:
-            up_biases = tl.load(bias + N + n, n < N, 0.0).to(tl.float32)[:, None]
-    return scales, biases, up_scales, up_biases
-
-
-@kernel
-def _of_tokens(x_scales, residual, n, t, N, T, x_scale_row, residual_row):
-    """Scales of tokens, and what is added to a result: one, zero where there is none."""
-    scales, more = 1.0, 0.0
-    if x_scales is not None:
-        scales = tl.load(x_scales + t * x_scale_row, t < T, 0.0)[None, :]
-    if residual is not None:
-        at = residual + t[None, :].to(tl.int64) * residual_row + n[:, None]
-        more = tl.load(at, (n < N)[:, None] & (t < T)[None, :], 0.0).to(tl.float32)
-    return scales, more
-
-
-@kernel
 def _finish(
     acc, up, out, of_rows, of_tokens, n, t, N, T, out_row, scale, cap,
     GATED: tl.constexpr, ACT: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """Whatever follows the sums of rows ``n`` of the weight, and the result."""
-    scales, biases, up_scales, up_biases = of_rows
-    token_scales, more = of_tokens
-    acc = acc * scales * token_scales + biases
-    if GATED:
-        up = up * up_scales * token_scales + up_biases
-    y = finished(acc, up, scale, cap, GATED, ACT, CAPPED) + more
+    y = ended(acc, up, of_rows, of_tokens, scale, cap, GATED, ACT, CAPPED)
     at = out + t[None, :].to(tl.int64) * out_row + n[:, None]
     tl.store(at, rounded(y, out.dtype.element_ty), (n < N)[:, None] & (t < T)[None, :])
