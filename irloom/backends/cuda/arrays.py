@@ -1,8 +1,7 @@
-"""What the host says of a step, brought to the device in one copy, at fixed addresses for each bucket."""
+"""What the host says of a step and hears of it: memory of the host that kernels read and write themselves."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,43 +13,58 @@ from irloom.ir.plan import Pool
 from irloom.runtime.core import DRAW, Batch, Ints
 
 from .buckets import Bucket
+from .kernels.exchange import TABLE, arrive, leave
 from .step import Step
 
 ALIGN = 64
 """Entries of i32 from one array to the next: 256 bytes."""
+WIDTH = 16
+"""A page table has a multiple of so many columns, so that kernels are the same for any."""
 WORDS = DRAW.itemsize // 4
-AHEAD = 3
-"""Steps whose arrays the host may have written while the device still copies them."""
+STEPS = 3
+"""Steps that the host has memory for: of the one that it writes, the one that runs, and the one before."""
+
+Place = tuple[str, int, int, tuple[int, ...]]
+"""An array's name, first entry, entries and dims."""
 
 
 @dataclass(frozen=True)
-class Arrived:
-    """A step on the device: beside what kernels know of it, ``late`` and ``draws`` of ``runtime.core.Batch``.
+class Sent:
+    """Tokens i32 [S] that the device tells; they are there once ``done`` has happened (None: they are)."""
 
-    ``late`` is i32 [tokens], -1 in rows that fill up; ``draws`` i32 [seqs, 8], entries of ``DRAW`` as words.
-    """
-
-    step: Step
-    late: torch.Tensor
-    draws: torch.Tensor
+    tokens: torch.Tensor
+    done: torch.cuda.Event | None
 
 
 class StepArrays:
-    """Room for the arrays of steps up to the bucket ``most``."""
+    """The arrays of steps up to the bucket ``most``: where kernels find them, and the host's copies.
+
+    A step is ``load``ed, then ``arrive`` and ``leave`` are queued as its first and last kernels, in a graph
+    or not; then it is ``sent``. Where it is not known whether both have run, ``settle`` comes before the
+    next.
+    """
 
     def __init__(
         self, pools: Sequence[Pool], most: Bucket, max_context: int, device: torch.device | str
     ) -> None:
         self.device = torch.device(device)
-        self.widths = {p.name: -(-max_context // p.page) for p in pools}
+        pages = {p.name: -(-max_context // p.page) for p in pools}
+        self.widths = {name: -(-n // WIDTH) * WIDTH for name, n in pages.items()}
         self.layout = cache(self._layout)
         size = self.layout(most)[1]
-        pinned = self.device.type == "cuda"
         self.block = torch.zeros(size, dtype=torch.int32, device=self.device)
-        self.hosts = deque(Staging(size, pinned) for _ in range(AHEAD if pinned else 1))
+        self.turns = torch.zeros(2, dtype=torch.int32, device=self.device)
+        pinned = self.device.type == "cuda"
+        self.posted = torch.zeros((STEPS, size), dtype=torch.int32, pin_memory=pinned)
+        self.told = torch.zeros((STEPS, most.seqs), dtype=torch.int32, pin_memory=pinned)
+        self.turn = 0
+        self._arrays: Ints = self.posted.numpy()
+        self._done = [torch.cuda.Event() for _ in range(STEPS)] if pinned else None
 
-    def there(self, bucket: Bucket) -> Arrived:
-        """The arrays of a bucket, where they lie on the device."""
+    def there(self, bucket: Bucket) -> tuple[Step, torch.Tensor]:
+        """A step of this size where it lies on the device; and its draws, i32 [seqs, 8], as words of
+        ``runtime.core.DRAW``.
+        """
         at = {
             name: self.block[start : start + count].view(dims)
             for name, start, count, dims in self.layout(bucket)[0]
@@ -59,18 +73,66 @@ class StepArrays:
         step = Step(
             at["ids"], at["positions"], at["owner"], at["starts"], at["context"], tables, bucket.decode
         )
-        return Arrived(step, at["late"], at["draws"])
+        return step, at["draws"]
 
     def load(self, batch: Batch, bucket: Bucket) -> None:
-        """Bring a step there; what the host wrote is copied by the device in its own time."""
-        host = self.hosts[0]
-        self.hosts.rotate(-1)
-        host.wait()
-        places, end = self.layout(bucket)
-        at = {name: host.array[start : start + count].reshape(dims) for name, start, count, dims in places}
+        """Write a step where the device will look for it, once it has done with what was there."""
+        if self._done is not None:
+            self._done[self.turn].synchronize()
+        places, _ = self.layout(bucket)
+        array = self._arrays[self.turn]
+        at = {name: array[start : start + count].reshape(dims) for name, start, count, dims in places}
         self._write(at, batch)
-        self.block[:end].copy_(host.tensor[:end], non_blocking=True)
-        host.sent()
+        starts = {name: start for name, start, _, _ in places}
+        rows = len(batch.context)
+        for i, (name, table) in enumerate(zip(self.widths, batch.tables, strict=True)):
+            at["tables"][i] = starts[f"table {name}"], self.widths[name], table.shape[1], rows
+
+    def arrive(self, bucket: Bucket, chosen: torch.Tensor) -> None:
+        """Queue that the device reads a step; ``chosen`` i32 [S] are the tokens of the step before."""
+        first = {name: start for name, start, _, _ in self.layout(bucket)[0]}
+        front = min((first[f"table {name}"] for name in self.widths), default=self.layout(bucket)[1])
+        arrive(
+            self.block,
+            self.posted,
+            self.turns,
+            chosen,
+            front=front,
+            ids=first["ids"],
+            late=first["late"],
+            tokens=bucket.tokens,
+            tables=len(self.widths),
+            seqs=bucket.seqs,
+        )
+
+    def leave(self, chosen: torch.Tensor) -> None:
+        """Queue that the device tells what it has chosen, i32 [S]."""
+        leave(self.told, self.turns, chosen)
+
+    def sent(self) -> None:
+        """The step that was loaded last is queued."""
+        self._record(self.turn)
+        self.turn = (self.turn + 1) % STEPS
+
+    def answer(self, count: int, instead: torch.Tensor | None = None) -> Sent:
+        """The tokens of the first ``count`` sequences of the step that was sent last, or others that came
+        ``instead``, i32 [S] on the device. Their memory is used again ``STEPS`` steps later.
+        """
+        last = (self.turn - 1) % STEPS
+        tokens = self.told[last, :count]
+        if instead is not None:
+            tokens.copy_(instead[:count], non_blocking=True)
+            self._record(last)
+        return Sent(tokens, None if self._done is None else self._done[last])
+
+    def settle(self) -> None:
+        """Have the device look where the host writes next."""
+        self.turns.fill_(self.turn)
+
+    def _record(self, turn: int) -> None:
+        if self._done is not None:
+            self._done[turn] = torch.cuda.Event()
+            self._done[turn].record()
 
     def _write(self, at: dict[str, Ints], batch: Batch) -> None:
         tokens, seqs = len(batch.tokens), len(batch.context)
@@ -86,38 +148,20 @@ class StepArrays:
         for name, table in zip(self.widths, batch.tables, strict=True):
             at[f"table {name}"][:seqs, : table.shape[1]] = table
 
-    def _layout(self, bucket: Bucket) -> tuple[list[tuple[str, int, int, tuple[int, ...]]], int]:
-        """Each array of a bucket: its name, first entry, entries and dims; and where all end."""
-        out: list[tuple[str, int, int, tuple[int, ...]]] = []
+    def _layout(self, bucket: Bucket) -> tuple[list[Place], int]:
+        """The place of each array of a bucket, and where all end."""
+        out: list[Place] = []
         end = 0
-        for name, dims in self._arrays(bucket):
+        for name, dims in self._arrays_of(bucket):
             count = int(np.prod(dims))
             out.append((name, end, count, dims))
             end += -(-count // ALIGN) * ALIGN
         return out, end
 
-    def _arrays(self, b: Bucket) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def _arrays_of(self, b: Bucket) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield "tables", (len(self.widths), TABLE)
         yield from ((name, (b.tokens,)) for name in ("ids", "positions", "owner", "late"))
         yield "starts", (b.seqs + 1,)
         yield "context", (b.seqs,)
         yield "draws", (b.seqs, WORDS)
         yield from ((f"table {name}", (b.seqs, width)) for name, width in self.widths.items())
-
-
-class Staging:
-    """Memory of the host that the device copies from."""
-
-    def __init__(self, size: int, pinned: bool) -> None:
-        self.tensor = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
-        self.array: Ints = self.tensor.numpy()
-        self.event = torch.cuda.Event() if pinned else None
-
-    def wait(self) -> None:
-        """Until the device has copied what was written last."""
-        if self.event is not None:
-            self.event.synchronize()
-
-    def sent(self) -> None:
-        """The device has been asked to copy."""
-        if self.event is not None:
-            self.event.record()

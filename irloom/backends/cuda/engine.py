@@ -1,4 +1,4 @@
-"""The CUDA engine: a step is one copy to the device, one graph, and the tokens that come back."""
+"""The CUDA engine: a step is one graph, which takes its arrays from the host and tells it the tokens."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from irloom.ir.plan import Pool
 from irloom.runtime.core import DRAW, Batch, Draws, Sampled, draw_of
 
 from .alike import rows_alike
-from .answers import Answers, Submitted
+from .answers import Submitted
 from .arrays import StepArrays
 from .buckets import Bucket, Buckets
 from .graphs import Graphs, Kind
-from .kernels.late import late_tokens
 from .kernels.sample import sample
 from .memory import Block
 from .program import Program
@@ -55,7 +54,7 @@ class CudaEngine:
         self.runner = Runner(program, weights, caches, block)
         self.graphs = Graphs(enabled=self.device.type == "cuda" and not program.exact)
         self.chosen = torch.zeros(largest.seqs, dtype=torch.int32, device=self.device)
-        self.answers, self.work = Answers(self.max_seqs, self.device), Workspace(self.device)
+        self.work = Workspace(self.device)
         self.alike = limits.batch_invariant
         self._logits: dict[Bucket, torch.Tensor] = {}
         self._bucket = largest  # that the last step was loaded as
@@ -78,7 +77,8 @@ class CudaEngine:
             logits = self.logits(batch)
             with torch.inference_mode():
                 reports = self._rare(batch, logits) if batch.rare else None
-                return Submitted(self.answers.send(self.chosen[: len(batch.context)]), reports)
+                instead = self.chosen if batch.rare else None
+                return Submitted(self.arrays.answer(len(batch.context), instead), reports)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -98,7 +98,7 @@ class CudaEngine:
     def _rare(self, batch: Batch, logits: torch.Tensor) -> Reports | None:
         """Choose again where scores are changed or reported."""
         self.work.reset()
-        return choose_again(self.chosen, logits, self.arrays.there(self._bucket).draws, batch, self.work)
+        return choose_again(self.chosen, logits, self.arrays.there(self._bucket)[1], batch, self.work)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Store the batch's keys and values, and sample; the logits [S, vocab] of the last tokens, f32 or
@@ -108,8 +108,13 @@ class CudaEngine:
         with torch.inference_mode():
             self.arrays.load(batch, bucket)
             self._bucket = bucket
-            with rows_alike(self.alike):
-                self.graphs.run(kind, lambda: self._queue(bucket, cuts))
+            try:
+                with rows_alike(self.alike):
+                    self.graphs.run(kind, lambda: self._queue(bucket, cuts))
+            except Exception:
+                self.arrays.settle()
+                raise
+            self.arrays.sent()
         return self._logits[bucket][: len(batch.context)]
 
     def _kind(self, batch: Batch) -> Kind:
@@ -120,10 +125,12 @@ class CudaEngine:
         return kind if self.alike or len(batch.context) == 1 else self.graphs.home(kind)
 
     def _queue(self, bucket: Bucket, cuts: bool) -> None:
-        at = self.arrays.there(bucket)
-        late_tokens(at.step.ids, at.late, self.chosen)
-        logits = self._logits[bucket] = self.runner.run(at.step)
-        sample(self.chosen[: bucket.seqs], logits, at.draws, work=self.runner.work, cuts=cuts)
+        step, draws = self.arrays.there(bucket)
+        chosen = self.chosen[: bucket.seqs]
+        self.arrays.arrive(bucket, self.chosen)
+        logits = self._logits[bucket] = self.runner.run(step)
+        sample(chosen, logits, draws, work=self.runner.work, cuts=cuts)
+        self.arrays.leave(chosen)
         self.runner.work.reset()
 
 

@@ -39,6 +39,7 @@ def queue_all(engine: CudaEngine, todo: Sequence[Batch]) -> None:
     finally:
         engine.graphs = graphs
         engine.runner.work.reset()
+        engine.arrays.settle()  # a rehearsal leaves launches out
 
 
 def trial(engine: CudaEngine, counts: list[int]) -> Batch:
