@@ -10,8 +10,8 @@ import torch
 
 from .mode import go_on, options, tl, triton, varying, wait
 
-WORDS = 1024
-"""Entries of i32 that a program copies at a time."""
+WORDS = 256
+"""Entries of i32 that a program copies at a time, each by a thread of its own: so none is asked for twice."""
 TABLE = 4
 """Words that say of a page table: where it starts, entries of a row, of these those in use, rows in use."""
 
@@ -40,7 +40,7 @@ def arrive(
     grid = max(triton.cdiv(front, WORDS), seqs if tables else 0), 1 + tables
     _arrive[grid](
         block, posted, turns, chosen, posted.stride(0), front, ids, late, tokens, WORDS=WORDS, TABLE=TABLE,
-        **options(num_warps=4),
+        **options(num_warps=WORDS // 32),
     )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def leave(told: torch.Tensor, turns: torch.Tensor, chosen: torch.Tensor) -> None
     grid = (triton.cdiv(len(chosen), WORDS),)
     _leave[grid](
         told, turns, chosen, told.stride(0), len(chosen), STEPS=len(told), WORDS=WORDS,
-        **options(num_warps=4),
+        **options(num_warps=WORDS // 32),
     )  # fmt: skip
 
 
@@ -70,20 +70,20 @@ def _arrive(
         if part == 0:
             tl.store(turns + 1, turn)
         i = part * WORDS + each
-        word = tl.load(at + i, mask=i < front, other=0, volatile=True)
+        word = tl.load(at + i, mask=i < front, other=0, cache_modifier=".cg")
         is_id = (i >= ids) & (i < ids + tokens)
-        row = tl.load(at + late - ids + i, mask=is_id, other=-1, volatile=True)
+        row = tl.load(at + late - ids + i, mask=is_id, other=-1, cache_modifier=".cg")
         token = tl.load(chosen + row, mask=row >= 0, other=0)
         tl.store(block + i, tl.where(row >= 0, tl.maximum(token, 0), word), mask=i < front)
     else:
         of = at + (table - 1) * TABLE
-        start, width = tl.load(of, volatile=True), tl.load(of + 1, volatile=True)
-        used, rows = tl.load(of + 2, volatile=True), tl.load(of + 3, volatile=True)
+        start, width = tl.load(of, cache_modifier=".cg"), tl.load(of + 1, cache_modifier=".cg")
+        used, rows = tl.load(of + 2, cache_modifier=".cg"), tl.load(of + 3, cache_modifier=".cg")
         if part < rows:
             row = start + part * width
             for first in range(0, used, WORDS):
                 i = first + each
-                page = tl.load(at + row + i, mask=i < used, other=0, volatile=True)
+                page = tl.load(at + row + i, mask=i < used, other=0, cache_modifier=".cg")
                 tl.store(block + row + i, page, mask=i < used)
 
 

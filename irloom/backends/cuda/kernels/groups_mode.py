@@ -15,6 +15,8 @@ from triton.experimental.gluon.language.nvidia import ampere, hopper
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra import cuda
 
+from .keys import in_order
+
 gl: Any = language
 mbarrier: Any = hopper.mbarrier
 mma_v2: Any = ampere.mma_v2
@@ -32,12 +34,12 @@ __all__ = [
 
 def groups(fn: Any) -> Any:
     """Makes a kernel, or a function that such kernels call."""
-    return gluon.jit(fn)
+    return in_order(gluon.jit(fn))
 
 
 def varying_groups(*names: str) -> Callable[[Any], Any]:
     """Makes a kernel that is compiled once for all values of the numbers ``names``: see ``mode.varying``."""
-    return lambda fn: gluon.jit(fn, do_not_specialize=names)
+    return lambda fn: in_order(gluon.jit(fn, do_not_specialize=names))
 
 
 def mapped(x: Tensor, *box: int) -> TensorDescriptor:

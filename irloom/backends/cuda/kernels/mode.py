@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
+from .keys import in_order
+
 INTERPRETED = tl.constexpr(not torch.cuda.is_available())
 """Whether kernels run in Triton's interpreter."""
 
@@ -33,7 +35,7 @@ def kernel(fn: Any, varying: Sequence[str] = ()) -> Any:
 
     As on a GPU, nothing is said of overflows and NaN: what a kernel makes of padding may be anything.
     """
-    made: Any = triton.jit(do_not_specialize=varying)(fn)
+    made: Any = in_order(triton.jit(do_not_specialize=varying)(fn))
     if INTERPRETED:
         made.run = _quietly(made.run)
     return made
