@@ -61,6 +61,7 @@ def ready(model: Model) -> Counted:
     graphs, engine.graphs.most = engine.graphs.most, 0
     compile_all(rehearsed(run), lambda done, total: None)
     engine.graphs.most = graphs
+    engine.arrays.settle()
     return engine
 
 

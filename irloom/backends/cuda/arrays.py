@@ -126,8 +126,9 @@ class StepArrays:
         return Sent(tokens, None if self._done is None else self._done[last])
 
     def settle(self) -> None:
-        """Have the device look where the host writes next."""
+        """Have the device look where the host writes next, and the host wait until it does."""
         self.turns.fill_(self.turn)
+        self._record(self.turn)
 
     def _record(self, turn: int) -> None:
         if self._done is not None:

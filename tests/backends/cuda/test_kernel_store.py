@@ -13,12 +13,11 @@ from tests.backends.cuda.cross import compiled
 CHOICES = {"product (1, 2)": "Tile(4)"}
 
 
-def compile_late() -> None:
+def compile_one() -> None:
     """Compile one kernel, in a process of its own."""
-    signature = {"ids": "*i32", "late": "*i32", "chosen": "*i32", "count": "i32"}
-    compiled(
-        "irloom.backends.cuda.kernels.late", "_late", signature, {"ROWS": 256, "CHAIN": True}, num_warps=1
-    )
+    signature = {"told": "*i32", "turns": "*i32", "chosen": "*i32", "stride": "i32", "count": "i32"}
+    constants = {"STEPS": 3, "WORDS": 256, "CHAIN": True}
+    compiled("irloom.backends.cuda.kernels.exchange", "_leave", signature, constants, num_warps=8)
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -30,7 +29,7 @@ def files(folder: Path) -> dict[str, int]:
 def test_an_engine_brings_its_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there, here = tmp_path / "there", tmp_path / "here"
     monkeypatch.setenv("TRITON_CACHE_DIR", str(there))
-    compile_late()
+    compile_one()
     with EngineWriter(tmp_path / "engine", Manifest("cuda", "m", [], {}, {})) as out:
         store(out, there, [folder.name for folder in there.iterdir()], CHOICES)
     reader = EngineReader(tmp_path / "engine")
@@ -41,7 +40,7 @@ def test_an_engine_brings_its_kernels(tmp_path: Path, monkeypatch: pytest.Monkey
     before = files(here)
     assert any(name.endswith(".cubin") for name in before)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(here))
-    compile_late()
+    compile_one()
     assert files(here) == before, "the kernel was compiled again"
 
 
