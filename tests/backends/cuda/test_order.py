@@ -41,3 +41,9 @@ def test_it_waits_before_it_writes_or_ends(name: str) -> None:
     assert not any(isinstance(node, ast.Return) for node in before)
     calls = [ast.unparse(node.func) for node in before if isinstance(node, ast.Call)]
     assert name in INSIDE or not [call for call in calls if any(word in call for word in WRITES)]
+
+
+def test_nothing_starts_before_a_step_has_arrived() -> None:
+    """Kernels for few sequences read page tables and keys before they wait: behind this one they may."""
+    assert "go_on" not in ast.unparse(launched()["_arrive"])
+    assert any("go_on" in ast.unparse(f) for f in launched().values())

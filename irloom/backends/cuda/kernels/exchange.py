@@ -61,9 +61,9 @@ def _arrive(
     block, posted, turns, chosen, stride, front, ids, late, tokens,
     WORDS: tl.constexpr, TABLE: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
+    """It lets no kernel start before it has ended: some read page tables before they wait."""
     part, table, each = tl.program_id(0), tl.program_id(1), tl.arange(0, WORDS)
     wait(CHAIN)
-    go_on(CHAIN)
     turn = tl.load(turns)
     at = posted + turn * stride
     if table == 0:
