@@ -167,9 +167,10 @@ class Loop:
             seen=np.unique(tokens) if params.penalized else None,
         )
 
-    def _check_tokens(self, name: str, ids: Iterable[int]) -> None:
+    def _check_tokens(self, name: str, ids: Collection[int]) -> None:
         vocab = self.engine.vocab
-        if (bad := next((i for i in ids if not 0 <= i < vocab), None)) is not None:
+        if len(ids) and not 0 <= min(ids) <= max(ids) < vocab:
+            bad = next(i for i in ids if not 0 <= i < vocab)
             raise RequestError(f"{name}: token {bad} is not in the vocabulary of {vocab}")
 
     def _enter(self, request: Request, inbox: deque[Delta], quiet: bool = False) -> None:
