@@ -5,20 +5,20 @@ Of what Triton's interpreter and its compiler both know; accurate to a few units
 
 from __future__ import annotations
 
-from .mode import kernel, tl
+from .mode import INTERPRETED, kernel, tl
 
 
 @kernel
 def activated(x, ACT: tl.constexpr):
     """``ACTIVATIONS[ACT](x)`` of ``ir.ops.activation`` for entries of f32."""
     if ACT == "silu":
-        return x * tl.sigmoid(x)
+        return x * sigmoid(x)
     elif ACT == "gelu":
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif ACT == "gelu_tanh":
-        return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        return x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
     elif ACT == "quick_gelu":
-        return x * tl.sigmoid(1.702 * x)
+        return x * sigmoid(1.702 * x)
     elif ACT == "mish":
         return x * tanh(softplus(x))
     elif ACT == "relu":
@@ -26,12 +26,35 @@ def activated(x, ACT: tl.constexpr):
     elif ACT == "relu2":
         return relu(x) * relu(x)
     elif ACT == "sigmoid":
-        return tl.sigmoid(x)
+        return sigmoid(x)
     elif ACT == "tanh":
         return tanh(x)
     else:
         tl.static_assert(ACT == "softplus", "no such activation")
         return softplus(x)
+
+
+@kernel
+def gate_times(g, u, ACT: tl.constexpr, limit, alpha, shift):
+    """``act(g) * u``; where ``ACT`` is ``clamped``, the op ``clamped_silu_mul``."""
+    if ACT == "clamped":
+        g, u = tl.minimum(g, limit), tl.minimum(tl.maximum(u, -limit), limit)
+        return g * sigmoid(alpha * g) * (u + shift)
+    return activated(g, ACT) * u
+
+
+@kernel
+def sigmoid(x):
+    """``1 / (1 + e ** -x)`` in four instructions: those that a compiler adds keep numbers below 2 ** -126,
+    and a gate of a prompt is bound by instructions as much as by memory.
+    """
+    if INTERPRETED:
+        return tl.sigmoid(x)
+    return tl.inline_asm_elementwise(
+        """{ mul.f32 $0, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 $0, $0;
+        add.f32 $0, $0, 0f3F800000; rcp.approx.ftz.f32 $0, $0; }""",
+        "=f,f", [x], tl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
 
 
 @kernel

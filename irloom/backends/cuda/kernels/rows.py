@@ -14,7 +14,7 @@ from torch import Tensor
 from irloom.backends.cuda.quantized import Operand
 from irloom.backends.cuda.tuning import choose
 
-from .mode import go_on, options, rounded, tl, triton, varying, wait
+from .mode import go_on, kept, options, rounded, tl, triton, varying, wait
 from .tiles import Target, Tile, amount, fresh, heads, power_of_two, store_rows, strides
 
 
@@ -198,7 +198,7 @@ def norm_rows(
         more = tl.load(y + t * y_t + h * y_h + col, live, 0.0).to(tl.float32)
         if INNER:
             more *= tl.rsqrt(tl.sum(more * more, 1) / D + inner_eps)[:, None]
-            more = rounded(more * v if inner is not None else more, elem).to(tl.float32)
+            more = kept(more * v if inner is not None else more, elem)
         near = rounded(s + more, elem)
         tl.store(total + t * total_t + h * total_h + col, near, live)
         s = near.to(tl.float32)
@@ -211,7 +211,7 @@ def norm_rows(
         if bias is not None:
             s += b
         if GROUP > 0:
-            s = rounded(s, elem).to(tl.float32)
+            s = kept(s, elem)
         to = out + t * out_t + h * out_h + col
         scale_at = None if scales is None else scales + row.to(tl.int64) * scales_t
         store_rows(to, scale_at, scales_g, s, row < rows, 0, live, GROUP, LIMIT, D)
