@@ -65,12 +65,15 @@ def own_handlers() -> None:
 
 @dataclass(frozen=True)
 class Prologue:
-    """What stands for a value that a product makes itself: ``x``, normed, and rounded to ``quant``."""
+    """What stands for a value that a product makes itself: ``x``, normed, and rounded to ``quant``; of many
+    rows by the product that has ``emitted`` them.
+    """
 
     x: Arg
     norm: Arg = None
     eps: float | None = None
     quant: Quant | None = None
+    emitted: bool = False
 
     @property
     def normed(self) -> bool:

@@ -10,7 +10,7 @@ from irloom.ir.graph import Arg, Node, Value
 from irloom.ir.show import show_typed
 
 from .kernels.form import Form
-from .lower import Lowering, floats, lowers
+from .lower import Lowering, Prologue, floats, lowers
 from .lower_elementwise import GATES, gate_of
 
 
@@ -23,7 +23,8 @@ def product(f: Lowering, n: Node) -> bool:
     shared = {k: n.attrs.get(k) for k in ("act", "scale", "softcap")}
     if residual is None and (gate := _gate(f, n, bias)):
         result, act = gate
-        return _launch(f, n, result, (x, weight, bias, None), {**shared, "act": act, "gated": True})
+        shape = {"act": act, "gated": True, "emits": _emitted(f, result)}
+        return _launch(f, n, result, (x, weight, bias, None), shared | shape)
     result = f.renamed.get(n.result, n.result)
     if residual is None and (total := sum_behind(f, n.result, n)):
         result, residual = total
@@ -35,6 +36,7 @@ def _launch(f: Lowering, n: Node, out: Value, args: tuple[Arg, ...], shape: dict
     read = f.read(x)
     assert isinstance(x, Value)
     quant = read.quant or (x.type.elem if isinstance(x.type.elem, Quant) else None)
+    shape = {**shape, "emitted": read.emitted}
     form = Form(eps=read.eps, quant=quant, **{k: v for k, v in shape.items() if v is not None})
     operands = read.x, weight, bias, residual, read.norm
     attrs, given = {"form": form}, ("work",)
@@ -56,6 +58,21 @@ def _gate(f: Lowering, n: Node, bias: Arg) -> tuple[Value, str] | None:
         return None
     f.folded.update((id(parts), id(mul)))
     return mul.result, gate_of(mul)
+
+
+def _emitted(f: Lowering, gated: Value) -> Quant | None:
+    """What the product that alone reads a gated value rounds it to: for many rows the gate's product does.
+
+    None where rounded rows have no room, or not in whole steps of 16 bytes, in the gated value's memory.
+    """
+    n, width = f.only_reader(gated), gated.type.dims[-1]
+    if n is None or n.op.name != "quantize" or f.product_reading(n.result) is None:
+        return None
+    quant = n.result.type.elem
+    if not isinstance(quant, Quant) or not isinstance(width, int) or width % 16 or quant.group % 16:
+        return None
+    f.prologue(gated, Prologue(gated, emitted=True))
+    return quant
 
 
 def sum_behind(f: Lowering, made: Value, n: Node) -> tuple[Value, Arg] | None:

@@ -2,7 +2,8 @@
 
 Few rows go through one kernel that does all of it. For more, the norm and the rounding in front are a kernel
 of their own, and what follows the product is in our own kernel's registers, or in one kernel behind the
-library's. Which of these is fastest is timed once for each shape and kept (``tuning``).
+library's; there a gate is rounded, too, for the product that reads it. Which of these is fastest is timed
+once for each shape and kept (``tuning``).
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ from .kernels.tiled_four import FourTile, tiled_four_product
 from .kernels.tiles import power_of_two
 from .kernels.wide import Wide, wide_product
 from .product_tiles import MEDIUM, multiprocessors, tiles
-from .quantized import Operand, Quantized, values_of
+from .quantized import Operand, Quantized, values_of, within
 from .tuning import choose, settled
 from .work import Workspace
 
 SMALL = 16
-"""Rows whose every number is timed by itself."""
+"""Rows whose every number is timed by itself; of more, a gate is rounded by the product that makes it."""
 ALIKE = 64
 """Rows that the tile suits which runs for any number of them, where rows must be alike."""
 CHUNK = 4096
@@ -80,7 +81,7 @@ def product(
     """
     whole = Product(out, x, weight, bias, residual, norm, form)
     for first in range(0, whole.rows, CHUNK):
-        p = whole.part(first, CHUNK) if whole.rows > CHUNK else whole
+        p = (whole.part(first, CHUNK) if whole.rows > CHUNK else whole).placed
         with work.lent():
             p.run(p.way, work)
 
@@ -96,6 +97,8 @@ class Product:
     residual: torch.Tensor | None
     norm: torch.Tensor | None
     form: Form
+    made: torch.dtype = torch.bfloat16
+    """The element of a result before it is rounded, where no operand is plain."""
 
     @property
     def rows(self) -> int:
@@ -109,6 +112,18 @@ class Product:
         return replace(self, out=_part(self.out, first, end), x=_part(self.x, first, end), residual=residual)
 
     @property
+    def placed(self) -> Product:
+        """What is rounded between two products, of more than ``SMALL`` rows, lies where ``within`` has it."""
+        form, out, x = self.form, self.out, self.x
+        if self.rows <= SMALL:
+            return self
+        if form.emitted and form.quant is not None and isinstance(x, torch.Tensor):
+            x = within(x, form.quant)
+        if form.emits is not None and isinstance(out, torch.Tensor):
+            return replace(self, out=within(out, form.emits), x=x, made=out.dtype)
+        return replace(self, x=x)
+
+    @property
     def quant(self) -> Quant | None:
         """What the rows are rounded to, or have been."""
         return self.x.quant if isinstance(self.x, Quantized) else self.form.quant
@@ -117,14 +132,14 @@ class Product:
     def element(self) -> torch.dtype:
         """What is between the kernels in: the element of whatever is plain."""
         given = self.x, self.out, self.residual, self.bias, self.norm
-        return next((t.dtype for t in given if isinstance(t, torch.Tensor)), torch.bfloat16)
+        return next((t.dtype for t in given if isinstance(t, torch.Tensor)), self.made)
 
     @property
     def key(self) -> tuple[object, ...]:
         """All that decides how long each way takes."""
         rows = self.rows if self.rows <= SMALL else _rung(self.rows)
         given = self.out, self.x, self.weight, self.bias, self.residual, self.norm
-        return rows, *map(_kind, given), self.form, self._boxed
+        return rows, *map(_kind, given), self.element, self.form, self._boxed
 
     @property
     def way(self) -> Way:

@@ -44,3 +44,14 @@ def values_of(x: Operand) -> torch.Tensor:
 def scales_of(x: Operand) -> torch.Tensor | None:
     """The scales, where there are any."""
     return x.scales if isinstance(x, Quantized) else None
+
+
+def within(x: torch.Tensor, quant: Quant) -> Quantized:
+    """Rows rounded to ``quant`` in the memory of plain ones [rows, k], ``k`` and groups multiples of 16:
+    entries, then scales, those of consecutive rows side by side.
+    """
+    (rows, k), memory = x.shape, x.view(-1).view(torch.uint8)
+    groups, entries = k // (quant.group or k), x.numel() * quant.base.torch.itemsize
+    scales = memory[entries : entries + rows * groups * quant.scale.torch.itemsize]
+    values = memory[:entries].view(quant.base.torch).view(rows, k)
+    return Quantized(values, scales.view(quant.scale.torch).view(groups, rows).t(), None, quant)

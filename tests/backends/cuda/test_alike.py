@@ -18,6 +18,7 @@ from irloom.zoo.serve import Script
 from tests.backends.cuda.device import DEVICE
 from tests.backends.cuda.near import columns, normal, poisoned, quantized
 from tests.backends.cuda.serving import Counted, Model
+from tests.backends.cuda.test_emitted import SCHEMES, Mlp
 from tests.backends.serving import LIMITS
 
 MORE = ["qwen3_moe", "gemma3_text", "gpt_oss", "deepseek_v3", "mamba2", "qwen3_next", "jamba"]
@@ -76,6 +77,16 @@ def test_a_row_of_a_product_does_not_see_the_others(dtype: torch.dtype) -> None:
         made.append(out)
     assert torch.equal(made[0][5:6], made[1])
     assert torch.equal(made[0][5:25], made[2])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_row_does_not_see_who_rounds_it(scheme: str) -> None:
+    """Of few rows the product that reads a gate does, of more the one that makes it."""
+    mlp = Mlp(*SCHEMES[scheme])
+    with rows_alike():
+        every = mlp.run()
+        for some in (slice(5, 6), slice(3, 19), slice(3, 25)):
+            assert torch.equal(mlp.run(some), every[some])
 
 
 def test_what_has_no_such_product_is_refused() -> None:

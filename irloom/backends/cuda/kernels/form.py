@@ -14,8 +14,11 @@ class Form:
     ``h`` is ``x``, or ``rms_norm(x, norm, eps=eps)`` where ``eps`` is not None (``norm`` may be missing
     then), rounded to ``quant`` (a group of each row at a time, group 0: the whole row) where that is given.
     With ``gated`` the weight's rows are those of the gate, then as many of the other factor:
-    ``act(gate + bias) * (up + bias)`` takes the place of ``act``, and the result is half as wide. ``emits``
-    is what the result is rounded to, where it is to be a ``Quantized``.
+    ``act(gate + bias) * (up + bias)`` takes the place of ``act``, and the result is half as wide.
+
+    ``emits`` is the ``quant`` of the product that alone reads the result. Of more than a few rows it is
+    rounded here, in the first bytes of its memory (``quantized.within``), and that product, whose ``x`` is
+    ``emitted``, finds it there. Of few rows neither says anything: one kernel rounds and multiplies.
 
     >>> Form(eps=1e-5, act="silu", gated=True).plain
     False
@@ -28,6 +31,7 @@ class Form:
     softcap: float | None = None
     quant: Quant | None = None
     emits: Quant | None = None
+    emitted: bool = False
 
     @property
     def plain(self) -> bool:
