@@ -38,8 +38,7 @@ def activated(x, ACT: tl.constexpr):
 def gate_times(g, u, ACT: tl.constexpr, limit, alpha, shift):
     """``act(g) * u``; where ``ACT`` is ``clamped``, the op ``clamped_silu_mul``."""
     if ACT == "clamped":
-        g, u = tl.minimum(g, limit), tl.minimum(tl.maximum(u, -limit), limit)
-        return g * sigmoid(alpha * g) * (u + shift)
+        return clamped_silu_mul(g, u, limit, alpha, shift)
     return activated(g, ACT) * u
 
 
@@ -142,7 +141,7 @@ def floor_div(a, b):
 def clamped_silu_mul(gate, up, limit, alpha, shift):
     """The op ``clamped_silu_mul``."""
     g, u = smaller(gate, limit), smaller(larger(up, -limit), limit)
-    return g * tl.sigmoid(alpha * g) * (u + shift)
+    return g * sigmoid(alpha * g) * (u + shift)
 
 
 @kernel
