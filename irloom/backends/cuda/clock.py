@@ -124,7 +124,8 @@ def _stream(device: int) -> torch.cuda.Stream:
 @cache
 def _flush(device: int) -> Callable[[], object]:
     """Reads ``FLUSH`` bytes. What is only read needs no write back, which would slow the next run down."""
-    data, total = torch.zeros(FLUSH // 4, device=device), torch.zeros((), device=device)
+    with torch.inference_mode(False):  # whoever asks first may be inside, others not
+        data, total = torch.zeros(FLUSH // 4, device=device), torch.zeros((), device=device)
     return lambda: torch.sum(data, dim=0, out=total)
 
 

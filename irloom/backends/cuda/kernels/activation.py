@@ -9,8 +9,8 @@ from torch import Tensor
 from irloom.backends.cuda.quantized import Operand
 from irloom.backends.cuda.tuning import choose
 
-from .curves import activated
-from .mode import go_on, options, rounded, tl, triton, varying, wait
+from .curves import activated, sigmoid
+from .mode import go_on, kept, options, tl, triton, varying, wait
 from .tiles import Target, amount, heads, power_of_two, store_rows, strides
 
 Block = tuple[int, int, int]
@@ -100,11 +100,11 @@ def gated_rows(
     u = tl.load(up + t * up_t + h * up_h + col, live, 0.0).to(tl.float32)
     if ACT == "clamped":
         g, u = tl.minimum(g, limit), tl.minimum(tl.maximum(u, -limit), limit)
-        y = g * tl.sigmoid(alpha * g) * (u + shift)
+        y = g * sigmoid(alpha * g) * (u + shift)
     else:
         y = activated(g, ACT) * u
     if GROUP > 0:
-        y = tl.where(live, rounded(y, gate.dtype.element_ty).to(tl.float32), 0.0)
+        y = tl.where(live, kept(y, gate.dtype.element_ty), 0.0)
     to = out + t * out_t + h * out_h + col
     scale_at = None if scales is None else scales + row.to(tl.int64) * scales_t
     store_rows(to, scale_at, scales_g, y, row < rows, start, live, GROUP, LIMIT, D)

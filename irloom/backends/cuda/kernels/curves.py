@@ -35,14 +35,6 @@ def activated(x, ACT: tl.constexpr):
 
 
 @kernel
-def gate_times(g, u, ACT: tl.constexpr, limit, alpha, shift):
-    """``act(g) * u``; where ``ACT`` is ``clamped``, the op ``clamped_silu_mul``."""
-    if ACT == "clamped":
-        return clamped_silu_mul(g, u, limit, alpha, shift)
-    return activated(g, ACT) * u
-
-
-@kernel
 def sigmoid(x):
     """``1 / (1 + e ** -x)`` in four instructions: those that a compiler adds keep numbers below 2 ** -126,
     and a gate of a prompt is bound by instructions as much as by memory.
