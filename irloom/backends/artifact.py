@@ -13,13 +13,12 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from irloom.backends.beside import beside
 from irloom.backends.digests import Extent, digests, remembered_digests
 from irloom.backends.needs import Need
 from irloom.ir.errors import BuildError, EngineMismatch
@@ -28,7 +27,7 @@ from irloom.ir.parse import parse
 from irloom.ir.plan import KVPlan
 from irloom.ir.show import show
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where there is no room for more."""
@@ -36,10 +35,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Part:
-    """A file of the engine: its SHA-256 (see ``digests``) and size in bytes."""
+    """A file of the engine: its SHA-256 (see ``digests``), size in bytes, and where pieces begin anew."""
 
     sha256: str
     bytes: int
+    cuts: list[int] = field(default_factory=list[int])
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class EngineWriter:
         self.out, self.manifest = out, manifest
         self.folder = out.parent / f".{out.name}.{os.getpid()}.partial"
         self._links: dict[str, Extent] = {}
+        self._cuts: dict[str, list[int]] = {}
 
     def __enter__(self) -> EngineWriter:
         if (
@@ -122,7 +123,13 @@ class EngineWriter:
 
     def link(self, name: str, file: Path, start: int, stop: int) -> None:
         """Refer to a range of a file that stays where it is; it is hashed at the end, with all parts."""
-        self._links[name] = file.resolve(), start, stop
+        self._links[name] = Extent(file.resolve(), start, stop)
+
+    def cut(self, name: str, at: Sequence[int]) -> None:
+        """Have the part ``name`` hashed in pieces that begin anew at these bytes, in order: what lies behind
+        them may be taken to places of its own, and hashed there.
+        """
+        self._cuts[name] = [*at]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -143,12 +150,14 @@ class EngineWriter:
 
     def _finish(self) -> None:
         files = sorted(p for p in self.folder.rglob("*") if p.is_file())
-        own = [(p, 0, p.stat().st_size) for p in files]
-        for (path, _, size), digest in zip(own, digests(own), strict=True):
-            self.manifest.parts[path.relative_to(self.folder).as_posix()] = Part(digest, size)
+        names = [p.relative_to(self.folder).as_posix() for p in files]
+        cuts = [self._cuts.get(name, []) for name in names]
+        own = [Extent(p, 0, p.stat().st_size, tuple(at)) for p, at in zip(files, cuts, strict=True)]
+        for name, x, at, digest in zip(names, own, cuts, digests(own), strict=True):
+            self.manifest.parts[name] = Part(digest, x.stop, at)
         found = remembered_digests([*self._links.values()])
-        for (name, (path, start, stop)), digest in zip(self._links.items(), found, strict=True):
-            self.manifest.links[name] = Link(str(path), start, stop, digest)
+        for (name, x), digest in zip(self._links.items(), found, strict=True):
+            self.manifest.links[name] = Link(str(x.path), x.start, x.stop, digest)
         text = json.dumps(asdict(self.manifest), indent=1).encode()
         (self.folder / MANIFEST).write_bytes(text)
         (self.folder / SEAL).write_text(hashlib.sha256(text).hexdigest() + "\n", encoding="utf-8")
@@ -162,8 +171,9 @@ class EngineWriter:
 class EngineReader:
     """A checked engine directory: its manifest, and paths of parts whose bytes are what the manifest says.
 
-    Of parts and links whose names begin with one of ``later``, only the sizes are known at first: their bytes
-    are checked beside whatever follows, and nothing made of them may be used before ``checked``.
+    Of parts and links whose names begin with one of ``later``, only the sizes are known at first. Who takes
+    their bytes to where they are used may check them there (``compare``); nothing that was made of them may
+    be used before ``checked``.
     """
 
     def __init__(self, folder: Path, later: tuple[str, ...] = ()) -> None:
@@ -171,14 +181,34 @@ class EngineReader:
         self.manifest = read_manifest(folder)
         self._check_names()
         names = [*self.manifest.parts, *self.manifest.links]
+        self.unchecked = dict.fromkeys(names)
+        """Parts and links whose bytes are not known to be what the manifest says."""
         self._check_bytes([name for name in names if not name.startswith(later)])
-        left = [name for name in names if name.startswith(later)]
-        self._checking = beside(lambda: self._check_bytes(left)) if left else None
 
     def checked(self) -> None:
-        """Wait until all bytes are checked; ``EngineMismatch`` where one was changed."""
-        if self._checking is not None:
-            self._checking.result()
+        """Check what has not been checked yet; ``EngineMismatch`` where a byte was changed."""
+        self._check_bytes([*self.unchecked])
+
+    def extent(self, name: str) -> Extent:
+        """Where the bytes of a part or a link are, as they are hashed."""
+        if name in self.manifest.parts:
+            part = self.manifest.parts[name]
+            return Extent(self.folder / name, 0, part.bytes, tuple(part.cuts))
+        link = self.manifest.links[name]
+        return Extent(Path(link.file), link.start, link.stop)
+
+    def compare(self, found: Mapping[str, str]) -> None:
+        """Parts and links with these digests are checked; ``EngineMismatch`` where one was changed."""
+        parts, links = self.manifest.parts, self.manifest.links
+        said = {name: (parts.get(name) or links[name]).sha256 for name in found}
+        changed = [name for name in found if found[name] != said[name]]
+        for name in found.keys() - changed:
+            self.unchecked.pop(name, None)
+        for name in changed:
+            if name in links:
+                raise self.refuse(f"{name} is a part of {links[name].file}, which was changed")
+            now = f"SHA-256 {found[name][:12]}, the manifest says {said[name][:12]}"
+            raise self.refuse(f"part {name} was changed: {now}")
 
     def file(self, name: str) -> Path:
         """The path of a part."""
@@ -240,21 +270,8 @@ class EngineReader:
                 name = next(name for name, link in links.items() if link.file == file)
                 raise self.refuse(f"{name} is a part of {file}, which is gone")
 
-    def _check_bytes(self, names: list[str]) -> None:
-        parts, links = self.manifest.parts, self.manifest.links
-        extents = [
-            (self.folder / name, 0, parts[name].bytes)
-            if name in parts
-            else (Path(links[name].file), links[name].start, links[name].stop)
-            for name in names
-        ]
-        for name, found in zip(names, digests(extents), strict=True):
-            if name in parts and found != (said := parts[name].sha256):
-                raise self.refuse(
-                    f"part {name} was changed: SHA-256 {found[:12]}, the manifest says {said[:12]}"
-                )
-            if name in links and found != links[name].sha256:
-                raise self.refuse(f"{name} is a part of {links[name].file}, which was changed")
+    def _check_bytes(self, names: Sequence[str]) -> None:
+        self.compare(dict(zip(names, digests([self.extent(name) for name in names]), strict=True)))
 
 
 def is_engine(path: Path) -> bool:

@@ -70,8 +70,8 @@ class LLM:
         self.reader = reader = EngineReader(folder, later=getattr(opener, "later", ()))
         reader.require({"irloom": reader.manifest.versions["irloom"]}, {"irloom": __version__})
         self.folder, self.manifest = folder, reader.manifest
+        self.tokenizer = _tokenizer(reader)  # while what the opener begins waits for a device, not for Python
         self.engine = _opened(opener, reader, replace(usual_limits(opener), **limits))
-        self.tokenizer = _tokenizer(reader)
         self.loop = Loop(self.engine, self.tokenizer, reader.manifest.settings["eos"])
         report("open", 1, 1)
 

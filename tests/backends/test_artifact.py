@@ -1,11 +1,16 @@
 """Engine directories: whole or absent; one changed byte anywhere and they do not open."""
 
+import hashlib
 import json
 import random
 import resource
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from irloom.backends import digests
 from irloom.backends.artifact import MANIFEST, EngineReader, EngineWriter, Manifest
@@ -58,13 +63,15 @@ def test_every_changed_byte_is_refused(engine):
     EngineReader(engine)
 
 
-def test_every_byte_of_every_piece_is_checked(tmp_path, monkeypatch):
+@pytest.mark.parametrize("cuts", [[], [16], [7, 8, 40]])
+def test_every_byte_of_every_piece_is_checked(tmp_path, monkeypatch, cuts):
     """And which piece stands where."""
     monkeypatch.setattr(digests, "PIECE", 16)
     pieces = [bytes([i]) * 16 for i in range(5)]
     with EngineWriter(tmp_path / "engine", manifest()) as out:
         part = out.file("weights/0")
         part.write_bytes(b"".join(pieces) + b"end")
+        out.cut("weights/0", cuts)
     part = tmp_path / "engine/weights/0"
     whole = part.read_bytes()
     EngineReader(tmp_path / "engine")
@@ -73,6 +80,27 @@ def test_every_byte_of_every_piece_is_checked(tmp_path, monkeypatch):
         part.write_bytes(other)
         with pytest.raises(EngineMismatch, match="weights/0 was changed"):
             EngineReader(tmp_path / "engine")
+
+
+@given(st.data())
+def test_a_digest_is_of_pieces_however_they_are_read(data):
+    """Pieces begin anew at cuts; extents lie behind each other, share bytes, or are beyond the end."""
+    whole, places = random.Random(0).randbytes(70), st.integers(0, 80)
+    cuts = data.draw(st.lists(st.lists(places, min_size=2, max_size=5).map(sorted), max_size=6))
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digests, "PIECE", 8)
+        patch.setattr(digests, "READ", data.draw(st.integers(1, 40)))
+        file = Path(folder) / "file"
+        file.write_bytes(whole)
+        extents = [digests.Extent(file, start, stop, tuple(inner)) for start, *inner, stop in cuts]
+        assert digests.digests(extents) == [slowly(whole, at) for at in cuts]
+
+
+def slowly(whole: bytes, at: list[int]) -> str:
+    runs = [(a, b) for a, b in pairwise(at) if a < b] or [(0, 0)]
+    each = [whole[i : min(i + 8, b)] for a, b in runs for i in range(a, b, 8)] or [b""]
+    found = [hashlib.sha256(piece).digest() for piece in each]
+    return (found[0] if len(found) == 1 else hashlib.sha256(b"".join(found)).digest()).hex()
 
 
 def test_what_is_checked_later_is_checked(engine):
@@ -84,11 +112,14 @@ def test_what_is_checked_later_is_checked(engine):
         with pytest.raises(EngineMismatch):
             EngineReader(engine)
         reader = EngineReader(engine, later=("tokenizer/", "embed"))
-        with pytest.raises(EngineMismatch, match=f"{named}.* was changed"):
-            reader.checked()
+        assert [name for name in reader.unchecked if name.startswith(named)]
+        for _ in range(2):
+            with pytest.raises(EngineMismatch, match=f"{named}.* was changed"):
+                reader.checked()
         file.write_bytes(before)
     reader = EngineReader(engine, later=("tokenizer/", "embed"))
     reader.checked()
+    assert not reader.unchecked
     source.unlink()
     with pytest.raises(EngineMismatch, match="which is gone"):
         EngineReader(engine, later=("embed",))
@@ -107,7 +138,7 @@ def test_a_build_remembers_what_it_has_hashed(tmp_path, monkeypatch):
     monkeypatch.setattr(digests, "digests", counting)
     file = tmp_path / "weights"
     file.write_bytes(b"abcdef")
-    asked = [(file, 0, 3), (file, 3, 6)]
+    asked = [digests.Extent(file, 0, 3), digests.Extent(file, 3, 6)]
     first = digests.remembered_digests(asked)
     assert digests.remembered_digests([*asked[::-1]]) == first[::-1]
     assert hashed == asked
@@ -162,13 +193,11 @@ def test_an_error_while_writing_leaves_nothing(tmp_path):
 
 
 def test_an_older_format_is_refused(engine):
-    import hashlib
-
     facts = json.loads((engine / MANIFEST).read_text())
     text = json.dumps({**facts, "format": 0}).encode()
     (engine / MANIFEST).write_bytes(text)
     (engine / "manifest.sha256").write_text(hashlib.sha256(text).hexdigest() + "\n")
-    with pytest.raises(EngineMismatch, match="of format 0, this irloom reads format 2"):
+    with pytest.raises(EngineMismatch, match="of format 0, this irloom reads format 3"):
         EngineReader(engine)
 
 

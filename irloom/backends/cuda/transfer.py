@@ -1,17 +1,17 @@
-"""From files to a device: threads that read into pinned memory while they send what they have read.
+"""From files to a device: threads that read into pinned memory, and send what they have read.
 
-A file in the page cache comes as fast as memory copies it; to a GPU as fast as its link, which one thread
-does not fill.
+A file in the page cache comes as fast as memory copies it; to a GPU as fast as its link, which several
+threads together fill. Each asks for the interpreter twice a block, between two calls that leave it to others.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -21,10 +21,10 @@ from irloom.ir.errors import CheckpointError
 from .extents import Extent
 
 BLOCK = 1 << 23
-"""Bytes that are read at a time."""
-THREADS = 16
-STAGES = 2
-"""Pieces of pinned memory of a thread: one is filled while another is on its way."""
+"""Bytes that are read at a time: those of all threads together should stay in the CPU's caches."""
+THREADS = 12
+SWITCH = 0.0005
+"""Seconds after which a thread that computes in Python lets these go on."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def transfer(copies: Sequence[Copy], memory: torch.Tensor, threads: int = THREAD
     count = max(1, min(threads, os.cpu_count() or 1, len(blocks)))
     send = _to_gpu if memory.is_cuda else _to_host
     shared = iter(blocks)  # next() of a list's iterator is one step, whichever thread makes it
-    with ThreadPoolExecutor(count) as pool:
+    with _let_in(), ThreadPoolExecutor(count) as pool:
         for done in [pool.submit(send, shared, memory) for _ in range(count)]:
             done.result()
 
@@ -53,7 +53,7 @@ def transfer(copies: Sequence[Copy], memory: torch.Tensor, threads: int = THREAD
 def stage() -> None:
     """Have the memory that ``transfer`` reads into pinned: torch keeps it for whoever asks for as much."""
     if torch.cuda.is_available():
-        _ = [torch.empty(BLOCK, dtype=torch.uint8, pin_memory=True) for _ in range(THREADS * STAGES)]
+        _ = [torch.empty(BLOCK, dtype=torch.uint8, pin_memory=True) for _ in range(THREADS)]
 
 
 def _blocks(c: Copy) -> Iterator[Copy]:
@@ -69,17 +69,27 @@ def _to_host(blocks: Iterator[Copy], memory: torch.Tensor) -> None:
 
 
 def _to_gpu(blocks: Iterator[Copy], memory: torch.Tensor) -> None:
-    stream = torch.cuda.Stream(memory.device)
-    stages = [torch.empty(BLOCK, dtype=torch.uint8, pin_memory=True) for _ in range(STAGES)]
-    sent = [torch.cuda.Event() for _ in stages]
-    with _Files() as files, torch.cuda.stream(stream):
-        for c, stage, event in zip(blocks, cycle(stages), cycle(sent), strict=False):
-            event.synchronize()  # at once, where nothing was sent from it
+    stage = torch.empty(BLOCK, dtype=torch.uint8, pin_memory=True)
+    view = stage.numpy().data
+    with _Files() as files, torch.cuda.stream(torch.cuda.Stream(memory.device)):
+        for c in blocks:
             n = c.source.nbytes
-            files.read(c.source, stage.numpy().data[:n])
-            memory[c.to : c.to + n].copy_(stage[:n], non_blocking=True)
-            event.record(stream)
-        stream.synchronize()
+            files.read(c.source, view[:n])
+            memory[c.to : c.to + n].copy_(stage[:n])  # returns when they are there; others read meanwhile
+
+
+@contextmanager
+def _let_in() -> Iterator[None]:
+    """Inside, threads that ask for the interpreter get it soon, whatever another computes."""
+    before = sys.getswitchinterval()
+    if before <= SWITCH:
+        yield
+        return
+    sys.setswitchinterval(SWITCH)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 class _Files(ExitStack):

@@ -20,6 +20,7 @@ from irloom.ir.plan import Pool
 from irloom.runtime.core import Batch, SamplingRow
 from irloom.runtime.request import SamplingParams
 
+from . import checks
 from .ahead import compile_all, rehearsed
 from .engine import CudaEngine
 from .fragments import FORM, beside, dims_of
@@ -41,13 +42,20 @@ def warm_up(program: Program, limits: Limits, report: Report) -> None:
     engine.graphs = Graphs(enabled=False)  # a step that ran in another's graph would choose nothing
     todo = list(batches(engine))
     if not program.fallbacks:  # bodies would look at what no kernel has made
-        compile_all(rehearsed(lambda: queue_all(engine, todo)), lambda n, of: report("compile", n, of))
+        compile_all(rehearsed(lambda: _queue(engine, todo)), lambda n, of: report("compile", n, of))
+    checks.once(engine.device)
     todo.sort(key=lambda batch: -len(batch.tokens))  # what sizes share a choice, the largest makes
     with _alone():
         for done, batch in enumerate(todo):
             report("choose", done, len(todo))
             engine.submit(batch).take()
     report("choose", len(todo), len(todo))
+
+
+def _queue(engine: CudaEngine, todo: Sequence[Batch]) -> None:
+    """All that serving and opening an engine launch; what takes the longest to compile at the end."""
+    queue_all(engine, todo)
+    checks.once(engine.device)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from irloom.ir.weight_expr import Const, WeightExpr, show_weight, tensor_name, t
 from irloom.ir.weights import NO_CONSTS, Consts, materialize
 
 from . import fragments
+from .checks import check
 from .extents import Extent, extents
 from .quantized import Operand, Quantized
 from .transfer import Copy, transfer
@@ -135,8 +137,12 @@ def write(
 
     def shard(number: int, weights: Sequence[Wanted]) -> None:
         nonlocal done
-        with out.file(f"{FOLDER}{number:04}.safetensors").open("wb") as file:
-            file.write(file_header({k: t for w in weights for k, t in w.tensors.items()}))
+        name = f"{FOLDER}{number:04}.safetensors"
+        tensors = {k: t for w in weights for k, t in w.tensors.items()}
+        with out.file(name).open("wb") as file:
+            header = file_header(tensors)
+            file.write(header)
+            out.cut(name, [*accumulate((_size(*t) for t in tensors.values()), initial=len(header))][:-1])
             for w in weights:
                 with _alone(w, checkpoint, made):
                     value = w.value(checkpoint, consts, device)
@@ -156,38 +162,41 @@ class Arriving:
     """Weights by name, on their way to the device: views of one memory, in which the rest is zeros."""
 
     operands: dict[str, Operand]
-    filled: Future[None]
+    ready: Future[None]
 
     def wait(self) -> dict[str, Operand]:
-        """The operands, when all bytes are there; ``CheckpointError`` for a file that ends too early."""
-        self.filled.result()
+        """The operands, when all bytes are there and checked; ``CheckpointError`` for a file that ends too
+        early, ``EngineMismatch`` for one that was changed.
+        """
+        self.ready.result()
         return self.operands
 
 
 def read(engine: EngineReader, wanted: Iterable[Wanted], device: Device) -> Arriving:
-    """Begin to read every weight to ``device``."""
+    """Begin to read every weight to ``device``, and to check there what of the engine is unchecked."""
     wanted = list(wanted)
     once, places = _once(wanted), _places(engine)
-    at, copies, where = 0, list[Copy](), dict[str, int]()
+    at, copies, where = 0, dict[str, list[Copy]](), dict[str, int]()
     for w in once.values():
         for name, (elem, dims) in w.tensors.items():
             where[name], to = at, at
-            for e in places[name]:
-                copies.append(Copy(e, to))
+            for part, e in places[name]:
+                copies.setdefault(part, []).append(Copy(e, to))
                 to += e.nbytes
             assert to == at + _size(elem, dims), f"{name} is stored as {to - at} bytes"
             at += -(-_size(elem, dims) // ALIGN) * ALIGN
     memory = torch.zeros(at, dtype=torch.uint8, device=device)
-    if memory.is_cuda:
-        torch.cuda.current_stream(memory.device).synchronize()  # this thread's: another would not see it
-    filled = beside(lambda: transfer(copies, memory))
 
     def view(name: str, elem: Elem, dims: tuple[int, ...]) -> torch.Tensor:
         start = where[name]
         return memory[start : start + _size(elem, dims)].view(elem.torch).view(dims)
 
     made = {key: w.made({name: view(name, *t) for name, t in w.tensors.items()}) for key, w in once.items()}
-    return Arriving({w.name: made[w.same] for w in wanted}, filled)
+    if memory.is_cuda:
+        torch.cuda.current_stream(memory.device).synchronize()  # this thread's: another would not see it
+    filled = beside(lambda: transfer([c for of_one in copies.values() for c in of_one], memory))
+    ready = beside(lambda: check(engine, copies, memory, filled))
+    return Arriving({w.name: made[w.same] for w in wanted}, ready)
 
 
 def stands_for(t: Type) -> Operand:
@@ -239,17 +248,18 @@ def _shards(weights: Iterable[Wanted]) -> Iterator[list[Wanted]]:
         yield held
 
 
-def _places(engine: EngineReader) -> dict[str, list[Extent]]:
-    """Where each tensor is: in shards, or in files outside of the engine."""
-    out: dict[str, list[Extent]] = {}
+def _places(engine: EngineReader) -> dict[str, list[tuple[str, Extent]]]:
+    """Where each tensor is: in parts, or links to files outside of the engine."""
+    out: dict[str, list[tuple[str, Extent]]] = {}
     for part in engine.manifest.parts:
         if part.startswith(FOLDER):
             for name, at in read_header(engine.file(part)).items():
-                out[name] = [Extent(at.path, at.offset, at.nbytes)]
+                out[name] = [(part, Extent(at.path, at.offset, at.nbytes))]
     for name, link in engine.manifest.links.items():
         if name.startswith(LINK):
             key = name.removeprefix(LINK).rpartition(" ")[0]
-            out.setdefault(key, []).append(Extent(Path(link.file), link.start, link.stop - link.start))
+            e = Extent(Path(link.file), link.start, link.stop - link.start)
+            out.setdefault(key, []).append((name, e))
     return out
 
 

@@ -1,5 +1,6 @@
 """Weights of an engine: computed or linked when it is built, all there when it opens."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,20 @@ def test_a_file_that_ends_early_is_named(tmp_path):
     memory = torch.empty(8, dtype=torch.uint8, device=DEVICE)
     with pytest.raises(CheckpointError, match="8 bytes wanted at 0, but the file ends at 5"):
         transfer.transfer([Copy(Extent(tmp_path / "short", 0, 8), 0)], memory)
+
+
+def test_threads_that_read_are_let_in_soon_and_only_meanwhile(tmp_path, monkeypatch):
+    """By whoever computes in Python: the interpreter is asked for it more often, as it was told before."""
+    (tmp_path / "file").write_bytes(b"12345678")
+    memory, before, seen = torch.empty(8, dtype=torch.uint8), sys.getswitchinterval(), list[float]()
+    send = transfer._to_host
+    monkeypatch.setattr(transfer, "_to_host", lambda *x: (seen.append(sys.getswitchinterval()), send(*x)))
+    for asked in (before, transfer.SWITCH / 2):
+        sys.setswitchinterval(asked)
+        transfer.transfer([Copy(Extent(tmp_path / "file", 0, 8), 0)], memory)
+        assert sys.getswitchinterval() == pytest.approx(asked)
+    sys.setswitchinterval(before)
+    assert seen == pytest.approx([transfer.SWITCH, transfer.SWITCH / 2])
 
 
 def test_rows_are_cut_from_pieces_as_from_the_whole(tmp_path):
