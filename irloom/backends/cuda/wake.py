@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from ctypes import CDLL, byref, c_void_p
 from functools import cache
 from threading import Thread
 
@@ -31,8 +32,18 @@ def _quietly(begin: Callable[[], None]) -> None:
 def _context() -> None:
     import torch
 
+    if not torch.cuda.is_initialized():
+        with suppress(OSError):
+            _first_of(CDLL("libcuda.so.1"))
     if torch.cuda.is_available():
         torch.zeros(1, device="cuda")
+
+
+def _first_of(driver: CDLL) -> None:
+    """The context that torch will use, by the driver alone: torch has the interpreter wait as it begins."""
+    context = c_void_p()
+    if driver.cuInit(0) == 0:
+        driver.cuDevicePrimaryCtxRetain(byref(context), 0)
 
 
 def _name_of_triton() -> None:

@@ -30,7 +30,6 @@ from irloom.ir.weight_expr import Const, WeightExpr, show_weight, tensor_name, t
 from irloom.ir.weights import NO_CONSTS, Consts, materialize
 
 from . import fragments
-from .checks import check
 from .extents import Extent, extents
 from .quantized import Operand, Quantized
 from .transfer import Copy, transfer
@@ -174,6 +173,8 @@ class Arriving:
 
 def read(engine: EngineReader, wanted: Iterable[Wanted], device: Device) -> Arriving:
     """Begin to read every weight to ``device``, and to check there what of the engine is unchecked."""
+    from .checks import check  # which loads Triton
+
     wanted = list(wanted)
     once, places = _once(wanted), _places(engine)
     at, copies, where = 0, dict[str, list[Copy]](), dict[str, int]()

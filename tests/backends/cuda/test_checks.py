@@ -191,7 +191,7 @@ def runs(draw: st.DrawFn) -> tuple[Extent, list[tuple[int, int, int]]]:
     return Extent(Path(), start, stop, tuple(cuts)), brought
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.lists(runs(), min_size=1, max_size=12))
 def test_the_device_finds_what_the_processor_does(drawn) -> None:
     """Whatever is hashed as one, wherever it is taken to, and if only a part of it is."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from threading import Event
+from types import SimpleNamespace
+from typing import Any
 
 from irloom.backends.cuda import wake
 
@@ -26,3 +30,23 @@ def test_each_is_begun_once(monkeypatch) -> None:
     wake.wake(stage)
     assert done.wait(10)
     assert sorted(begun) == ["context", "stage"]
+
+
+def test_the_driver_is_asked_for_what_torch_will_use() -> None:
+    """Not where it finds no GPU: torch says so to whoever needs one."""
+    for begun, asked in [(0, ["cuInit", "cuDevicePrimaryCtxRetain"]), (100, ["cuInit"])]:
+        called = list[str]()
+
+        def call(name: str, begun: int = begun, called: list[str] = called) -> Any:
+            return lambda *given: (called.append(name), begun)[1]
+
+        driver: Any = SimpleNamespace(**{name: call(name) for name in ("cuInit", "cuDevicePrimaryCtxRetain")})
+        wake._first_of(driver)
+        assert called == asked
+
+
+def test_a_backend_is_there_before_triton_is() -> None:
+    """What opening waits for is begun by the backend, so importing it loads nothing that is slow."""
+    program = "import irloom.backends.cuda.backend, sys; print('triton' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
