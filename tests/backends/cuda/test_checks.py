@@ -30,6 +30,7 @@ from irloom.ir.errors import CheckpointError, EngineMismatch
 from irloom.ir.parse import parse
 
 from .device import DEVICE
+from .no_gpu import rehearsal
 
 DIMS = {"embed": (3, 32), "up": (4, 32), "gate": (2, 32), "odd": (3, 7)}
 TEXT = """
@@ -229,3 +230,25 @@ def test_pieces_that_are_whole_on_the_device_are_hashed_there() -> None:
         (400, 464): None,  # its place is no multiple of 16
         (464, 500): None,
     }
+
+
+LAUNCHES = """
+from types import SimpleNamespace
+from irloom.backends.cuda.ahead import rehearsed
+from irloom.backends.cuda.kernels.sha256 import Sha256
+from irloom.backends.cuda.warm import _queue
+
+def needed(run):
+    return {str((job.fn, job.signature, job.constants, job.attrs, job.options)) for job in rehearsed(run)}
+
+work = SimpleNamespace(reset=lambda: None)
+engine = SimpleNamespace(graphs=None, runner=SimpleNamespace(work=work), device=torch.device("cpu"))
+built, memory = needed(lambda: _queue(engine, [])), torch.zeros(1 << 16, dtype=torch.uint8)
+opened = [needed(lambda: Sha256(memory, [16 * i for i in range(n)], [64] * n)()) for n in (1, 16, 17, 300)]
+print(json.dumps({"built": len(built), "missing": [sorted(each - built) for each in opened]}))
+"""
+
+
+def test_a_build_compiles_what_checks_launch(tmp_path: Path) -> None:
+    """Once, for any number of pieces."""
+    assert rehearsal(LAUNCHES, tmp_path) == {"built": 1, "missing": [[]] * 4}
