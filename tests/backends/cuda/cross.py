@@ -75,6 +75,15 @@ def spilled(ptx: str) -> int:
     return sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", done.stderr))
 
 
+def counts(ptx: str) -> list[str]:
+    """What each addition to a counter that programs share orders, one after another.
+
+    Who leaves a part of a sum releases it, and who may read parts of others has to acquire them: one that
+    counts itself in and comes last does both at once.
+    """
+    return re.findall(r"atom\.global\.gpu\.(\w+)\.add\.u32", ptx)
+
+
 def starts_late(ptx: str) -> bool:
     """Whether a kernel of groups of warps writes nothing, and wakes none, before all in front is there."""
     early, *late = ptx.split("griddepcontrol.wait")

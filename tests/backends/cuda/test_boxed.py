@@ -16,7 +16,7 @@ from irloom.backends.cuda.kernels.wide import Wide, wide_product
 from irloom.backends.cuda.quantized import Quantized
 from irloom.backends.cuda.work import Workspace
 
-from .cross import compiled
+from .cross import compiled, counts
 from .device import DEVICE
 from .product_cases import ROW, TENSOR, Case, close
 
@@ -137,3 +137,4 @@ def test_the_copy_engine_feeds_the_tensor_cores_of_hopper(name: str) -> None:
     assert "cp.async.bulk.tensor" in ptx
     assert ("cp.async.bulk.prefetch.L2" in ptx) == (name == "wide")
     assert "st.local" not in ptx and made["shared"] <= 227 << 10
+    assert counts(ptx) == ([] if name == "wide" else ["acq_rel", "relaxed"])

@@ -15,7 +15,7 @@ from irloom.backends.cuda.kernels.ring import Ring, ring_product
 from irloom.backends.cuda.quantized import Quantized
 from irloom.backends.cuda.work import Workspace
 
-from .cross import compiled, copied, spilled
+from .cross import compiled, copied, counts, spilled
 from .device import DEVICE
 from .product_cases import Case, close
 from .test_boxed import FORMS, KINDS
@@ -59,6 +59,7 @@ def test_weights_are_copied_before_the_wait_and_products_run_meanwhile(name: str
     assert 4 * (2 if constants["GATED"] else 1) in copies[:-1], "a box for each place"
     assert not spilled(ptx), "the registers that two programs leave each other are enough"
     assert made["shared"] <= 227 << 9, "two programs share a multiprocessor"
+    assert counts(ptx) == (["acq_rel", "relaxed"] if constants["SPLIT"] > 1 else [])
 
 
 def run(case: Case, tile: Ring) -> torch.Tensor:

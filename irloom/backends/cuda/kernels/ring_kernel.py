@@ -178,7 +178,7 @@ def _leave(acc, up, parts, counter, SPLIT: tl.constexpr, GATED: tl.constexpr):
     if GATED:
         gl.store(at + BN * BT, up)
     gl.thread_barrier()  # all threads have stored, then one of them counts
-    come = gl.atomic_add(counter, 1, sem="release") + 1
+    come = gl.atomic_add(counter, 1, sem="acq_rel") + 1
     while come < SPLIT:
         come = gl.atomic_add(counter, 0, sem="acquire")
     gl.thread_barrier()

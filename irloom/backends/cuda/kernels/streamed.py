@@ -122,7 +122,7 @@ def _leave(acc, parts, counter, part, SPLIT: tl.constexpr):
     at = tl.arange(0, acc.shape[0])[:, None] * acc.shape[1] + tl.arange(0, acc.shape[1])[None, :]
     tl.store(parts + part * acc.numel + at, acc)
     tl.debug_barrier()  # all threads have stored, then one of them counts
-    come = tl.atomic_add(counter, 1, sem="release") + 1
+    come = tl.atomic_add(counter, 1, sem="acq_rel") + 1
     if not INTERPRETED:
         while come < SPLIT:
             come = tl.atomic_add(counter, 0, sem="acquire")
