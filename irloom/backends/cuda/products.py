@@ -149,7 +149,9 @@ class Product:
         key = self.key
         if known := settled("product", key):
             return known
-        return choose("product", key, self.ways, Trial(self), heavy=self.rows > MEDIUM)
+        ways = self.ways
+        last: Way | None = "library" if isinstance(ways[0], Ring) else None
+        return choose("product", key, ways, Trial(self), heavy=self.rows > MEDIUM, last=last)
 
     @property
     def _alike(self) -> Way:
@@ -177,6 +179,7 @@ class Product:
         """All that can be tried; the first stands where nothing is timed.
 
         Not the library's where there are rings: these begin before a clock that times them alone can see it.
+        It is what is left where none of them runs.
         """
         if _lies_in_fragments(self.weight):
             return [*four_ways(self.out, self.x, self.weight, self.form), "expand"]

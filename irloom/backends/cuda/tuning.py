@@ -48,21 +48,23 @@ def choose(
     candidates: Sequence[T],
     run: Callable[[T], object],
     heavy: bool = False,
+    last: T | None = None,
 ) -> T:
     """The fastest of ``candidates`` for ``name`` at ``key``: whatever decides how long ``run`` takes.
 
     ``run`` launches a candidate on tensors whose contents do not matter, and whose results nobody reads; it
     is called from several threads, so that kernels are compiled side by side. A candidate that fails (too
-    much shared memory, not on this GPU) is passed over; when all fail, the first one's error is raised.
-    Candidates are told apart by their ``repr``. Scratch memory is ``run``'s own: no ``Workspace`` is for
-    several threads. Where rows must be alike, the first candidate is taken.
+    much shared memory, not on this GPU) is passed over; when all fail, ``last`` is taken, which is not timed
+    against them, or else the first one's error is raised. Candidates are told apart by their ``repr``.
+    Scratch memory is ``run``'s own: no ``Workspace`` is for several threads. Where rows must be alike, the
+    first candidate is taken.
 
     ``heavy`` are those that multiply all the time, and by the second: at the card's power limit. Those that
     are near the best in a short burst are timed as long as it takes for that limit to act.
     """
     if alike():
         return candidates[0]
-    return tuner().choose(name, key, candidates, run, heavy)
+    return tuner().choose(name, key, candidates, run, heavy, last)
 
 
 @contextmanager
@@ -108,18 +110,22 @@ class Tuner:
         candidates: Sequence[T],
         run: Callable[[T], object],
         heavy: bool = False,
+        last: T | None = None,
     ) -> T:
         """See ``tuning.choose``."""
-        if not self.rehearsing and (before := self.settled.get((name, key))) in candidates:
-            return candidates[candidates.index(before)]
-        chosen = candidates[0] if len(candidates) == 1 else self._known(f"{name} {key}", candidates)
+        some = candidates if last is None else (*candidates, last)
+        if not self.rehearsing and (before := self.settled.get((name, key))) in some:
+            return some[some.index(before)]
+        chosen = some[0] if len(some) == 1 else self._known(f"{name} {key}", some)
         if chosen is None and self.rehearsing:
             _each(candidates, run)
             chosen = candidates[0]
         elif chosen is None and self._may_time():
             errors = _errors(candidates, run)
-            chosen = self.fastest(candidates, errors, run, heavy)
-            if not any(isinstance(e, torch.OutOfMemoryError) for e in errors):  # there is more another time
+            short = any(isinstance(e, torch.OutOfMemoryError) for e in errors)
+            fails = last is not None and None not in errors and not short
+            chosen = last if fails else self.fastest(candidates, errors, run, heavy)
+            if not short:  # there is more another time
                 self.keep({f"{name} {key}": repr(chosen)})
         if chosen is None:
             return candidates[0]

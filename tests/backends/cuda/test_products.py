@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irloom.backends.cuda.kernels.form import Form
+from irloom.backends.cuda.kernels.ring import Ring
 from irloom.backends.cuda.product_tiles import SHARED, tiles
 from irloom.backends.cuda.products import Own, Product, product
 from irloom.backends.cuda.quantized import Quantized
+from irloom.backends.cuda.tuning import Tuner
 from irloom.backends.cuda.work import Workspace
 from irloom.ir.elem import ELEMS, Quant
 
@@ -111,6 +114,28 @@ def test_the_result_is_rounded_for_the_next_product(emits: Quant, form: str) -> 
         values = torch.full((18, 128), float("nan"), device=DEVICE).to(F8.torch)
         replace(p, out=Quantized(values, scales, None, emits)).run(way, Workspace(DEVICE))
         close(values.float() * scales.repeat_interleave(128 // scales.shape[1], 1), expected, F8.torch, 0.6)
+
+
+@pytest.mark.parametrize("kind", ["plain", "fp8 rows"])
+def test_where_no_ring_runs_the_library_does(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is not timed against rings that do: there it is no candidate."""
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    tuner = Tuner(tmp_path / "a.json", lambda run, least: 1.0)
+    monkeypatch.setattr("irloom.backends.cuda.tuning.tuner", lambda: tuner)
+    monkeypatch.setattr("irloom.backends.cuda.boxed_tiles.has_rings", lambda: True)
+    monkeypatch.setattr("irloom.backends.cuda.products.ring_product", fails)
+    weight, quant = KINDS[kind]
+    p, expected = product_of(Case(24, 4096, 512, weight, form=Form(quant=quant)))
+    assert all(isinstance(way, Ring) for way in p.ways)
+    product(p.out, p.x, p.weight, None, None, None, form=p.form, work=Workspace(DEVICE))
+    assert isinstance(p.out, torch.Tensor)
+    close(p.out, expected, torch.bfloat16, 12.0)
+    assert "'library'" in tuner.known.values()
 
 
 def test_rows_that_come_rounded_stay_as_they_are() -> None:

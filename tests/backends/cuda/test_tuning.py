@@ -70,6 +70,36 @@ def test_when_all_fail_the_first_error_is_raised(tmp_path: Path) -> None:
         Tuner(tmp_path / "a.json", seconds).choose("pause", (8,), [-1.0, -2.0], pause)
 
 
+def test_what_comes_last_is_taken_when_all_fail_and_is_not_timed(tmp_path: Path) -> None:
+    """One candidate alone is tried, too. What the machine has found then is known from there on."""
+    for file, candidates in (tmp_path / "a.json", [-1.0, -2.0]), (tmp_path / "b.json", [-1.0]):
+        ran = list[float]()
+
+        def run(candidate: float, ran: list[float] = ran) -> None:
+            ran.append(candidate)
+            pause(candidate)
+
+        assert Tuner(file, seconds).choose("pause", (8,), candidates, run, last=0.02) == 0.02
+        assert sorted(ran) == sorted(candidates)
+        tuner = Tuner(file, seconds)
+        for _ in range(2):
+            assert tuner.choose("pause", (8,), candidates, ran.append, last=0.02) == 0.02
+        assert len(ran) == len(candidates)
+
+
+def test_what_comes_last_is_not_taken_while_others_run(tmp_path: Path) -> None:
+    """Nor where they only lack memory, of which there is more another time."""
+    tuner = Tuner(tmp_path / "a.json", seconds)
+    assert tuner.choose("pause", (8,), [-1.0, 0.02], pause, last=0.001) == 0.02
+    assert tuner.choose("pause", (16,), [0.02], pause, last=0.001) == 0.02
+
+    def short(candidate: float) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        tuner.choose("pause", (32,), [0.02, 0.01], short, last=0.001)
+
+
 def test_a_choice_made_while_memory_was_short_is_not_kept(tmp_path: Path) -> None:
     def short(candidate: float) -> None:
         if candidate == 0.001:
