@@ -84,7 +84,10 @@ def counts(ptx: str) -> list[str]:
     return re.findall(r"atom\.global\.gpu\.(\w+)\.add\.u32", ptx)
 
 
-def starts_late(ptx: str) -> bool:
-    """Whether a kernel of groups of warps writes nothing, and wakes none, before all in front is there."""
-    early, *late = ptx.split("griddepcontrol.wait")
-    return len(late) == 1 and not any(does in early for does in ("st.global", "atom.", "barrier.sync"))
+def starts_late(code: str) -> bool:
+    """Whether a kernel of groups of warps writes nothing, and wakes none, before all in front is there.
+
+    As its ``ttgir`` says, which is in the order that it runs in: blocks of PTX may lie in any.
+    """
+    early, *late = code.split("griddepcontrol.wait")
+    return len(late) == 1 and not any(does in early for does in ("tt.store", "tt.atomic", "warp_specialize"))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from irloom.backends.cuda.kernels.attention import run_decode, run_prefill
-from irloom.backends.cuda.kernels.attention_call import Call
-from irloom.backends.cuda.kernels.attention_tiles import decode_group_tiles, prefill_tiles
+from irloom.backends.cuda.kernels.attention_call import Call, Tile
+from irloom.backends.cuda.kernels.attention_tiles import decode_group_tiles, decode_tiles, prefill_tiles
 from irloom.backends.cuda.step import Step
 from irloom.backends.cuda.work import Workspace
 from irloom.ir.seqs import PagedCache
@@ -29,12 +29,12 @@ SIGNATURE = {
 CONSTANTS: dict[str, Any] = {
     "GROUP": 4, "HEADS": 4, "ROWS": 4, "DIM": 128, "PAGE": 64, "SCALE": 0.088, "SOFTCAP": 0.0,
     "SLOPED": False, "SUNK": False, "WINDOW": 0, "CHUNK": 0, "KEYS": 32, "STAGES": 3, "MIXED": False,
-    "SCAN": 1024, "PARTS": 4, "CHAIN": True,
+    "PARTS": 4, "CHAIN": True,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("bits", [4, 5], ids=["e4m3", "e5m2"])
-def test_a_warp_multiplies_without_others_what_the_copy_engine_brings(bits: int) -> None:
+@pytest.mark.parametrize(("bits", "scan"), [(4, 1024), (5, 128)], ids=["e4m3", "e5m2"])
+def test_a_warp_multiplies_without_others_what_the_copy_engine_brings(bits: int, scan: int) -> None:
     """Two programs have a multiprocessor: their blocks fill its memory, and their sums lie in registers.
 
     Products with the keys of a block are in front of the loop and in it, those with values in it and behind.
@@ -42,14 +42,30 @@ def test_a_warp_multiplies_without_others_what_the_copy_engine_brings(bits: int)
     keys = copied("u16", 16, 1, 4, 32, 64)
     made = compiled(
         "irloom.backends.cuda.kernels.decode_groups", "decode_groups",
-        SIGNATURE | {"k_map": keys, "v_map": keys}, CONSTANTS | {"PAIRS": bits}, num_warps=4, maxnreg=128,
+        SIGNATURE | {"k_map": keys, "v_map": keys}, CONSTANTS | {"PAIRS": bits, "SCAN": scan},
+        num_warps=4, maxnreg=128,
     )  # fmt: skip
     ptx = made["ptx"]
-    assert starts_late(ptx) and "cp.async.bulk.tensor.4d" in ptx
+    assert starts_late(made["ttgir"]) and "cp.async.bulk.tensor.4d" in ptx
     assert ptx.count("mma.sync.aligned.m16n8k16") == 4 * 32
     assert ptx.count("ldmatrix.sync.aligned.m8n8.x4.trans") == 2 * 8
     assert 96 << 10 <= made["shared"] <= 113 << 10
     assert spilled(ptx) == 0
+
+
+def test_any_number_of_sequences_has_the_same_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those past 1,024 share a choice, so that nothing is timed or compiled for a larger engine."""
+    monkeypatch.setattr("irloom.backends.cuda.kernels.attention_tiles.INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    kept = torch.zeros(1, 64, 8, 128).to(F8[0])
+    wanted: dict[int, tuple[Tile, ...]] = {}
+    for seqs in (1024, 1025, 5000):
+        q, at = torch.zeros(seqs, 32, 128, dtype=torch.bfloat16), torch.zeros(seqs + 1, dtype=torch.int32)
+        step = Step(at, at, at, at, at, {"full": at[:seqs, None]}, decode=True)
+        call = Call(q, q, PagedCache(kept, kept), step, None, None, 0.3, None, None, None, None)
+        wanted[seqs] = decode_tiles(call)
+    assert wanted[5000] == wanted[1025] == wanted[1024]
+    assert any(tile.groups for tile in wanted[1024])
 
 
 def by_groups(
@@ -82,8 +98,9 @@ def test_any_sequences(case: Case, which: int) -> None:
 
 
 @pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
-@pytest.mark.parametrize("spare", [100, 900])
-def test_many_sequences_that_only_fill_the_bucket(spare: int) -> None:
-    case = Case((1,) * 130, tuple(range(130)), group=4, kv=4, dim=128, page=64, dtype=torch.bfloat16,
-                kept=F8[0], spare=spare)  # fmt: skip
+@pytest.mark.parametrize(("seqs", "spare"), [(130, 100), (130, 900), (1100, 3100)])
+def test_many_sequences_that_only_fill_the_bucket(seqs: int, spare: int) -> None:
+    past = tuple(n % 130 for n in range(seqs))
+    case = Case((1,) * seqs, past, group=4, kv=4, dim=128, page=64, dtype=torch.bfloat16, kept=F8[0],
+                spare=spare)  # fmt: skip
     check(case, partial(by_groups, 0))

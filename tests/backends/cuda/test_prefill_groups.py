@@ -37,7 +37,7 @@ def test_pages_are_copied_by_the_copy_engine_for_products_that_run_meanwhile(key
         "irloom.backends.cuda.kernels.prefill_groups", "prefill_groups",
         SIGNATURE | {"k_map": keys, "v_map": keys}, CONSTANTS, num_warps=4,
     )  # fmt: skip
-    assert starts_late(made["ptx"])
+    assert starts_late(made["ttgir"])
     assert "wgmma.mma_async.sync.aligned.m64n128k16" in made["ptx"]
     assert "wgmma.wait_group.sync.aligned 1" in made["ptx"]
     assert "cp.async.bulk.tensor.4d" in made["ptx"]

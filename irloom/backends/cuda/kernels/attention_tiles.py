@@ -24,9 +24,6 @@ CONTEXT = 1024
 MOST = {"prefill": 8192, "decode": 1024}
 """Tokens of prompts, and sequences, past which tiles are not chosen anew."""
 
-SCANS = 128, 1024, 4096
-"""Up to so many sequences have their lengths learned at once by programs of groups."""
-
 
 def decode_tiles(call: Call) -> tuple[Tile, ...]:
     """Candidates for sequences that bring one token, the one to take without measuring first.
@@ -65,7 +62,7 @@ def decode_group_tiles(call: Call) -> tuple[Tile, ...]:
     k = call.cache.k
     if not copies(call) or not call.kept()[2] or k.shape[3] > 128 or k.shape[2] % 4:
         return ()
-    if call.group > 16 or call.step.seqs > SCANS[-1]:
+    if call.group > 16:
         return ()
     deeper = 128 // k.shape[3]
     tiles = Tile(16, 16, 4, 4 * deeper, 2, groups=True), Tile(32, 16, 4, 3 * deeper, 2, groups=True)

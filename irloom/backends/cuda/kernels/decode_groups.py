@@ -12,7 +12,6 @@ import torch
 
 from ..work import Workspace
 from .attention_call import Call, Tile
-from .attention_tiles import SCANS
 from .decode_copy import blocks_of, copy
 from .decode_warps import attend
 from .groups_mode import fence_async_shared, gdc, gl, groups, mapped, varying_groups
@@ -32,20 +31,25 @@ def part_of(
     seqs, starts, context, MIXED: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
     KEYS: tl.constexpr, SCAN: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
-    """As ``decode_attention.part_of``, of blocks of ``KEYS``; ``seqs`` are at most ``SCAN``.
+    """As ``decode_attention.part_of``, of blocks of ``KEYS``.
 
-    Each warp learns it by itself from up to 1024 of them, without a barrier.
+    Each warp learns it by itself, without a barrier: from ``SCAN`` sequences at a time, at most 1024.
     """
     program, programs = gl.program_id(1), gl.num_programs(1)
-    s = gl.arange(0, SCAN, gl.BlockedLayout([min(SCAN // 32, 32)], [32], [WARPS], [0]))
-    n = blocks_of(s, s < seqs, starts, context, MIXED, WINDOW, CHUNK, KEYS)
-    ends = gl.associative_scan(n, 0, added)
-    line = gl.max(ends, 0)
+    some = gl.arange(0, SCAN, gl.BlockedLayout([SCAN // 32], [32], [WARPS], [0]))
+    line = gl.to_tensor(0)
+    for at in range(0, seqs, SCAN):
+        line += gl.sum(blocks_of(at + some, at + some < seqs, starts, context, MIXED, WINDOW, CHUNK, KEYS), 0)
     part = gl.maximum((line + programs - 1) // programs, 1)
     begin = program * part
-    behind = ends <= begin
-    passed = gl.max(gl.where(behind, ends, 0), 0)
-    return begin, gl.minimum(begin + part, line), part, gl.sum(behind.to(gl.int32), 0), passed
+    s, passed, upto = gl.to_tensor(0), gl.to_tensor(0), gl.to_tensor(0)
+    for at in range(0, seqs, SCAN):
+        n = blocks_of(at + some, at + some < seqs, starts, context, MIXED, WINDOW, CHUNK, KEYS)
+        ends = upto + gl.associative_scan(n, 0, added)
+        s += gl.sum((ends <= begin).to(gl.int32), 0)
+        passed = gl.maximum(passed, gl.max(gl.where(ends <= begin, ends, 0), 0))
+        upto = gl.max(ends, 0)
+    return begin, gl.minimum(begin + part, line), part, s, passed
 
 
 @varying_groups("seqs", "table_row")
@@ -105,6 +109,6 @@ def run_decode_groups(call: Call, tile: Tile, work: Workspace) -> None:
     decode_groups[blocks, programs](
         call.out, sums, tops, totals, work.counters, q, *maps, *rest, *call.sizes(),
         **{n: given[n] for n in same}, HEADS=heads, ROWS=rows, KEYS=tile.keys, STAGES=tile.stages,
-        MIXED=not step.decode, SCAN=next(n for n in SCANS if step.seqs <= n), PARTS=4 if rows <= 4 else 2,
+        MIXED=not step.decode, SCAN=128 if step.seqs <= 128 else 1024, PARTS=4 if rows <= 4 else 2,
         **options(num_warps=heads, maxnreg=128),  # so that two programs fit: the warp that copies needs few
     )  # fmt: skip
