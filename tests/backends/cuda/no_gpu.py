@@ -31,7 +31,7 @@ tuner().clock = lambda run: 1.0
 """
 
 
-def rehearsal(program: str, cache: Path, *words: Path) -> dict[str, Any]:
+def rehearsal(program: str, cache: Path, *words: Path | str) -> dict[str, Any]:
     """The JSON that ``program`` prints at last, in a process with a GPU to compile for and a ``cache`` of its
     own.
     """

@@ -1,5 +1,6 @@
 """The router's kernel against the op's body: what it chooses, and the weights of that."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from irloom.ir.ops.router import SCORES
 
 from .cross import compiled, spilled
 from .device import DEVICE
+from .no_gpu import rehearsal
 
 SEEDED = torch.Generator()
 
@@ -140,6 +142,29 @@ def test_parts_of_logits_come_from_tensor_cores():
     sizes = {"H": 2048, "E": 128, "BT": 64, "BE": 64, "BK": 64, "CHAIN": True}
     made = compiled("irloom.backends.cuda.kernels.norm_parts", "_logit_parts", signature, sizes, num_warps=4)
     assert "wgmma.mma_async" in made["ptx"] and spilled(made["ptx"]) == 0
+
+
+PARTS = """
+from irloom.backends.cuda.ahead import rehearsed
+from irloom.backends.cuda.kernels.norm_parts import norm_route_parts
+from irloom.backends.cuda.work import Workspace
+
+def run(rows):
+    x, router = (torch.zeros(n, 512, dtype=torch.bfloat16) for n in (rows, 16))
+    weights, index = torch.zeros(rows, 2), torch.zeros(rows, 2, dtype=torch.int32)
+    norm_route_parts(
+        x, weights, index, x, x[0], router, None, None, eps=1e-5, work=Workspace("cpu"), k=2, score="softmax",
+        normalize=True,
+    )
+
+jobs = rehearsed(lambda: [run(rows) for rows in (1, 16, 24, 32)])
+print(json.dumps([job.fn.__name__ for job in jobs]))
+"""
+
+
+def test_steps_of_a_height_launch_the_same_kernels(tmp_path: Path):
+    """Whatever their number of rows: two heights here."""
+    assert sorted(rehearsal(PARTS, tmp_path)) == ["_logit_parts", "_logit_parts", "_sum_and_choose"]
 
 
 def collecting(count: int, groups: int) -> str:

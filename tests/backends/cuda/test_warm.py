@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from irloom.backends.cuda.buckets import Buckets
 from irloom.backends.cuda.warm import batches
+from irloom.zoo.models import tiny
 from tests.backends.cuda.no_gpu import rehearsal
 from tests.tiny import llama_config
 
-PROGRAM = """
+MODEL = """
 import random
 torch.cuda.is_current_stream_capturing = lambda: False
 
@@ -27,29 +30,21 @@ from irloom.backends.cuda.ahead import rehearsed
 from irloom.backends.cuda import products
 from irloom.backends.cuda.backend import CudaBackend
 from irloom.backends.cuda.engine import CudaEngine
-from irloom.backends.cuda.kernels import attention_tiles, tiles
+from irloom.backends.cuda.kernels import attention_tiles, recurrent_chunk, tiles
 from irloom.backends.cuda.lower import lower
+from irloom.backends.cuda.trials import first_steps
 from irloom.backends.cuda.tuning import Tuner
 from irloom.backends.cuda.warm import any_weights, batches, once_round
 from irloom.backends.pools import pools
 from irloom.passes import run_pipeline
 from irloom.runtime import Loop, SamplingParams
 
-# what is many, as a build of so few tokens has it
-products.CHUNK, attention_tiles.MOST, tiles.FEW = 512, {"prefill": 512, "decode": 64}, 1 << 16
-
-asked, choose = set(), Tuner.choose
-
-def counted(self, name, key, candidates, *more):
-    asked.add(f"{name} {key}: {list(candidates)}")  # by others a choice is no candidate, and made again
-    return choose(self, name, key, candidates, *more)
-
-Tuner.choose = counted
+recurrent_chunk._stages = lambda: 2
 m = run_pipeline(irloom.trace(sys.argv[1]), ", ".join(CudaBackend.pipeline))[0]
 program = once_round(lower(m))
 
 def engine(tokens, seqs, context):
-    limits = Limits(max_tokens=tokens, max_seqs=seqs, max_context=context)
+    limits = Limits(max_tokens=tokens, max_seqs=seqs, max_context=context, memory=1 << 26)
     return CudaEngine(program, any_weights(program, "cpu"), pools(m, limits, context), limits, context, "cpu")
 
 def needed(run):
@@ -60,6 +55,19 @@ def build(tokens, seqs):
     made = engine(tokens, seqs, tokens)
     for batch in batches(made):
         made.submit(batch)
+"""
+
+TRAFFIC = """
+# what is many, as a build of so few tokens has it
+products.CHUNK, attention_tiles.MOST, tiles.FEW = 512, {"prefill": 512, "decode": 64}, 1 << 16
+
+asked, choose = set(), Tuner.choose
+
+def counted(self, name, key, candidates, *more):
+    asked.add(f"{name} {key}: {list(candidates)}")  # by others a choice is no candidate, and made again
+    return choose(self, name, key, candidates, *more)
+
+Tuner.choose = counted
 
 def serve(tokens, seqs, context, draw):
     loop = Loop(engine(tokens, seqs, context))
@@ -86,6 +94,45 @@ for seed, limits in enumerate([(512, 64, 512), (512, 1, 40), (300, 50, 1100), (7
 print(json.dumps({"kernels": len(built), "choices": len(known), "missing": missing}))
 """
 
+OPENED = """
+asked, choose = {}, Tuner.choose
+
+def counted(self, name, key, candidates, *more):
+    asked.setdefault(f"{name} {key}", list(candidates))
+    return choose(self, name, key, candidates, *more)
+
+Tuner.choose = counted
+def chosen():  # as a clock does, but by chance; some choices follow from others
+    built.update(needed(lambda: build(8192, 1024)))
+    new = {name: repr(draw.choice(some)) for name, some in asked.items() if name not in tuner().known}
+    tuner().keep(new)
+    return len(new)
+
+draw, built = random.Random(0), set()
+while chosen():
+    pass
+known = {*asked}
+
+def opened(tokens, seqs, context):
+    made = engine(tokens, seqs, context)
+    first_steps(made)
+    for batch in batches(made):
+        if max(batch.context) <= context:
+            made.submit(batch)
+
+missing = {}
+for limits in json.loads(sys.argv[2]):
+    asked.clear()
+    missing[str(limits)] = sorted(needed(lambda: opened(*limits)) - built) + sorted({*asked} - known)
+print(json.dumps({"kernels": len(built), "choices": len(known), "missing": missing}))
+"""
+
+LIMITS = [
+    (64, 1, 64), (64, 3, 8192), (64, 64, 100), (100, 1, 1280), (100, 64, 64), (8192, 1, 8192),
+    (8192, 3, 100), (8192, 64, 1280), (8192, 1000, 64),
+]  # fmt: skip
+"""Tokens and sequences of a step, and tokens of a sequence, that engines are opened with."""
+
 
 def test_traffic_launches_what_a_build_has_run(tmp_path: Path) -> None:
     """Requests of all lengths, in engines of other limits than the build's, and steps of sizes beyond: no
@@ -93,7 +140,23 @@ def test_traffic_launches_what_a_build_has_run(tmp_path: Path) -> None:
     """
     sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": 512}
     llama_config(dtype="bfloat16", max_position_embeddings=2048, **sizes).save_pretrained(tmp_path / "model")
-    found = rehearsal(PROGRAM, tmp_path, tmp_path / "model")
+    found = rehearsal(MODEL + TRAFFIC, tmp_path, tmp_path / "model")
+    assert found["kernels"] > 50 and found["choices"] > 50
+    assert all(not missing for missing in found["missing"].values()), found["missing"]
+
+
+WIDER = {"hidden_size": 128, "head_dim": 64, "vocab_size": 512, "max_position_embeddings": 16384}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "jamba"])
+def test_opening_launches_what_a_build_has_run(tmp_path: Path, family: str) -> None:
+    """Whatever the limits: numbers that depend on them are not known to kernels that read them."""
+    config = tiny(family)
+    given = config.to_dict()
+    wider = {name: n for name, n in WIDER.items() if name in given}
+    made = type(config)(**{**given, **wider, "dtype": "bfloat16", "architectures": config.architectures})
+    made.save_pretrained(tmp_path / "model")
+    found = rehearsal(MODEL + OPENED, tmp_path, tmp_path / "model", json.dumps(LIMITS))
     assert found["kernels"] > 50 and found["choices"] > 50
     assert all(not missing for missing in found["missing"].values()), found["missing"]
 

@@ -13,7 +13,7 @@ import torch
 from irloom.backends.cuda.step import Step, real_rows
 from irloom.backends.cuda.work import Workspace
 
-from .mode import dot, go_on, kernel, options, rounded, tl, triton, wait
+from .mode import dot, go_on, options, rounded, tl, triton, varying, wait
 from .router import choice, choose_experts, places
 from .tiles import power_of_two
 
@@ -70,7 +70,7 @@ def norm_route_parts(
     )  # fmt: skip
 
 
-@kernel
+@varying("rows")
 def _logit_parts(
     parts, squares, x, norm, router, rows, stride,
     H: tl.constexpr, E: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
@@ -97,7 +97,7 @@ def _logit_parts(
         tl.store(squares + part * rows + t, tl.sum(wide * wide, 1), t < rows)
 
 
-@kernel
+@varying("rows")
 def _sum_and_choose(
     normed, weights, index, parts, squares, x, norm, router_bias, bias, real, rows, stride, out_stride, eps,
     scale, H: tl.constexpr, E: tl.constexpr, SPLIT: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr,

@@ -17,7 +17,7 @@ from irloom.backends.cuda.step import Step
 from irloom.backends.cuda.work import Workspace
 from irloom.ir.seqs import StateCache
 
-from .mode import dot, go_on, kernel, options, rounded, tl, triton, wait
+from .mode import dot, go_on, options, rounded, tl, triton, varying, wait
 from .recurrent_delta import corrections
 from .recurrent_memory import Memory, by_head, soft, unit
 from .recurrent_slots import places, slots, span
@@ -59,7 +59,7 @@ def _stages() -> int:
     return 2 if max_shared_mem(torch.cuda.current_device()) >= ROOM else 1
 
 
-@kernel
+@varying("width")
 def _chunks(
     out, q, k, v, log, rate, bias, skip, weight, divisor, solved, states, starts, context, table, width,
     least, heads, out_row, out_head, q_row, q_head, k_row, k_head, v_row, v_head, log_row, log_head,

@@ -7,7 +7,7 @@ import torch
 from irloom.backends.cuda.step import Step
 from irloom.ir.seqs import StateCache
 
-from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from .mode import go_on, kernel, options, rounded, tl, triton, varying, wait
 from .recurrent_slots import block_of, places, slots, span
 
 TOKENS, CHANNELS, MANY_CHANNELS = 16, 256, 256
@@ -53,7 +53,7 @@ def _launch(
     )  # fmt: skip
 
 
-@kernel
+@varying("width", "seqs")
 def _conv(
     out, x, weight, bias, states, starts, context, table, width, seqs, out_row, x_row,
     C: tl.constexpr, TAPS: tl.constexpr, SLOT: tl.constexpr, EVERY: tl.constexpr, SILU: tl.constexpr,

@@ -13,7 +13,7 @@ import torch
 from irloom.backends.cuda.step import Step
 from irloom.backends.cuda.work import Workspace
 
-from .mode import dot, go_on, kernel, options, rounded, tl, triton, wait
+from .mode import dot, go_on, options, rounded, tl, triton, varying, wait
 from .recurrent_memory import Memory, unit
 from .recurrent_slots import block_of
 
@@ -46,7 +46,7 @@ def corrections(
     return solved, plain
 
 
-@kernel
+@varying("seqs")
 def _inverse(
     solved, plain, k, log, weight, starts, seqs, least, heads, k_row, k_head, log_row, log_head, weight_row,
     weight_head, K: tl.constexpr, BT: tl.constexpr, SHARED: tl.constexpr, KP: tl.constexpr,

@@ -8,7 +8,7 @@ from irloom.backends.cuda.step import Step
 from irloom.backends.cuda.work import Workspace
 from irloom.ir.seqs import StateCache
 
-from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from .mode import go_on, options, rounded, tl, triton, varying, wait
 from .recurrent_slots import places, slots, span
 
 
@@ -38,7 +38,7 @@ def gates(
     return log, weight, divisor
 
 
-@kernel
+@varying("width")
 def _gates(
     log, weight, divisor, q, k, write, keep, states, starts, context, table, width, row_size,
     q_row, q_head, k_row, k_head, write_row, write_head, keep_row, keep_head, eps, K: tl.constexpr,

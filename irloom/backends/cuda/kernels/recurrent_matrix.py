@@ -15,7 +15,7 @@ from irloom.backends.cuda.step import Step
 from irloom.backends.cuda.work import Workspace
 from irloom.ir.seqs import StateCache
 
-from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from .mode import go_on, options, rounded, tl, triton, varying, wait
 from .recurrent_chunk import WIDEST, chunks
 from .recurrent_gates import gates
 from .recurrent_memory import Memory, by_head, soft, unit
@@ -125,7 +125,7 @@ def _token_by_token(m: Memory, cache: StateCache, step: Step, most: int) -> None
     )  # fmt: skip
 
 
-@kernel
+@varying("width")
 def _tokens(
     out, q, k, v, log, rate, bias, skip, weight, divisor, states, starts, context, table, width, most,
     out_row, out_head, q_row, q_head, k_row, k_head, v_row, v_head, log_row, log_head, weight_row,

@@ -12,7 +12,7 @@ from irloom.backends.cuda.alike import alike
 from irloom.backends.cuda.step import Step
 from irloom.ir.seqs import StateCache
 
-from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from .mode import go_on, kernel, options, rounded, tl, triton, varying, wait
 from .recurrent_slots import places, slots, span
 
 TOKENS, CHANNELS = 128, 16
@@ -79,7 +79,7 @@ def _then(keep, add, next_keep, next_add):
     return keep * next_keep, add * next_keep + next_add
 
 
-@kernel
+@varying("width")
 def _linear(
     out, x, decay, states, starts, context, table, width, out_row, x_row, decay_row,
     C: tl.constexpr, SLOT: tl.constexpr, EVERY: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
@@ -108,7 +108,7 @@ def _linear(
     tl.store(states + after * SLOT + c, rounded(h, states.dtype.element_ty), mask=c < C)
 
 
-@kernel
+@varying("width")
 def _selective(
     out, x, dt, a, b, c, states, starts, context, table, width, out_row, x_row, dt_row, b_row, c_row,
     C: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, SLOT: tl.constexpr, EVERY: tl.constexpr,
@@ -147,7 +147,7 @@ def _selective(
     tl.store(states + after * SLOT + entry, rounded(h, states.dtype.element_ty), mask=inside)
 
 
-@kernel
+@varying("width")
 def _wkv(
     out, k, v, decay, first, states, starts, context, table, width, out_row, k_row, v_row,
     C: tl.constexpr, SLOT: tl.constexpr, EVERY: tl.constexpr, BC: tl.constexpr, CHAIN: tl.constexpr,
