@@ -53,7 +53,9 @@ class Graphed:
 
         Nothing that a run leaves lies in memory of its graph, so all graphs work in the same.
         """
-        graph, self.pool = torch.cuda.CUDAGraph(), self.pool or torch.cuda.graph_pool_handle()
+        if not any(graph is not None for graph in self.graphs.values()):
+            self.pool = torch.cuda.graph_pool_handle()  # torch closes one whose graphs are all gone
+        graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self.pool):
                 self.inner.run(inputs, outputs)
