@@ -118,7 +118,7 @@ class CudaBackend:
         engine.require(engine.manifest.settings["fingerprint"], self.fingerprint())
         kernels_used()
         seed(engine, triton_cache())
-        tuner().keep(choices_of(engine))
+        tuner().fill(choices_of(engine))
         m = engine.module()
         program = lower(m)
         max_context = limits.context(int(engine.manifest.settings["max_context"]))

@@ -173,8 +173,13 @@ class Tuner:
             times.append(self.clock(run, min(times, default=float("inf"))))
         return times
 
+    def fill(self, brought: dict[str, str]) -> None:
+        """Know what an engine has ``brought`` where nothing is known: what was timed here since stays."""
+        if new := {name: how for name, how in brought.items() if name not in self.known}:
+            self.keep(new)
+
     def keep(self, new: dict[str, str]) -> None:
-        """Know ``new`` from here on, and after this process: what was timed, or what an engine brought.
+        """Know ``new`` from here on, and after this process.
 
         Where the folder cannot be written, it is known in this process alone.
         """

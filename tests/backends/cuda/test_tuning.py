@@ -60,6 +60,13 @@ def test_choices_of_two_processes_are_both_kept(tmp_path: Path) -> None:
     assert Tuner(tmp_path / "a.json", seconds).known == {"a": "1", "b": "2"}
 
 
+def test_what_an_engine_brings_fills_what_is_unknown(tmp_path: Path) -> None:
+    """Also in a process that begins later: an older engine undoes nothing that was timed since."""
+    Tuner(tmp_path / "a.json", seconds).keep({"a": "new"})
+    Tuner(tmp_path / "a.json", seconds).fill({"a": "old", "b": "brought"})
+    assert Tuner(tmp_path / "a.json", seconds).known == {"a": "new", "b": "brought"}
+
+
 def test_a_broken_file_is_as_none(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"half')
     assert Tuner(tmp_path / "a.json", seconds).choose("pause", (8,), CANDIDATES, pause) == 0.001
