@@ -129,7 +129,7 @@ print(json.dumps({"kernels": len(built), "choices": len(known), "missing": missi
 
 LIMITS = [
     (64, 1, 64), (64, 3, 8192), (64, 64, 100), (100, 1, 1280), (100, 64, 64), (8192, 1, 8192),
-    (8192, 3, 100), (8192, 64, 1280), (8192, 1000, 64),
+    (8192, 3, 100), (8192, 64, 1280), (8192, 1000, 64), (20000, 1000, 100),
 ]  # fmt: skip
 """Tokens and sequences of a step, and tokens of a sequence, that engines are opened with."""
 

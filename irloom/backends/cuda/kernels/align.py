@@ -9,7 +9,7 @@ import torch
 
 from irloom.backends.cuda.work import Workspace
 
-from .mode import go_on, kernel, options, tl, triton, wait
+from .mode import go_on, kernel, options, tl, triton, varying, wait
 from .tiles import power_of_two
 
 MANY = 4096
@@ -76,7 +76,7 @@ def align(
     return Blocks(rows, owner, height)
 
 
-@kernel
+@varying("choices", "most")
 def _align(
     rows, owner, index, real, choices, most, k,
     E: tl.constexpr, KINDS: tl.constexpr, HEIGHT: tl.constexpr, STEP: tl.constexpr, CHAIN: tl.constexpr,
@@ -126,7 +126,7 @@ def _kinds(
     return tl.where((e >= 0) & (e < E), e, none)
 
 
-@kernel
+@varying("choices", "each")
 def _count(
     counts, before, index, real, choices, k, each, E: tl.constexpr, KINDS: tl.constexpr, PIECE: tl.constexpr,
     CHAIN: tl.constexpr,
@@ -147,7 +147,7 @@ def _count(
     tl.store(counts + tl.program_id(0) * BINS + bins, total)
 
 
-@kernel
+@varying("choices", "most", "each", "parts")
 def _place(
     rows, owner, counts, before, index, real, choices, most, k, each, parts, E: tl.constexpr,
     KINDS: tl.constexpr, PIECE: tl.constexpr, HEIGHT: tl.constexpr, SLAB: tl.constexpr, CHAIN: tl.constexpr,

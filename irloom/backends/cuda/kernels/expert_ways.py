@@ -28,6 +28,9 @@ FEW = 16
 MANY = 48
 """Rows of an expert on average from which the copy engine is tried."""
 
+MOST = 8192
+"""Tokens past which nothing is chosen anew."""
+
 DRAWS = 2
 """Mixtures of few tokens that are timed behind each other: how the next one starts counts as well."""
 
@@ -44,7 +47,7 @@ def mixture_ways(mixture: Mixture, out: torch.Tensor, x: torch.Tensor, weights: 
         ways.append(_row_ways(key, run))
     if dims[0] > 1 or not ways:
         ways.append(_tile_ways(mixture, x, dims))
-    if power_of_two(dims[0]) * dims[1] >= MANY * up.dims[0] and has_tiles(x, up, down):
+    if _rung(dims[0]) * dims[1] >= MANY * up.dims[0] and has_tiles(x, up, down):
         ways += PAIRS
     return choose("mixture", key, ways, run)
 
@@ -116,7 +119,7 @@ def _way(
 
 
 def _tiles(x: torch.Tensor, dims: Sequence[int], stack: Stack) -> tuple[Tile, ...]:
-    return tiles(power_of_two(dims[0]) * dims[1] / stack.dims[0], x.dtype)
+    return tiles(_rung(dims[0]) * dims[1] / stack.dims[0], x.dtype)
 
 
 @cache
@@ -128,9 +131,9 @@ def _spread(tokens: int, k: int, experts: int, device: torch.device, seed: int =
 
 
 def _key(x: torch.Tensor, dims: Sequence[int], stack: Stack, gate: Gate | None) -> tuple[object, ...]:
-    """What decides how long a product takes: so many tokens as a power of two does."""
+    """What decides how long a product takes."""
     return (
-        power_of_two(dims[0]),
+        _rung(dims[0]),
         dims[1],
         *stack.dims,
         str(x.dtype),
@@ -138,3 +141,8 @@ def _key(x: torch.Tensor, dims: Sequence[int], stack: Stack, gate: Gate | None) 
         stack.group,
         gate,
     )
+
+
+def _rung(tokens: int) -> int:
+    """So many share a choice: up to a power of two."""
+    return power_of_two(min(tokens, MOST))
