@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from irloom.backends.core import BUILT_IN, backend, backends
+from irloom.backends.core import BUILT_IN, Backend, backend, backends
 from irloom.driver import Choice, passes_of, targets
 from irloom.driver.core import _loaded, _plugins
 from irloom.frontends.core import TraceOptions, frontend_of
@@ -16,7 +16,7 @@ from irloom.ir.graph import Module
 from irloom.ir.interp import Interpreter
 from irloom.ir.op import OPS
 from irloom.ir.parse import parse
-from irloom.ir.plugins import PluginWarning, origin, sources
+from irloom.ir.plugins import PluginWarning, fulfils, origin, sources
 from irloom.passes import PASSES, load_plugin, parse_pipeline, spell
 from tests.packages import install, pass_file
 
@@ -140,7 +140,7 @@ class TestFrontends:
 
 BACKEND = """
 class Loom:
-    name, dtype, pipeline = "loom", "f32", ("canonicalize", "raise")
+    name, dtype, pipeline, later = "loom", "f32", ("canonicalize", "raise"), ()
 
     def lacks(self):
         return "a shuttle"
@@ -148,7 +148,7 @@ class Loom:
     def lowered(self, m):
         return "woven"
 
-    build = open = prepare = fallbacks = declined = fingerprint = lowered
+    build = open = wake = prepare = fallbacks = declined = fingerprint = lowered
 """
 
 
@@ -165,6 +165,10 @@ class TestTargets:
             "raise",
             "fuse-mlp",
         ]
+
+    def test_irlooms_own_have_all_that_others_need(self):
+        for name in BUILT_IN:
+            assert fulfils(Backend)(backend(name)).name == name
 
     def test_an_unknown_target_is_told_what_there_is(self, site):
         install(site, "loom-spin", {"loom_spin.py": BACKEND}, {"irloom.backends": {"spin": "loom_spin:Loom"}})

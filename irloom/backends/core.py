@@ -51,11 +51,16 @@ class Limits:
 
 
 class Backend(Protocol):
-    """A target. ``pipeline`` is its default, ``dtype`` the element it computes in."""
+    """A target. ``pipeline`` is its default, ``dtype`` the element it computes in.
+
+    What an engine has by a name that begins with one of ``later`` is checked while ``open`` reads it, which
+    waits for ``EngineReader.checked``; all else is checked before.
+    """
 
     name: str
     pipeline: tuple[str, ...]
     dtype: str
+    later: tuple[str, ...]
 
     def lacks(self) -> str | None:
         """What this machine lacks to build for the target; None when it is ready."""
@@ -83,6 +88,10 @@ class Backend(Protocol):
 
     def build(self, m: Module, checkpoint: Checkpoint, out: EngineWriter, report: Report) -> None:
         """Put everything that ``open`` needs into ``out``."""
+        ...
+
+    def wake(self) -> None:
+        """Start what ``open`` needs beside the engine's files, in the background, while those are checked."""
         ...
 
     def open(self, engine: EngineReader, limits: Limits) -> Engine:

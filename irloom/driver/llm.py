@@ -66,8 +66,8 @@ class LLM:
         if target is not None and available(target) != built_for:
             raise EngineMismatch(f"{folder} was built for {built_for}, not for {target}")
         opener = backend(built_for)
-        getattr(opener, "wake", lambda: None)()
-        self.reader = reader = EngineReader(folder, later=getattr(opener, "later", ()))
+        opener.wake()
+        self.reader = reader = EngineReader(folder, opener.later)
         reader.require({"irloom": reader.manifest.versions["irloom"]}, {"irloom": __version__})
         self.folder, self.manifest = folder, reader.manifest
         self.tokenizer = _tokenizer(reader)  # while what the opener begins waits for a device, not for Python

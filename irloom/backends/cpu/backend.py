@@ -45,6 +45,7 @@ class CpuBackend:
 
     name = "cpu"
     dtype = "f32"
+    later: tuple[str, ...] = ()
     pipeline = (
         *START,
         "fuse-qkv",
@@ -92,6 +93,9 @@ class CpuBackend:
         report("lower", 1, 1)
         extra(library(report), program)
         write_weights(out.file("weights.safetensors"), program, m, checkpoint, report)
+
+    def wake(self) -> None:
+        """Nothing: kernels lie in the engine."""
 
     def open(self, engine: EngineReader, limits: Limits) -> Engine:
         """Map the weights, make caches and buffers, bind the program."""

@@ -39,7 +39,7 @@ class CudaBackend:
 
     name = "cuda"
     dtype = "bf16"
-    later = (FOLDER, LINK)
+    later: tuple[str, ...] = (FOLDER, LINK)
     """Parts whose bytes are checked on the GPU, when they have been taken there."""
     limits = Limits(max_tokens=8192, max_seqs=1024)
     pipeline = (

@@ -37,6 +37,7 @@ class OnnxBackend:
 
     name = "onnx"
     dtype = "f32"
+    later: tuple[str, ...] = ()
     pipeline = (
         *START,
         "fuse-qkv",
@@ -87,6 +88,9 @@ class OnnxBackend:
         made = export(m, checkpoint, out.file(MODEL).parent, report)
         out.manifest.versions |= {package: version(package) for package in BUILD}
         out.manifest.settings["decomposed"] = dict(made.decomposed)
+
+    def wake(self) -> None:
+        """Nothing: a session needs its model."""
 
     def open(self, engine: EngineReader, limits: Limits) -> Engine:
         """A session, and caches for as many sequences as ``limits`` allow."""

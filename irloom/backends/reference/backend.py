@@ -33,6 +33,7 @@ class ReferenceBackend:
 
     name = "reference"
     dtype = "f32"
+    later: tuple[str, ...] = ()
     pipeline = (
         *START,
         "kv-cache",
@@ -77,6 +78,9 @@ class ReferenceBackend:
             )
         save_file(tensors, out.file(WEIGHTS))
         report("weights", len(named), len(named))
+
+    def wake(self) -> None:
+        """Nothing is needed."""
 
     def open(self, engine: EngineReader, limits: Limits) -> Engine:
         """An engine over the interpreter."""

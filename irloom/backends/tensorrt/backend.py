@@ -52,6 +52,7 @@ class TensorRTBackend:
 
     name = "tensorrt"
     dtype = "bf16"
+    later: tuple[str, ...] = ()
     pipeline = (
         *START,
         "fuse-mlp(join=False)",
@@ -112,6 +113,9 @@ class TensorRTBackend:
         out.manifest.machine.update(gpu=builder.gpu, compute=list(builder.targets))
         write_plans(program, builder, out, report)
         write_weights(program, checkpoint, out, report)
+
+    def wake(self) -> None:
+        """Nothing: the library is loaded with the first plan."""
 
     def open(self, engine: EngineReader, limits: Limits) -> Engine:
         """Compare what must fit, then deserialize the plans and give them their weights."""

@@ -37,18 +37,19 @@ def part_of(
     """
     program, programs = gl.program_id(1), gl.num_programs(1)
     some = gl.arange(0, SCAN, gl.BlockedLayout([SCAN // 32], [32], [WARPS], [0]))
-    line = gl.to_tensor(0)
-    for at in range(0, seqs, SCAN):
+    n = blocks_of(some, some < seqs, starts, context, MIXED, WINDOW, CHUNK, KEYS)
+    line = gl.sum(n, 0)
+    for at in range(SCAN, seqs, SCAN):
         line += gl.sum(blocks_of(at + some, at + some < seqs, starts, context, MIXED, WINDOW, CHUNK, KEYS), 0)
     part = gl.maximum((line + programs - 1) // programs, 1)
     begin = program * part
-    s, passed, upto = gl.to_tensor(0), gl.to_tensor(0), gl.to_tensor(0)
-    for at in range(0, seqs, SCAN):
+    ends = gl.associative_scan(n, 0, added)
+    s, passed = gl.sum((ends <= begin).to(gl.int32), 0), gl.max(gl.where(ends <= begin, ends, 0), 0)
+    for at in range(SCAN, seqs, SCAN):
         n = blocks_of(at + some, at + some < seqs, starts, context, MIXED, WINDOW, CHUNK, KEYS)
-        ends = upto + gl.associative_scan(n, 0, added)
+        ends = gl.max(ends, 0) + gl.associative_scan(n, 0, added)
         s += gl.sum((ends <= begin).to(gl.int32), 0)
         passed = gl.maximum(passed, gl.max(gl.where(ends <= begin, ends, 0), 0))
-        upto = gl.max(ends, 0)
     return begin, gl.minimum(begin + part, line), part, s, passed
 
 
