@@ -11,6 +11,7 @@ from .few_kernel import Sheaf, few_kernel
 from .form import Form
 from .mode import options, triton
 from .tiled import scale_rows, scale_strides
+from .tiles import row_stride
 
 ROWS = 16
 """More take other kernels: programs would read them more often than the weight."""
@@ -38,11 +39,11 @@ def few_product(
     few_kernel[(triton.cdiv(n, 16 * sheaf.sets),)](
         out, rows.view(torch.int32), values.view(torch.int32), _scales(x), _scales(weight), bias, residual,
         None if norm is None else norm.view(torch.int32), t, out.stride(0), rows.stride(0) // per,
-        0 if residual is None else residual.stride(0), *scale_strides(x), *scale_strides(weight),
-        scale_rows(weight), form.eps or 0.0, float(form.scale), form.softcap or 1.0,
-        N=n, K=k, KIND=elem_of(values.dtype).name, PER=per, NORM=form.eps is not None, GATED=form.gated,
-        ACT=form.act, CAPPED=form.softcap is not None, GROUP=max(_group(x), _group(weight)),
-        TILES=triton.cdiv(t, 8), SETS=sheaf.sets, WARPS=sheaf.warps, DEPTH=sheaf.depth,
+        row_stride(residual), *scale_strides(x), *scale_strides(weight), scale_rows(weight), form.eps or 0.0,
+        *form.numbers,
+        N=n, K=k, KIND=elem_of(values.dtype).name, PER=per, NORM=form.eps is not None, **form.constants,
+        GROUP=max(_group(x), _group(weight)), TILES=triton.cdiv(t, 8), SETS=sheaf.sets, WARPS=sheaf.warps,
+        DEPTH=sheaf.depth,
         **options(num_warps=sheaf.warps, num_stages=1),
     )  # fmt: skip
 

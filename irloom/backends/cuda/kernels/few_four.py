@@ -19,6 +19,7 @@ from .few_four_kernel import few_four_kernel
 from .form import Form
 from .mode import options, tl, triton
 from .row_digits import ROWS, row_digits, sets_of
+from .tiles import row_stride
 
 STEPS = 16
 """More steps in a lap make more instructions than stay near a multiprocessor."""
@@ -59,12 +60,11 @@ def few_four_product(
     digits = row_digits(x, norm, normed=normed, totals=totals, span=span, work=work)
     laps, steps = laps_of(blocks_of(k, span), few.slices)
     few_four_kernel[(triton.cdiv(strips, few.strips),)](
-        out, *digits, *words(weight), bias, residual, t, out.stride(0),
-        0 if residual is None else residual.stride(0), form.eps or 0.0, float(form.scale),
-        float(form.softcap or 1.0),
-        N=strips * STRIP, K=k, SPAN=span, **quant, NORM=normed, GATED=form.gated, ACT=form.act,
-        CAPPED=form.softcap is not None, SETS=sets_of(t), SLICES=few.slices, LAPS=laps, STEPS=steps,
-        STRIPS=few.strips, DEPTH=max(2, min(few.depth, 2 * steps)),
+        out, *digits, *words(weight), bias, residual, t, out.stride(0), row_stride(residual), form.eps or 0.0,
+        *form.numbers,
+        N=strips * STRIP, K=k, SPAN=span, **quant, NORM=normed, **form.constants, SETS=sets_of(t),
+        SLICES=few.slices, LAPS=laps, STEPS=steps, STRIPS=few.strips,
+        DEPTH=max(2, min(few.depth, 2 * steps)),
         **options(num_warps=few.warps, num_stages=1, maxnreg=few.registers),
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from irloom.ir.elem import Quant
 
@@ -37,6 +38,16 @@ class Form:
     def plain(self) -> bool:
         """Whether it is ``x @ weight.T``, with a bias or a residual at most."""
         return self == Form()
+
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """What kernels multiply by, and cap at where they do."""
+        return float(self.scale), float(self.softcap or 1.0)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What kernels are compiled for."""
+        return {"GATED": self.gated, "ACT": self.act, "CAPPED": self.softcap is not None}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ..work import Workspace
 from .form import Form
 from .mode import options, triton
 from .tiled import scale_strides
+from .tiles import row_stride
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,10 @@ def ring_product(
     parts = work.parts(tiles, tile.split, (1 + form.gated) * tile.n * tile.t)
     ring_kernel[(tiles * tile.split,)](
         out, mapped(values, tile.t, tile.k), mapped(matrix, tile.n, tile.k), scales_of(x),
-        scales_of(weight), bias, residual, parts, work.counters, t, n, k, out.stride(0),
-        0 if residual is None else residual.stride(0), scale_strides(x)[0], scale_strides(weight)[0],
-        float(form.scale), float(form.softcap or 1.0),
-        GATED=form.gated, ACT=form.act, CAPPED=form.softcap is not None, SPLIT=tile.split, BN=tile.n,
-        BT=tile.t, BK=tile.k, STAGES=tile.stages, WARPS=tile.warps,
-        **options(num_warps=tile.warps, maxnreg=_registers(tile, form.gated)),
+        scales_of(weight), bias, residual, parts, work.counters, t, n, k, out.stride(0), row_stride(residual),
+        scale_strides(x)[0], scale_strides(weight)[0], *form.numbers,
+        **form.constants, SPLIT=tile.split, BN=tile.n, BT=tile.t, BK=tile.k, STAGES=tile.stages,
+        WARPS=tile.warps, **options(num_warps=tile.warps, maxnreg=_registers(tile, form.gated)),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from .few_rows import Strip
 from .form import Form
 from .mode import INTERPRETED, options, triton
 from .small_kernel import small_kernel
-from .tiles import power_of_two
+from .tiles import power_of_two, row_stride
 
 ROWS = 4
 """So many are worth the interpreter's time: on a GPU two rows or more want tensor cores."""
@@ -65,18 +65,17 @@ def small_product(
     assert isinstance(values, torch.Tensor)
     (t, k), n, scaling = x.shape, values.shape[0], Scaling.of(weight, x.shape[1])
     wide = _wide(weight)
-    width, residual_row = strip.width(k, wide), residual.stride(0) if residual is not None else 0
-    rows = bias, residual, norm, t, out.stride(0), x.stride(0), residual_row
-    numbers = form.eps or 0.0, float(form.scale), form.softcap or 1.0
+    width = strip.width(k, wide)
+    rows = bias, residual, norm, t, out.stride(0), x.stride(0), row_stride(residual)
     kind = weight.quant.base.name if isinstance(weight, Quantized) else elem_of(values.dtype).name
     per = 32 // ELEMS[kind].bits
     grid = (triton.cdiv(n, strip.rows * strip.parts),)
     words = values.view(torch.int32)
     small_kernel[grid](
-        out, x, words, scales, zeros, *rows, *numbers,
-        N=n, K=k, KIND=kind, PER=per, NORM=form.eps is not None, GATED=form.gated, ACT=form.act,
-        CAPPED=form.softcap is not None, SHARE=scaling.share, GROUP=scaling.group,
-        ROUND=0 if form.quant is None else form.quant.group or k, ROWS=triton.next_power_of_2(t),
+        out, x, words, scales, zeros, *rows, form.eps or 0.0, *form.numbers,
+        N=n, K=k, KIND=kind, PER=per, NORM=form.eps is not None, **form.constants, SHARE=scaling.share,
+        GROUP=scaling.group, ROUND=0 if form.quant is None else form.quant.group or k,
+        ROWS=triton.next_power_of_2(t),
         PARTS=strip.parts, BN=strip.rows, BK=width, WIDE=wide, DEPTH=strip.ahead(k, width),
         **options(num_warps=strip.warps, num_stages=1),
     )  # fmt: skip
@@ -99,13 +98,12 @@ def _sweep(
     parts = -(-n // sweep.rows)
     programs = min(parts, sweep.programs * multiprocessors(out.device))
     norm = None if norm is None else norm.view(torch.int32)
-    rows = out.stride(0), residual.stride(0) if residual is not None else 0
     sweep_kernel[(programs,)](
-        out, x.view(torch.int32), weight.values.view(torch.int32), weight.scales, bias, residual, norm, *rows,
-        form.eps or 0.0, float(form.scale), form.softcap or 1.0,
-        N=n, K=k, KIND=elem_of(x.dtype).name, NORM=form.eps is not None, GATED=form.gated, ACT=form.act,
-        CAPPED=form.softcap is not None, SHARE=scaling.share, GROUP=scaling.group,
-        ROUND=form.quant.group or k, PARTS=-(-parts // programs), BN=sweep.rows, BK=width, DEPTH=sweep.depth,
+        out, x.view(torch.int32), weight.values.view(torch.int32), weight.scales, bias, residual, norm,
+        out.stride(0), row_stride(residual), form.eps or 0.0, *form.numbers,
+        N=n, K=k, KIND=elem_of(x.dtype).name, NORM=form.eps is not None, **form.constants,
+        SHARE=scaling.share, GROUP=scaling.group, ROUND=form.quant.group or k, PARTS=-(-parts // programs),
+        BN=sweep.rows, BK=width, DEPTH=sweep.depth,
         **options(num_warps=sweep.warps, num_stages=1, maxnreg=sweep.registers),
     )  # fmt: skip
 

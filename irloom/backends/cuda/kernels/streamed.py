@@ -19,6 +19,7 @@ from .finish import brought_by_rows, brought_by_tokens, ended
 from .form import Form
 from .mode import INTERPRETED, dot, go_on, kernel, options, rounded, tl, triton, varying, wait
 from .tiled import scale_strides
+from .tiles import row_stride
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,9 @@ def streamed_product(
     streamed_kernel[(tiles * tile.split,)](
         out, box(values, tile.t, tile.k), weight_box(matrix, tile.n, tile.k, form.gated),
         scales_of(x), scales_of(weight), bias, residual, parts, work.counters, t, n, k, out.stride(0),
-        0 if residual is None else residual.stride(0), scale_strides(x)[0],
-        scale_strides(weight)[0], float(form.scale), float(form.softcap or 1.0),
-        GATED=form.gated, ACT=form.act, CAPPED=form.softcap is not None, SPLIT=tile.split, BN=tile.n,
-        BT=tile.t, BK=tile.k, **options(num_warps=tile.warps, num_stages=tile.stages),
+        row_stride(residual), scale_strides(x)[0], scale_strides(weight)[0], *form.numbers,
+        **form.constants, SPLIT=tile.split, BN=tile.n, BT=tile.t, BK=tile.k,
+        **options(num_warps=tile.warps, num_stages=tile.stages),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from ..work import Workspace
 from .finish import finished
 from .form import Form
 from .mode import INTERPRETED, dot, go_on, kernel, options, rounded, tl, triton, wait
+from .tiles import row_stride
 
 UNSIGNED, SIGNED = tl.constexpr(1), tl.constexpr(2)
 
@@ -60,11 +61,10 @@ def tiled_product(
     tiled_kernel[(tiles * tile.split,)](
         out, values, scales_of(x), matrix, scales_of(weight), zeros, bias, residual, parts, work.counters,
         t, n, k, out.stride(0), values.stride(0), matrix.stride(0),
-        0 if residual is None else residual.stride(0), *scale_strides(x), *scale_strides(weight),
-        scale_rows(weight), tile.split, float(form.scale), float(form.softcap or 1.0),
-        GROUP=group, FOUR=four_bits(weight), GATED=form.gated, ACT=form.act, CAPPED=form.softcap is not None,
-        SPLIT=tile.split > 1, EVEN=k % tile.k == 0, BN=tile.n, BT=tile.t, BK=tile.k,
-        **options(num_warps=tile.warps, num_stages=tile.stages),
+        row_stride(residual), *scale_strides(x), *scale_strides(weight), scale_rows(weight), tile.split,
+        *form.numbers,
+        GROUP=group, FOUR=four_bits(weight), **form.constants, SPLIT=tile.split > 1, EVEN=k % tile.k == 0,
+        BN=tile.n, BT=tile.t, BK=tile.k, **options(num_warps=tile.warps, num_stages=tile.stages),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from .form import Form
 from .mode import dot, go_on, kernel, options, rounded, tl, triton, varying, wait
 from .nibbles import cut_scaled, matrix, one_of, strip_of
 from .tiled import _is_last, _sums
+from .tiles import row_stride
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,10 @@ def tiled_four_product(
     parts = work.parts(int(tiles), tile.split, tile.strips * STRIP * tile.t)
     tiled_four_kernel[(tiles * tile.split,)](
         out, x, *words(weight), bias, residual, parts, work.counters, t, out.stride(0), x.stride(0),
-        0 if residual is None else residual.stride(0), tile.split, float(form.scale),
-        float(form.softcap or 1.0),
-        N=strips * STRIP, BLOCKS=blocks_of(k, span), K=k, SPAN=span, **kinds(weight), GATED=form.gated,
-        ACT=form.act, CAPPED=form.softcap is not None, SPLIT=tile.split > 1, STRIPS=tile.strips, BT=tile.t,
-        BK=min(tile.k, span), **options(num_warps=tile.warps, num_stages=tile.stages),
+        row_stride(residual), tile.split, *form.numbers,
+        N=strips * STRIP, BLOCKS=blocks_of(k, span), K=k, SPAN=span, **kinds(weight), **form.constants,
+        SPLIT=tile.split > 1, STRIPS=tile.strips, BT=tile.t, BK=min(tile.k, span),
+        **options(num_warps=tile.warps, num_stages=tile.stages),
     )  # fmt: skip
 
 

@@ -59,6 +59,11 @@ def strides(t: torch.Tensor | None) -> tuple[int, int]:
     return (0, 0) if t is None else (t.stride(0), t.stride(1))
 
 
+def row_stride(t: torch.Tensor | None) -> int:
+    """From row to row, 0 where there is none."""
+    return 0 if t is None else t.stride(0)
+
+
 @dataclass(frozen=True)
 class Target:
     """Where rows go: ``group`` entries of ``out`` share one of ``scales``, 0 where there are none.

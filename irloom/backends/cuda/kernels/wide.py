@@ -18,6 +18,7 @@ from .finish import finished
 from .form import Form
 from .mode import dot, go_on, kernel, options, rounded, tl, triton, varying, wait
 from .tiled import scale_strides
+from .tiles import row_stride
 
 HALF = tl.constexpr(128)
 """Columns that are finished at a time: shared memory holds them beside the next tile's boxes."""
@@ -60,11 +61,10 @@ def wide_product(
     wide_kernel[(min(tiles, programs),)](
         box(out, tile.t, min(tile.n, HALF.value)), box(values, tile.t, tile.k),
         weight_box(matrix, tile.n, tile.k, form.gated), matrix, scales_of(x), scales_of(weight), bias,
-        residual, t, n, k, matrix.stride(0), 0 if residual is None else residual.stride(0),
-        scale_strides(x)[0], scale_strides(weight)[0], float(form.scale), float(form.softcap or 1.0),
-        GATED=form.gated, ACT=form.act, CAPPED=form.softcap is not None, FLAT=bool(tiles > programs),
-        BT=tile.t, BN=tile.n, BK=tile.k, GROUP=tile.group, AHEAD=tile.ahead,
-        **options(num_warps=tile.warps, num_stages=tile.stages),
+        residual, t, n, k, matrix.stride(0), row_stride(residual), scale_strides(x)[0],
+        scale_strides(weight)[0], *form.numbers,
+        **form.constants, FLAT=bool(tiles > programs), BT=tile.t, BN=tile.n, BK=tile.k, GROUP=tile.group,
+        AHEAD=tile.ahead, **options(num_warps=tile.warps, num_stages=tile.stages),
     )  # fmt: skip
 
 
