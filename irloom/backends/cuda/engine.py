@@ -58,6 +58,7 @@ class CudaEngine:
         self.alike = limits.batch_invariant
         self._logits: dict[Bucket, torch.Tensor] = {}
         self._bucket = largest  # that the last step was loaded as
+        self._placed = {largest}  # whose values are known to lie in the block
 
     def step(self, batch: Batch) -> Sequence[Sampled | None]:
         """One step: see ``runtime.core.Engine``."""
@@ -106,6 +107,7 @@ class CudaEngine:
         """
         bucket, cuts = kind = self._kind(batch)
         with torch.inference_mode():
+            self._make_room(bucket)
             self.arrays.load(batch, bucket)
             self._bucket = bucket
             try:
@@ -116,6 +118,17 @@ class CudaEngine:
                 raise
             self.arrays.sent()
         return self._logits[bucket][: len(batch.context)]
+
+    def _make_room(self, bucket: Bucket) -> None:
+        """Have the block hold the values of such a step: with other sizes they leave other gaps, and may reach
+        a little further than those of a larger one.
+        """
+        if bucket not in self._placed:
+            size = planned(self.program, bucket.tokens, bucket.seqs)
+            if size > len(self.runner.block.bytes):
+                self.graphs.clear()  # they have the addresses of the old one
+                self.runner.block = Block(size, self.device)
+            self._placed.add(bucket)
 
     def _kind(self, batch: Batch) -> Kind:
         """What a step is run as: its own kind where rows must be alike, and where a request is alone, which

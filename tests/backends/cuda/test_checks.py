@@ -241,8 +241,9 @@ from irloom.backends.cuda.warm import _queue
 def needed(run):
     return {str((job.fn, job.signature, job.constants, job.attrs, job.options)) for job in rehearsed(run)}
 
-work = SimpleNamespace(reset=lambda: None)
-engine = SimpleNamespace(graphs=None, runner=SimpleNamespace(work=work), device=torch.device("cpu"))
+work, arrays = SimpleNamespace(reset=lambda: None), SimpleNamespace(settle=lambda: None)
+runner = SimpleNamespace(work=work)
+engine = SimpleNamespace(graphs=None, runner=runner, arrays=arrays, device=torch.device("cpu"))
 built, memory = needed(lambda: _queue(engine, [])), torch.zeros(1 << 16, dtype=torch.uint8)
 opened = [needed(lambda: Sha256(memory, [16 * i for i in range(n)], [64] * n)()) for n in (1, 16, 17, 300)]
 print(json.dumps({"built": len(built), "missing": [sorted(each - built) for each in opened]}))

@@ -32,7 +32,8 @@ from irloom.backends.cuda.backend import CudaBackend
 from irloom.backends.cuda.engine import CudaEngine
 from irloom.backends.cuda.kernels import attention_tiles, recurrent_chunk, tiles
 from irloom.backends.cuda.lower import lower
-from irloom.backends.cuda.trials import first_steps
+from irloom.backends.cuda.runner import planned
+from irloom.backends.cuda.trials import first_steps, trial
 from irloom.backends.cuda.tuning import Tuner
 from irloom.backends.cuda.warm import any_weights, batches, once_round
 from irloom.backends.pools import pools
@@ -127,6 +128,21 @@ for limits in json.loads(sys.argv[2]):
 print(json.dumps({"kernels": len(built), "choices": len(known), "missing": missing}))
 """
 
+ROOM = """
+made = engine(100, 64, 64)
+size, fits = len(made.runner.block.bytes), made.buckets.of
+
+def wants(counts):
+    bucket = fits(sum(counts), len(counts))
+    return planned(program, bucket.tokens, bucket.seqs)
+
+steps = [[n - s + 1, *[1] * (s - 1)] for n in made.buckets.tokens for s in (33, 40, 47) if s < n <= 96]
+over = [counts for counts in steps if wants(counts) > size]
+rehearsed(lambda: [made.submit(trial(made, counts)) for counts in over])
+held = [wants(counts) <= len(made.runner.block.bytes) for counts in over]
+print(json.dumps({"over": len(over), "held": held}))
+"""
+
 LIMITS = [
     (64, 1, 64), (64, 3, 8192), (64, 64, 100), (100, 1, 1280), (100, 64, 64), (8192, 1, 8192),
     (8192, 3, 100), (8192, 64, 1280), (8192, 1000, 64), (20000, 1000, 100),
@@ -159,6 +175,13 @@ def test_opening_launches_what_a_build_has_run(tmp_path: Path, family: str) -> N
     found = rehearsal(MODEL + OPENED, tmp_path, tmp_path / "model", json.dumps(LIMITS))
     assert found["kernels"] > 50 and found["choices"] > 50
     assert all(not missing for missing in found["missing"].values()), found["missing"]
+
+
+def test_steps_that_need_more_than_the_largest_have_it(tmp_path: Path) -> None:
+    """Values of other sizes leave other gaps to those behind them."""
+    tiny("gemma3_text").save_pretrained(tmp_path / "model")
+    found = rehearsal(MODEL + ROOM, tmp_path, tmp_path / "model")
+    assert found["over"] and all(found["held"])
 
 
 sizes = st.integers(1, 3000)
