@@ -120,8 +120,8 @@ class CudaEngine:
         return self._logits[bucket][: len(batch.context)]
 
     def _make_room(self, bucket: Bucket) -> None:
-        """Have the block hold the values of such a step: with other sizes they leave other gaps, and may reach
-        a little further than those of a larger one.
+        """Have the block hold the values of such a step: those of other sizes leave other gaps, and may reach
+        further than those of a larger one.
         """
         if bucket not in self._placed:
             size = planned(self.program, bucket.tokens, bucket.seqs)
