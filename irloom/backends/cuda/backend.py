@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from irloom.backends.artifact import EngineReader, EngineWriter
+from irloom.backends.beside import beside
 from irloom.backends.core import START, Kernels, Limits, Report
 from irloom.backends.gpu import gpu, lacking
 from irloom.backends.pools import cache_plan, pools
@@ -111,6 +112,7 @@ class CudaBackend:
         from .runner import planned
         from .trials import first_steps
 
+        read = beside(lambda: _lowered(engine))  # while the GPU has its context made
         if (lack := self.lacks()) is not None:
             raise EngineMismatch(
                 f"{engine.folder}: the engine runs on the GPU, but this machine lacks {lack}"
@@ -119,8 +121,7 @@ class CudaBackend:
         kernels_used()
         seed(engine, triton_cache())
         tuner().fill(choices_of(engine))
-        m = engine.module()
-        program = lower(m)
+        m, program = read.result()
         max_context = limits.context(int(engine.manifest.settings["max_context"]))
         limits = replace(limits, max_seqs=min(limits.max_seqs, limits.max_tokens))
         most = Buckets(limits.max_tokens, limits.max_seqs, exact=program.exact).largest
@@ -135,6 +136,12 @@ class CudaBackend:
             finally:
                 wait()
         return made
+
+
+def _lowered(engine: EngineReader) -> tuple[Module, Program]:
+    """Its module, and the program of that."""
+    m = engine.module()
+    return m, lower(m)
 
 
 def _compile(program: Program, out: EngineWriter, report: Report) -> None:

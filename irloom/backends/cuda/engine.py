@@ -58,7 +58,6 @@ class CudaEngine:
         self.alike = limits.batch_invariant
         self._logits: dict[Bucket, torch.Tensor] = {}
         self._bucket = largest  # that the last step was loaded as
-        self._placed = {largest}  # whose values are known to lie in the block
 
     def step(self, batch: Batch) -> Sequence[Sampled | None]:
         """One step: see ``runtime.core.Engine``."""
@@ -123,12 +122,10 @@ class CudaEngine:
         """Have the block hold the values of such a step: those of other sizes leave other gaps, and may reach
         further than those of a larger one.
         """
-        if bucket not in self._placed:
-            size = planned(self.program, bucket.tokens, bucket.seqs)
-            if size > len(self.runner.block.bytes):
-                self.graphs.clear()  # they have the addresses of the old one
-                self.runner.block = Block(size, self.device)
-            self._placed.add(bucket)
+        size = planned(self.program, bucket.tokens, bucket.seqs)
+        if size > len(self.runner.block.bytes):
+            self.graphs.clear()  # they have the addresses of the old one
+            self.runner.block = Block(size, self.device)
 
     def _kind(self, batch: Batch) -> Kind:
         """What a step is run as: its own kind where rows must be alike, and where a request is alone, which

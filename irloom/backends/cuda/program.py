@@ -134,11 +134,18 @@ class Function:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A module lowered: its functions, and why ops that have a kernel run their body (``declined``)."""
+    """A module lowered: its functions, and why ops that have a kernel run their body (``declined``).
+
+    ``room`` has the bytes that the values of a step need, by its tokens and sequences, as far as they were
+    counted (``runner.planned``).
+    """
 
     module: Module
     functions: Mapping[str, Function]
     declined: Mapping[str, str]
+    room: dict[tuple[int, int], int] = field(
+        default_factory=dict[tuple[int, int], int], init=False, compare=False, repr=False
+    )
 
     @property
     def fallbacks(self) -> dict[str, int]:

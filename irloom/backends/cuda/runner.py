@@ -257,6 +257,13 @@ def symbols(program: Program) -> tuple[str, ...]:
 
 def planned(program: Program, tokens: int, seqs: int) -> int:
     """Bytes of the block that the values of a step of so many tokens and sequences need."""
+    if (tokens, seqs) not in program.room:
+        program.room[tokens, seqs] = _counted(program, tokens, seqs)
+    return program.room[tokens, seqs]
+
+
+def _counted(program: Program, tokens: int, seqs: int) -> int:
+    """By a run that launches nothing."""
 
     def weight(p: Param, layer: int | None) -> Operand:
         return stands_for(p.type)

@@ -1,4 +1,4 @@
-"""What the first launch of a process waits for: a context on the GPU, and the name that Triton gives itself.
+"""What the first launch of a process waits for: a context on the GPU, and what Triton asks of itself.
 
 Either takes tenths of a second in which no Python runs, so threads do it while the files of an engine are
 looked through.
@@ -11,11 +11,12 @@ from contextlib import suppress
 from ctypes import CDLL, byref, c_void_p
 from functools import cache
 from threading import Thread
+from typing import Any
 
 
 def wake(*more: Callable[[], None]) -> None:
     """Begin, and ``more``, each once a process. What fails says so where it is needed."""
-    for begin in (_context, _name_of_triton, *more):
+    for begin in (_context, _triton, *more):
         _started(begin)
 
 
@@ -46,10 +47,16 @@ def _first_of(driver: CDLL) -> None:
         driver.cuDevicePrimaryCtxRetain(byref(context), 0)
 
 
-def _name_of_triton() -> None:
-    """A part of the name of every kernel in its cache: a hash of its compiler, which has 400 MB."""
+def _triton() -> None:
+    """Triton's driver and the version of its assembler, for which it runs programs, and a part of the name of
+    every kernel in its cache: a hash of its compiler, which has 400 MB.
+    """
     import torch
+    from triton.compiler.compiler import make_backend
     from triton.runtime.cache import triton_key
+    from triton.runtime.driver import driver
 
     if torch.cuda.is_available():
+        active: Any = driver.active
+        make_backend(active.get_current_target()).hash()
         triton_key()

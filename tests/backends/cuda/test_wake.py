@@ -24,7 +24,7 @@ def test_each_is_begun_once(monkeypatch) -> None:
         done.set()
 
     monkeypatch.setattr(wake, "_context", context)
-    monkeypatch.setattr(wake, "_name_of_triton", lambda: None)
+    monkeypatch.setattr(wake, "_triton", lambda: None)
     wake.wake()
     wake.wake(stage)
     wake.wake(stage)
