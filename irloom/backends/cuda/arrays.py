@@ -40,8 +40,7 @@ class StepArrays:
     """The arrays of steps up to the bucket ``most``: where kernels find them, and the host's copies.
 
     A step is ``load``ed, then ``arrive`` and ``leave`` are queued as its first and last kernels, in a graph
-    or not; then it is ``sent``. Where it is not known whether both have run, ``settle`` comes before the
-    next.
+    or not; then it is ``sent``. One that is not, whatever broke it off, is settled as the next is loaded.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class StepArrays:
         pinned = self.device.type == "cuda"
         self.posted = torch.zeros((STEPS, size), dtype=torch.int32, pin_memory=pinned)
         self.told = torch.zeros((STEPS, most.seqs), dtype=torch.int32, pin_memory=pinned)
-        self.turn = 0
+        self.turn, self._open = 0, False
         self._arrays: Ints = self.posted.numpy()
         self._done = [torch.cuda.Event() for _ in range(STEPS)] if pinned else None
 
@@ -77,6 +76,9 @@ class StepArrays:
 
     def load(self, batch: Batch, bucket: Bucket) -> None:
         """Write a step where the device will look for it, once it has done with what was there."""
+        if self._open:
+            self.settle()
+        self._open = True
         if self._done is not None:
             self._done[self.turn].synchronize()
         places, _ = self.layout(bucket)
@@ -113,6 +115,7 @@ class StepArrays:
         """The step that was loaded last is queued."""
         self._record(self.turn)
         self.turn = (self.turn + 1) % STEPS
+        self._open = False
 
     def answer(self, count: int, instead: torch.Tensor | None = None) -> Sent:
         """The tokens of the first ``count`` sequences of the step that was sent last, or others that came
@@ -126,7 +129,9 @@ class StepArrays:
         return Sent(tokens, None if self._done is None else self._done[last])
 
     def settle(self) -> None:
-        """Have the device look where the host writes next, and the host wait until it does."""
+        """Have the device look where the host writes next, and the host wait until it does: where it is not
+        known whether all kernels of the steps before have been queued.
+        """
         self.turns.fill_(self.turn)
         self._record(self.turn)
 

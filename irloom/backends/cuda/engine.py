@@ -109,12 +109,8 @@ class CudaEngine:
             self._make_room(bucket)
             self.arrays.load(batch, bucket)
             self._bucket = bucket
-            try:
-                with rows_alike(self.alike):
-                    self.graphs.run(kind, lambda: self._queue(bucket, cuts))
-            except Exception:
-                self.arrays.settle()
-                raise
+            with rows_alike(self.alike):
+                self.graphs.run(kind, lambda: self._queue(bucket, cuts))
             self.arrays.sent()
         return self._logits[bucket][: len(batch.context)]
 
@@ -124,8 +120,10 @@ class CudaEngine:
         """
         size = planned(self.program, bucket.tokens, bucket.seqs)
         if size > len(self.runner.block.bytes):
+            block = Block(size, self.device)  # where there is no memory for it, all stays as it is
             self.graphs.clear()  # they have the addresses of the old one
-            self.runner.block = Block(size, self.device)
+            self._logits.clear()  # these lie there, and would keep it
+            self.runner.block = block
 
     def _kind(self, batch: Batch) -> Kind:
         """What a step is run as: its own kind where rows must be alike, and where a request is alone, which

@@ -99,20 +99,32 @@ def test_tokens_that_came_instead_are_told() -> None:
 
 
 @pytest.mark.parametrize("ran", ["nothing", "its first kernel", "all of it"])
-def test_the_step_behind_one_that_failed_arrives(ran: str) -> None:
-    """Whatever of that one the device has run."""
+def test_the_step_behind_one_that_was_broken_off_arrives(ran: str) -> None:
+    """Whatever of that one the device has run, and whoever broke it off."""
     draw = np.random.default_rng(2)
     arrays = StepArrays(POOLS, BUCKETS.largest, CONTEXT, DEVICE)
     chosen = torch.zeros(BUCKETS.largest.seqs, dtype=torch.int32, device=DEVICE)
     for counts in ([3, 1], [1], [1, 1]):
-        if ran != "nothing":
+        if ran == "nothing":
+            arrays.load(drawn(draw, counts), BUCKETS.of(sum(counts), len(counts)))
+        else:
             arrived(arrays, drawn(draw, counts), chosen)
         if ran == "all of it":
             arrays.leave(chosen)
-        arrays.settle()
         arrived(arrays, drawn(draw, counts), chosen)
         arrays.leave(chosen)
         arrays.sent()
+
+
+def test_steps_behind_some_that_were_only_rehearsed_arrive() -> None:
+    draw = np.random.default_rng(4)
+    arrays = StepArrays(POOLS, BUCKETS.largest, CONTEXT, DEVICE)
+    chosen = torch.zeros(BUCKETS.largest.seqs, dtype=torch.int32, device=DEVICE)
+    for _ in range(STEPS + 1):
+        arrays.load(drawn(draw, [1]), BUCKETS.of(1, 1))
+        arrays.sent()
+    arrays.settle()
+    arrived(arrays, drawn(draw, [3, 1]), chosen)
 
 
 def test_a_step_without_pools_arrives() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from irloom.backends.cuda.arrays import StepArrays
 from irloom.backends.cuda.buckets import Bucket
 from irloom.backends.cuda.runner import Runner
 from irloom.backends.cuda.step import Step
@@ -46,6 +47,38 @@ def test_a_step_that_runs_out_of_memory_is_run_in_smaller_ones(family, monkeypat
     assert got == want
     assert loop.scheduler.budget < LIMITS.max_tokens
     loop.check()
+
+
+def test_steps_behind_one_that_was_interrupted_are_right(monkeypatch):
+    """By a user, when the device has all of it: host and device agree on whose turn it is."""
+    want, _ = said("llama")
+    model, leave, interrupted = Model.of("llama"), StepArrays.leave, list[int]()
+    loop = Loop(model.engine(model.program(), LIMITS, DEVICE))
+
+    def breaks_off(self: StepArrays, chosen: torch.Tensor) -> None:
+        leave(self, chosen)
+        if not interrupted:
+            interrupted.append(len(chosen))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StepArrays, "leave", breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        loop.generate(PROMPTS, GREEDY)
+    assert [output.token_ids for output in loop.generate(PROMPTS, GREEDY)] == want
+
+
+def test_a_block_that_steps_outgrow_is_given_back(monkeypatch):
+    """No logits of earlier steps keep it."""
+    model = Model.of("llama")
+    engine = model.engine(model.program(), LIMITS, DEVICE)
+    loop = Loop(engine)
+    loop.generate(PROMPTS[1:], GREEDY)
+    small = len(engine.runner.block.bytes)
+    monkeypatch.setattr("irloom.backends.cuda.engine.planned", lambda program, tokens, seqs: small + 1)
+    loop.generate(PROMPTS, GREEDY)
+    assert len(engine.runner.block.bytes) > small
+    there = engine.runner.block.bytes.untyped_storage().data_ptr()
+    assert {x.untyped_storage().data_ptr() for x in engine._logits.values()} == {there}
 
 
 def test_one_token_that_runs_out_of_memory_is_refused(monkeypatch):
