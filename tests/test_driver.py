@@ -10,6 +10,7 @@ import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ import torch
 import irloom
 from irloom import driver
 from irloom.backends.artifact import is_engine
+from irloom.backends.core import Limits
+from irloom.driver.llm import _opened
 from irloom.ir.errors import CheckpointError, EngineMismatch, PipelineError, RequestError, TraceError
 from tests.tiny import gemma_config, llama_config, save_model
 
@@ -208,6 +211,24 @@ def test_an_engine_for_another_processor_is_refused(engine, tmp_path):
         driver.LLM(copy)
     assert "built for a CPU with avx1024_vnni, which this one lacks" in str(caught.value)
     assert "hint: build it again: irloom compile" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "checks"),
+    [(EngineMismatch("a GPU"), 0), (RequestError("memory"), 0), (KeyboardInterrupt(), 0), (KeyError("x"), 1)],
+    ids=lambda x: type(x).__name__,
+)
+def test_what_does_not_fit_is_said_before_every_byte_is_checked(error, checks):
+    """Weights may be many gigabytes; what they may have to do with is looked into."""
+    checked = []
+
+    def breaks_off(reader, limits):
+        raise error
+
+    opener, reader = SimpleNamespace(open=breaks_off), SimpleNamespace(checked=lambda: checked.append(1))
+    with pytest.raises(type(error)):
+        _opened(opener, reader, Limits())
+    assert len(checked) == checks
 
 
 def test_an_engine_of_another_irloom_is_refused(engine, tmp_path):

@@ -131,11 +131,18 @@ class LLM:
 
 
 def _opened(opener: Backend, reader: EngineReader, limits: Limits) -> Engine:
-    """The engine, when all its bytes are checked; where one was changed, that is the error."""
+    """The engine, when all its bytes are checked. Where one was changed, that is the error, but for those
+    that say what does not fit: they look at nothing that is unchecked, and need not wait for the rest.
+    """
     try:
-        return opener.open(reader, limits)
-    finally:
+        engine = opener.open(reader, limits)
+    except (EngineMismatch, RequestError):
+        raise
+    except Exception:
         reader.checked()
+        raise
+    reader.checked()
+    return engine
 
 
 def _tokenizer(reader: EngineReader) -> Any:
