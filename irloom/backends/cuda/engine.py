@@ -29,7 +29,9 @@ from .work import Workspace
 
 
 class CudaEngine:
-    """See ``runtime.core.Engine``. All memory but the scratch of kernels is taken when the engine opens."""
+    """See ``runtime.core.Engine``. All memory is taken when the engine opens, but for the scratch of kernels,
+    and where values of some step need a larger block than those of the largest.
+    """
 
     def __init__(
         self,

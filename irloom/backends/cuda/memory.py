@@ -1,4 +1,4 @@
-"""Where a step's values lie: one block, planned for the largest step before the first one runs.
+"""Where a step's values lie: one block, planned before a step of its size first runs.
 
 A value takes the first gap that holds it, and gives it back behind the launch that reads it last. Steps of
 one size put each value where the step before had it, so graphs find it there.
