@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
@@ -196,8 +196,14 @@ def read(engine: EngineReader, wanted: Iterable[Wanted], device: Device) -> Arri
     if memory.is_cuda:
         torch.cuda.current_stream(memory.device).synchronize()  # this thread's: another would not see it
     filled = beside(lambda: transfer([c for of_one in copies.values() for c in of_one], memory))
-    ready = beside(lambda: check(engine, copies, memory, filled))
-    return Arriving({w.name: made[w.same] for w in wanted}, ready)
+
+    def checked() -> None:
+        try:
+            check(engine, copies, memory, filled)
+        finally:
+            wait([filled])  # behind an error nobody writes to that memory any more
+
+    return Arriving({w.name: made[w.same] for w in wanted}, beside(checked))
 
 
 def stands_for(t: Type) -> Operand:

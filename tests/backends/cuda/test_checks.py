@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -162,6 +163,25 @@ def test_a_file_that_became_shorter_is_an_error_and_nothing_of_it_is_checked(
         weight_store.read(reader, wanted, DEVICE).wait()
     with pytest.raises(EngineMismatch, match="which was changed"):
         reader.checked()
+
+
+def test_an_error_of_a_check_is_told_when_nothing_is_read_any_more(engine, wanted, monkeypatch) -> None:
+    """Else who opens the engine once more finds the memory of a GPU taken."""
+    read, send = list[int](), transfer
+
+    def slow(*given: Any) -> None:
+        sleep(0.2)
+        send(*given)
+        read.append(1)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("nothing compiles")
+
+    monkeypatch.setattr(weight_store, "transfer", slow)
+    monkeypatch.setattr(checks, "Sha256", fails)
+    with pytest.raises(RuntimeError, match="nothing compiles"):
+        weight_store.read(opened(engine), wanted, DEVICE).wait()
+    assert read
 
 
 def test_errors_of_one_weight_leave_no_other_to_be_checked_again(tmp_path: Path) -> None:
