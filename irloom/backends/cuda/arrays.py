@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -59,6 +60,8 @@ class StepArrays:
         self.turn, self._open = 0, False
         self._arrays: Ints = self.posted.numpy()
         self._done = [torch.cuda.Event() for _ in range(STEPS)] if pinned else None
+        if self._done is not None:
+            weakref.finalize(self, _hold, self._done, self.posted, self.told).atexit = False
 
     def there(self, bucket: Bucket) -> tuple[Step, torch.Tensor]:
         """A step of this size where it lies on the device; and its draws, i32 [seqs, 8], as words of
@@ -171,3 +174,11 @@ class StepArrays:
         yield "context", (b.seqs,)
         yield "draws", (b.seqs, WORDS)
         yield from ((f"table {name}", (b.seqs, width)) for name, width in self.widths.items())
+
+
+def _hold(done: Sequence[torch.cuda.Event], *memory: torch.Tensor) -> None:
+    """Keep memory of the host until kernels that read and write it are ``done``: torch knows of no use of it,
+    and gives it to whoever asks next.
+    """
+    for event in done:
+        event.synchronize()

@@ -175,6 +175,7 @@ class Tuner:
 
     def fill(self, brought: dict[str, str]) -> None:
         """Know what an engine has ``brought`` where nothing is known: what was timed here since stays."""
+        self.known.update({name: how for name, how in _read(self.file).items() if name not in self.known})
         if new := {name: how for name, how in brought.items() if name not in self.known}:
             self.keep(new)
 

@@ -45,8 +45,10 @@ class Workspace:
     def lent(self) -> Iterator[None]:
         """What is taken inside is free again behind it."""
         held = self.block, self.at
-        yield
-        self.block, self.at = held
+        try:
+            yield
+        finally:
+            self.block, self.at = held
 
     def take(self, dims: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor whose entries are whatever was there."""

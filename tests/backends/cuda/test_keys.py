@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -29,6 +30,7 @@ print(json.dumps(found, sort_keys=True))
 """
 
 
+@cache
 def named(seed: int) -> str:
     """The name of every function of Triton's in our package, asked for in an order of its own."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
