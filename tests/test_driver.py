@@ -11,6 +11,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -225,7 +226,8 @@ def test_what_does_not_fit_is_said_before_every_byte_is_checked(error, checks):
     def breaks_off(reader, limits):
         raise error
 
-    opener, reader = SimpleNamespace(open=breaks_off), SimpleNamespace(checked=lambda: checked.append(1))
+    opener: Any = SimpleNamespace(open=breaks_off)
+    reader: Any = SimpleNamespace(checked=lambda: checked.append(1))
     with pytest.raises(type(error)):
         _opened(opener, reader, Limits())
     assert len(checked) == checks
