@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from irloom.runtime.core import Chosen
 
-from .arrays import Sent
 from .rare import Reports
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Tokens i32 [S] that the device tells; they are there once ``done`` has happened (None: they are)."""
+
+    tokens: torch.Tensor
+    done: torch.cuda.Event | None
 
 
 @dataclass(frozen=True)

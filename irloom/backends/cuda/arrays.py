@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from irloom.ir.plan import Pool
 from irloom.runtime.core import DRAW, Batch, Ints
 
+from .answers import Sent
 from .buckets import Bucket
 from .kernels.exchange import TABLE, arrive, leave
 from .step import Step
@@ -27,14 +27,6 @@ STEPS = 3
 
 Place = tuple[str, int, int, tuple[int, ...]]
 """An array's name, first entry, entries and dims."""
-
-
-@dataclass(frozen=True)
-class Sent:
-    """Tokens i32 [S] that the device tells; they are there once ``done`` has happened (None: they are)."""
-
-    tokens: torch.Tensor
-    done: torch.cuda.Event | None
 
 
 class StepArrays:
