@@ -24,7 +24,7 @@ from .program import Program
 from .room import Room, told
 from .transfer import stage
 from .tuning import tuner
-from .wake import wake
+from .wake import awake, wake
 from .weight_store import FOLDER, LINK
 from .weights import read_weights, stored_bytes, write_weights
 
@@ -97,6 +97,7 @@ class CudaBackend:
         out.write_program(m, plan)
         out.write_text("lowered.txt", str(program))
         report("lower", 1, 1)
+        awake()
         out.manifest.settings["fingerprint"] = self.fingerprint()
         write_weights(out, program, checkpoint, report)
         if self.lacks() is None:
@@ -113,6 +114,7 @@ class CudaBackend:
         from .trials import first_steps
 
         read = beside(lambda: _lowered(engine))  # while the GPU has its context made
+        awake()
         if (lack := self.lacks()) is not None:
             raise EngineMismatch(
                 f"{engine.folder}: the engine runs on the GPU, but this machine lacks {lack}"

@@ -11,25 +11,31 @@ from typing import Any
 from irloom.backends.cuda import wake
 
 
-def test_each_is_begun_once(monkeypatch) -> None:
-    """By a build, then by the opening of what it has built, which asks for more."""
-    begun, done = list[str](), Event()
+def test_each_is_begun_once_and_waited_for(monkeypatch) -> None:
+    """By a build, then by the opening of what it has built, which asks for more; what needs the GPU comes
+    behind the context, though there was none to be had.
+    """
+    done, begin = list[str](), Event()
 
     def context() -> None:
-        begun.append("context")
+        assert begin.wait(10)
+        done.append("context")
         raise OSError("no GPU")  # who needs it says so
 
     def stage() -> None:
-        begun.append("stage")
-        done.set()
+        done.append("stage")
 
+    monkeypatch.setattr(wake, "_BEGUN", {})
     monkeypatch.setattr(wake, "_context", context)
-    monkeypatch.setattr(wake, "_triton", lambda: None)
+    monkeypatch.setattr(wake, "_driver", lambda: done.append("driver"))
+    monkeypatch.setattr(wake, "_compiler", lambda: done.append("compiler"))
     wake.wake()
     wake.wake(stage)
     wake.wake(stage)
-    assert done.wait(10)
-    assert sorted(begun) == ["context", "stage"]
+    begin.set()
+    wake.awake()
+    assert sorted(done) == ["compiler", "context", "driver", "stage"]
+    assert done.index("context") < min(done.index("driver"), done.index("stage"))
 
 
 def test_the_driver_is_asked_for_what_torch_will_use() -> None:
