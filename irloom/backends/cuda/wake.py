@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from ctypes import CDLL, byref, c_void_p
+from importlib import import_module
 from threading import Thread
 from typing import Any
 
@@ -19,9 +20,13 @@ _BEGUN: dict[Callable[[], None], Thread] = {}
 def wake(*more: Callable[[], None]) -> None:
     """Begin, and ``more`` once the GPU can be asked, each once a process. What fails says so where it is
     needed.
+
+    Triton is imported before: threads that begin with different parts of a package wait for each other.
     """
-    for begin in (_compiler, _context):
-        _begin(begin)
+    _begin(_context)
+    with suppress(Exception):
+        import_module("triton")
+    _begin(_compiler)
     for begin in (_driver, *more):
         _begin(begin, behind=_BEGUN[_context])
 
