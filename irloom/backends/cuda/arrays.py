@@ -99,7 +99,7 @@ class StepArrays:
             late=first["late"],
             tokens=bucket.tokens,
             tables=len(self.widths),
-            seqs=bucket.seqs,
+            entries=bucket.seqs * max(self.widths.values(), default=0),
         )
 
     def leave(self, chosen: torch.Tensor) -> None:
@@ -147,7 +147,7 @@ class StepArrays:
         at["starts"][: seqs + 1], at["starts"][seqs + 1 :] = batch.starts, tokens
         at["context"][:seqs], at["context"][seqs:] = batch.context, 0
         for name, table in zip(self.widths, batch.tables, strict=True):
-            at[f"table {name}"][:seqs, : table.shape[1]] = table
+            at[f"table {name}"].reshape(-1)[: table.size] = table.reshape(-1)
 
     def _layout(self, bucket: Bucket) -> tuple[list[Place], int]:
         """The place of each array of a bucket, and where all end."""

@@ -137,11 +137,11 @@ def test_a_step_without_pools_arrives() -> None:
 
 def test_both_compile() -> None:
     """In one form each, whatever the sizes."""
-    ints: dict[str, str] = dict.fromkeys(("stride", "front", "ids", "late", "tokens"), "i32")
+    ints: dict[str, str] = dict.fromkeys(("stride", "front", "ids", "late", "tokens", "readers"), "i32")
     tensors: dict[str, str] = dict.fromkeys(("block", "posted", "turns", "chosen"), "*i32")
     module = "irloom.backends.cuda.kernels.exchange"
-    made = compiled(module, "_arrive", tensors | ints, {"WORDS": 256, "TABLE": 4, "CHAIN": True}, num_warps=8)
+    made = compiled(module, "_arrive", tensors | ints, {"WORDS": 128, "TABLE": 4, "CHAIN": True}, num_warps=4)
     assert "ld.global.cg" in made["ptx"]
     told: dict[str, str] = dict.fromkeys(("told", "turns", "chosen"), "*i32")
     told |= {"stride": "i32", "count": "i32"}
-    compiled(module, "_leave", told, {"STEPS": STEPS, "WORDS": 256, "CHAIN": True}, num_warps=8)
+    compiled(module, "_leave", told, {"STEPS": STEPS, "WORDS": 128, "CHAIN": True}, num_warps=4)

@@ -60,7 +60,7 @@ class Mlp:
 
 @pytest.fixture
 def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What each product that runs takes and gives."""
+    """What each product that runs takes and gives: trials, too, where there is a clock."""
     seen: list[tuple[str, str]] = []
     run = Product.run
 
@@ -72,17 +72,23 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return seen
 
 
+
+
 def _kind(x: Operand) -> str:
     return "rounded" if isinstance(x, Quantized) else "plain"
 
 
 def test_of_few_rows_a_product_rounds_what_it_reads(mlp: Mlp, rounds: list[tuple[str, str]]) -> None:
     close(mlp.run(slice(0, 16)), mlp.expected()[:16], mlp.dtype, 24.0)
+    rounds.clear()
+    mlp.run(slice(0, 16))
     assert rounds == [("plain", "plain"), ("plain", "plain")]
 
 
 def test_of_more_rows_a_product_rounds_what_it_makes(mlp: Mlp, rounds: list[tuple[str, str]]) -> None:
     close(mlp.run(), mlp.expected(), mlp.dtype, 24.0)
+    rounds.clear()
+    mlp.run()
     assert rounds == [("plain", "rounded"), ("rounded", "plain")]
 
 
@@ -102,10 +108,11 @@ def test_parts_of_many_rows_are_rounded_one_by_one(mlp: Mlp, monkeypatch: pytest
     assert seen == [24, 24]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_other_elements_are_rounded_from_what_they_are(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype, slack", [(torch.float16, 32.0), (torch.float32, 1.0)])
+def test_other_elements_are_rounded_from_what_they_are(dtype: torch.dtype, slack: float) -> None:
+    """A gate of f16 may lie on the other side of where two entries of eight bits part."""
     mlp = Mlp(ROW, ROW, dtype)
-    close(mlp.run(), mlp.expected(), torch.float16, 24.0)
+    close(mlp.run(), mlp.expected(), torch.float16, slack)
 
 
 def test_no_element_is_lost_where_rows_come_rounded() -> None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import torch
 
-from .mode import go_on, options, tl, triton, varying, wait
+from .mode import go_on, kernel, options, tl, triton, varying, wait
 
-WORDS = 256
+WORDS = 128
 """Entries of i32 that a program copies at a time, each by a thread of its own: so none is asked for twice."""
 TABLE = 4
 """Words that say of a page table: where it starts, entries of a row, of these those in use, rows in use."""
+READERS = 32
+"""Programs that bring a page table. All ask the host's memory for the same words that say of it, which takes
+one after another: a thousand would take milliseconds.
+"""
 
 
 def arrive(
@@ -27,20 +31,21 @@ def arrive(
     late: int,
     tokens: int,
     tables: int,
-    seqs: int,
+    entries: int,
 ) -> None:
     """Fill ``block`` i32 [n] from the memory of the host whose turn it is: ``posted`` i32 [steps, n].
 
-    Of the first ``front`` entries all. ``tables`` page tables lie behind, of up to ``seqs`` rows; what is in
-    use of them is said by the first words, ``TABLE`` of each. Of ``tokens`` ids, which lie from ``ids`` on,
-    the host did not know those with a number of 0 or more at ``late``: that row of ``chosen`` i32 [S] has
-    been sampled by the step before; for a broken one any token is as good. ``turns`` i32 [2] has the turn of
-    the next step, and gets that of this one.
+    Of the first ``front`` entries all. ``tables`` page tables lie behind, of up to so many ``entries``; what
+    is in use of them is said by the first words, ``TABLE`` of each, and lies close together with the host.
+    Of ``tokens`` ids, which lie from ``ids`` on, the host did not know those with a number of 0 or more at
+    ``late``: that row of ``chosen`` i32 [S] has been sampled by the step before; for a broken one any token
+    is as good. ``turns`` i32 [2] has the turn of the next step, and gets that of this one.
     """
-    grid = max(triton.cdiv(front, WORDS), seqs if tables else 0), 1 + tables
+    readers = min(READERS, triton.cdiv(entries, WORDS)) if tables else 0
+    grid = max(triton.cdiv(front, WORDS), readers), 1 + tables
     _arrive[grid](
-        block, posted, turns, chosen, posted.stride(0), front, ids, late, tokens, WORDS=WORDS, TABLE=TABLE,
-        **options(num_warps=WORDS // 32),
+        block, posted, turns, chosen, posted.stride(0), front, ids, late, tokens, readers, WORDS=WORDS,
+        TABLE=TABLE, **options(num_warps=WORDS // 32),
     )  # fmt: skip
 
 
@@ -56,9 +61,9 @@ def leave(told: torch.Tensor, turns: torch.Tensor, chosen: torch.Tensor) -> None
     )  # fmt: skip
 
 
-@varying("stride", "front", "ids", "late", "tokens")
+@varying("stride", "front", "ids", "late", "tokens", "readers")
 def _arrive(
-    block, posted, turns, chosen, stride, front, ids, late, tokens,
+    block, posted, turns, chosen, stride, front, ids, late, tokens, readers,
     WORDS: tl.constexpr, TABLE: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """It lets no kernel start before it has ended: some read page tables before they wait."""
@@ -75,16 +80,19 @@ def _arrive(
         row = tl.load(at + late - ids + i, mask=is_id, other=-1, cache_modifier=".cg")
         token = tl.load(chosen + row, mask=row >= 0, other=0)
         tl.store(block + i, tl.where(row >= 0, tl.maximum(token, 0), word), mask=i < front)
-    else:
-        of = at + (table - 1) * TABLE
-        start, width = tl.load(of, cache_modifier=".cg"), tl.load(of + 1, cache_modifier=".cg")
-        used, rows = tl.load(of + 2, cache_modifier=".cg"), tl.load(of + 3, cache_modifier=".cg")
-        if part < rows:
-            row = start + part * width
-            for first in range(0, used, WORDS):
-                i = first + each
-                page = tl.load(at + row + i, mask=i < used, other=0, cache_modifier=".cg")
-                tl.store(block + row + i, page, mask=i < used)
+    elif part < readers:
+        said = tl.load(at + (table - 1) * TABLE + tl.arange(0, TABLE), cache_modifier=".cg")
+        start, width, used = _word(said, 0, TABLE), _word(said, 1, TABLE), _word(said, 2, TABLE)
+        count = used * _word(said, 3, TABLE)
+        for first in range(part * WORDS, count, readers * WORDS):
+            i = first + each
+            page = tl.load(at + start + i, mask=i < count, other=0, cache_modifier=".cg")
+            tl.store(block + start + i // used * width + i % used, page, mask=i < count)
+
+
+@kernel
+def _word(said, i, TABLE: tl.constexpr):
+    return tl.sum(tl.where(tl.arange(0, TABLE) == i, said, 0))
 
 
 @varying("stride", "count")
