@@ -151,6 +151,17 @@ class TestCheck:
         module = trace_config(config, TraceOptions(check=False))
         assert module.main.nodes
 
+    def test_an_architecture_that_the_library_cannot_run_small_is_refused(self, config, monkeypatch):
+        def fails(self: Calling, ids: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("The size of a tensor\n  must match")
+
+        monkeypatch.setattr(Calling, "alone", fails)
+        said = (
+            r"LlamaForCausalLM: .* ran it on 26 tokens, and failed: RuntimeError: The size of a tensor must"
+        )
+        with pytest.raises(TraceError, match=said):
+            trace_hf(config)
+
 
 class TestCache:
     def test_a_trace_is_kept(self, config, cache, monkeypatch):

@@ -20,7 +20,7 @@ from irloom.backends.cuda.tuning import tuner
 from irloom.backends.cuda.warm import batches
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import SamplingParams
-from tests.backends.cuda.serving import Counted, Model
+from tests.backends.cuda.serving import Counted, Half, Model
 from tests.tiny import llama_config, save_model
 
 TOLERANCE = 2e-4
@@ -88,6 +88,14 @@ def served(family: str) -> None:
     if not engine.program.exact:
         assert engine.graphs.captured > 1
         assert engine.graphs.replayed > 20
+
+
+@pytest.mark.parametrize("family", FAMILIES | MORE)
+def test_logits_of_bf16_are_as_near_to_those_of_f32_as_the_interpreters(family: str) -> None:
+    model = Half.bf16(family)
+    scripts = model.traffic(len(family))
+    found = model.served(ready(model), scripts)
+    assert found.error < 1.5 * model.usual(scripts), found.where
 
 
 def test_a_steady_step_takes_no_memory_and_is_all_in_its_graph() -> None:

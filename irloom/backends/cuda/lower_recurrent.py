@@ -181,11 +181,12 @@ def _made_by(f: Lowering, v: Arg, op: str) -> Node | None:
 
 
 def _uncast(f: Lowering, a: Arg) -> Arg:
-    """What ``a`` is, or is a cast to f32 of."""
+    """What ``a`` is, or is a cast to f32 of: not where a chain makes the cast, and what it casts nowhere."""
     n = _made_by(f, a, "cast")
-    x = n.args[0] if n else None
-    to_f32 = isinstance(a, Value) and a.type.plain.name == "f32"
-    return x if n and to_f32 and isinstance(x, Value) and floats(x) and x not in f.prologues else a
+    if n is None or id(n) in f.folded or not isinstance(a, Value) or a.type.plain.name != "f32":
+        return a
+    x = n.args[0]
+    return x if isinstance(x, Value) and floats(x) and x not in f.prologues else a
 
 
 def _runs(n: Node) -> bool:

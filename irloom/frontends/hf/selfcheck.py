@@ -102,7 +102,14 @@ def _difference(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     ids = torch.randint(min(3, vocab - 1), vocab, (sum(lengths),), generator=_generator(1))
     with quiet(), torch.inference_mode():
-        expected = torch.cat([calling.alone(part.to(device)).cpu() for part in ids.split(list(lengths))])
+        try:
+            expected = torch.cat([calling.alone(part.to(device)).cpu() for part in ids.split(list(lengths))])
+        except Exception as error:  # whatever the library's code ends in
+            raise TraceError(
+                f"{type(model).__name__}: to check its trace, the library ran it on {max(lengths)} tokens, "
+                f"and failed: {type(error).__name__}: {' '.join(str(error).split())}",
+                hint="trace without the check: trace_hf(..., check=False)",
+            ) from error
         (ours,) = Interpreter(module, LiveCheckpoint(model))(ids.int(), Seqs.of(lengths))
     return (ours.cpu() - expected).abs().max().item() / max(1.0, expected.abs().max().item())
 

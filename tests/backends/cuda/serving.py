@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -14,7 +16,10 @@ from irloom.backends.cuda.program import Program
 from irloom.backends.cuda.quantized import Operand
 from irloom.backends.cuda.weights import operand_of, value_of
 from irloom.backends.pools import pools
-from irloom.ir.graph import Param
+from irloom.driver.core import trace
+from irloom.ir.graph import Module, Param
+from irloom.ir.interp import Interpreter
+from irloom.ir.seqs import Seqs
 from irloom.passes import run_pipeline
 from irloom.runtime.core import Batch
 from irloom.zoo.serve import Script, Served, serve
@@ -76,3 +81,29 @@ class Model(TinyModel):
     def served(self, engine: Counted, scripts: list[Script]) -> Served:
         """Every step's logits beside the interpreter's."""
         return serve(engine, scripts)
+
+
+@dataclass(frozen=True)
+class Half(Model):
+    """A model whose program is of bf16, beside the same one of f32."""
+
+    half: Module
+
+    @staticmethod
+    @cache
+    def bf16(name: str) -> Half:
+        """The tiny model of a name."""
+        plain = Model.of(name)
+        return Half(plain.specimen, plain.traced, trace(plain.specimen.config, "bf16"))
+
+    def program(self) -> Program:
+        return lower(run_pipeline(self.half, self.pipeline())[0])
+
+    def usual(self, scripts: list[Script]) -> float:
+        """How far the interpreter's logits in bf16 are off those in f32, at most, by the largest of these."""
+        return max(self._off(s) for s in scripts)
+
+    def _off(self, s: Script) -> float:
+        with torch.inference_mode():
+            found = Interpreter(self.half, self.checkpoint)(s.tokens.int(), Seqs.of([len(s.tokens)]))[0]
+        return float((found - s.expected).abs().max() / s.expected.abs().max())

@@ -72,8 +72,6 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return seen
 
 
-
-
 def _kind(x: Operand) -> str:
     return "rounded" if isinstance(x, Quantized) else "plain"
 
@@ -108,7 +106,7 @@ def test_parts_of_many_rows_are_rounded_one_by_one(mlp: Mlp, monkeypatch: pytest
     assert seen == [24, 24]
 
 
-@pytest.mark.parametrize("dtype, slack", [(torch.float16, 32.0), (torch.float32, 1.0)])
+@pytest.mark.parametrize(("dtype", "slack"), [(torch.float16, 32.0), (torch.float32, 1.0)])
 def test_other_elements_are_rounded_from_what_they_are(dtype: torch.dtype, slack: float) -> None:
     """A gate of f16 may lie on the other side of where two entries of eight bits part."""
     mlp = Mlp(ROW, ROW, dtype)
