@@ -39,6 +39,12 @@ MORE = {
     "qwen3_next": "a hybrid of attention and delta rules",
     "jamba": "and of selective scans",
 }
+FEWER_BITS = {
+    "plain": (),
+    "fp8": ("quantize(fp8)",),
+    "int4": ("quantize(int4, group=32, scale=bf16)",),
+}
+"""Passes that join the pipeline."""
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +96,10 @@ def served(family: str) -> None:
         assert engine.graphs.replayed > 20
 
 
+@pytest.mark.parametrize("more", FEWER_BITS)
 @pytest.mark.parametrize("family", FAMILIES | MORE)
-def test_logits_of_bf16_are_as_near_to_those_of_f32_as_the_interpreters(family: str) -> None:
-    model = Half.bf16(family)
+def test_logits_of_bf16_are_as_near_to_those_of_f32_as_the_interpreters(family: str, more: str) -> None:
+    model = Half.bf16(family, *FEWER_BITS[more])
     scripts = model.traffic(len(family))
     found = model.served(ready(model), scripts)
     assert found.error < 1.5 * model.usual(scripts), found.where

@@ -85,25 +85,33 @@ class Model(TinyModel):
 
 @dataclass(frozen=True)
 class Half(Model):
-    """A model whose program is of bf16, beside the same one of f32."""
+    """A model whose program is of bf16, beside the same one of f32; ``more`` passes change both."""
 
     half: Module
+    more: tuple[str, ...] = ()
 
     @staticmethod
     @cache
-    def bf16(name: str) -> Half:
+    def bf16(name: str, *more: str) -> Half:
         """The tiny model of a name."""
         plain = Model.of(name)
-        return Half(plain.specimen, plain.traced, trace(plain.specimen.config, "bf16"))
+        return Half(plain.specimen, plain.traced, trace(plain.specimen.config, "bf16"), more)
 
     def program(self) -> Program:
-        return lower(run_pipeline(self.half, self.pipeline())[0])
+        return lower(run_pipeline(self.half, ", ".join([self.pipeline(), *self.more]))[0])
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self._logits(self.traced, tokens)
 
     def usual(self, scripts: list[Script]) -> float:
         """How far the interpreter's logits in bf16 are off those in f32, at most, by the largest of these."""
         return max(self._off(s) for s in scripts)
 
     def _off(self, s: Script) -> float:
-        with torch.inference_mode():
-            found = Interpreter(self.half, self.checkpoint)(s.tokens.int(), Seqs.of([len(s.tokens)]))[0]
+        found = self._logits(self.half, s.tokens)
         return float((found - s.expected).abs().max() / s.expected.abs().max())
+
+    def _logits(self, traced: Module, tokens: torch.Tensor) -> torch.Tensor:
+        m, _ = run_pipeline(traced, ", ".join(["canonicalize", "raise", *self.more]))
+        with torch.inference_mode():
+            return Interpreter(m, self.checkpoint)(tokens.int(), Seqs.of([len(tokens)]))[0]

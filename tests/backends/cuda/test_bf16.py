@@ -18,9 +18,9 @@ from tests.backends.serving import LIMITS
 MORE = ["mamba2", "qwen3_moe", "gemma3_text", "falcon_h1", "jamba"]
 
 
-def served(family: str) -> None:
+def served(family: str, *more: str) -> None:
     """A few requests, on the GPU or in Triton's interpreter."""
-    model = Half.bf16(family)
+    model = Half.bf16(family, *more)
     traffic = model.traffic(len(family), requests=2, most=3)
     found = model.served(model.engine(model.program(), LIMITS, DEVICE), traffic)
     assert found.error < 1.5 * model.usual(traffic), found.where
@@ -28,6 +28,11 @@ def served(family: str) -> None:
 
 def test_logits_are_as_near_to_those_of_f32_as_the_interpreters() -> None:
     served("llama")
+
+
+@pytest.mark.parametrize("quantize", ["quantize(fp8)", "quantize(int4, group=32, scale=bf16)"])
+def test_so_are_those_of_few_bits(quantize: str) -> None:
+    served("llama", quantize)
 
 
 @pytest.mark.slow
