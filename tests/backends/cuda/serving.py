@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 
+from irloom.backends.caches import empty_caches
 from irloom.backends.core import Limits
 from irloom.backends.cuda.backend import CudaBackend
 from irloom.backends.cuda.engine import CudaEngine
@@ -98,7 +99,11 @@ class Half(Model):
         return Half(plain.specimen, plain.traced, trace(plain.specimen.config, "bf16"), more)
 
     def program(self) -> Program:
-        return lower(run_pipeline(self.half, ", ".join([self.pipeline(), *self.more]))[0])
+        return lower(self.final(self.half))
+
+    def final(self, traced: Module) -> Module:
+        """The program that a target lowers: weights are rounded as it has them, joined or absorbed."""
+        return run_pipeline(traced, ", ".join([self.pipeline(), *self.more]))[0]
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         return self._logits(self.traced, tokens)
@@ -112,6 +117,14 @@ class Half(Model):
         return float((found - s.expected).abs().max() / s.expected.abs().max())
 
     def _logits(self, traced: Module, tokens: torch.Tensor) -> torch.Tensor:
-        m, _ = run_pipeline(traced, ", ".join(["canonicalize", "raise", *self.more]))
+        """By the interpreter on the final program, which has those of a sequence's last token: so each part
+        that begins the tokens is a sequence.
+        """
+        m, counts = self.final(traced), range(1, len(tokens) + 1)
+        pages = {p.name: -(-len(tokens) // p.page) for p in pools(m, LIMITS, CONTEXT)}
+        tables = {k: torch.arange(len(tokens) * n, dtype=torch.int32).view(-1, n) for k, n in pages.items()}
+        caches = empty_caches(m, {k: len(tokens) * n for k, n in pages.items()}, "cpu")
+        given = [caches[p.name] for p in m.main.data if p.name in caches]
+        ids, seqs = torch.cat([tokens[:n] for n in counts]), Seqs.of(counts, tables=tables)
         with torch.inference_mode():
-            return Interpreter(m, self.checkpoint)(tokens.int(), Seqs.of([len(tokens)]))[0]
+            return Interpreter(m, self.checkpoint)(ids.int(), seqs, *given)[0].float()
