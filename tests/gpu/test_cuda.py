@@ -102,7 +102,7 @@ def test_logits_of_bf16_are_as_near_to_those_of_f32_as_the_interpreters(family: 
     model = Half.bf16(family, *FEWER_BITS[more])
     scripts = model.traffic(len(family))
     found = model.served(ready(model), scripts)
-    assert found.error < 1.5 * model.usual(scripts), found.where
+    assert found.error < 2 * model.usual(scripts), found.where
 
 
 def test_a_steady_step_takes_no_memory_and_is_all_in_its_graph() -> None:
