@@ -13,16 +13,23 @@ from importlib import import_module
 from threading import Thread
 from typing import Any
 
+DRIVER = "libcuda.so.1"
+"""NVIDIA's library that is there wherever a GPU can be used."""
+
 _BEGUN: dict[Callable[[], None], Thread] = {}
 """What has been begun in this process."""
 
 
 def wake(*more: Callable[[], None]) -> None:
-    """Begin, and ``more`` once the GPU can be asked, each once a process. What fails says so where it is
-    needed.
+    """Begin, and ``more`` once the GPU can be asked, each once a process; nothing where there is no driver.
+    What fails says so where it is needed.
 
     Triton is imported before: threads that begin with different parts of a package wait for each other.
     """
+    try:
+        CDLL(DRIVER)
+    except OSError:
+        return
     _begin(_context)
     with suppress(Exception):
         import_module("triton")
@@ -55,8 +62,7 @@ def _context() -> None:
     import torch
 
     if not torch.cuda.is_initialized():
-        with suppress(OSError):
-            _first_of(CDLL("libcuda.so.1"))
+        _first_of(CDLL(DRIVER))
     if torch.cuda.is_available():
         torch.zeros(1, device="cuda")
 

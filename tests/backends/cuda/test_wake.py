@@ -26,6 +26,7 @@ def test_each_is_begun_once_and_waited_for(monkeypatch) -> None:
         done.append("stage")
 
     monkeypatch.setattr(wake, "_BEGUN", {})
+    monkeypatch.setattr(wake, "CDLL", lambda name: None)
     monkeypatch.setattr(wake, "_context", context)
     monkeypatch.setattr(wake, "_driver", lambda: done.append("driver"))
     monkeypatch.setattr(wake, "_compiler", lambda: done.append("compiler"))
@@ -36,6 +37,14 @@ def test_each_is_begun_once_and_waited_for(monkeypatch) -> None:
     wake.awake()
     assert sorted(done) == ["compiler", "context", "driver", "stage"]
     assert done.index("context") < min(done.index("driver"), done.index("stage"))
+
+
+def test_nothing_is_begun_where_there_is_no_driver(monkeypatch) -> None:
+    """A machine that only builds hashes no compiler of 400 MB."""
+    monkeypatch.setattr(wake, "_BEGUN", {})
+    monkeypatch.setattr(wake, "DRIVER", "libno-such-driver.so.1")
+    wake.wake(lambda: None)
+    assert not wake._BEGUN
 
 
 def test_the_driver_is_asked_for_what_torch_will_use() -> None:
