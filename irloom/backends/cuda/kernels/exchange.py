@@ -15,9 +15,7 @@ WORDS = 128
 TABLE = 4
 """Words that say of a page table: where it starts, entries of a row, of these those in use, rows in use."""
 READERS = 32
-"""Programs that bring a page table. All ask the host's memory for the same words that say of it, which takes
-one after another: a thousand would take milliseconds.
-"""
+"""Programs that bring a page table, at most: each asks the host's memory for the words that say of it."""
 
 
 def arrive(
@@ -92,6 +90,7 @@ def _arrive(
 
 @kernel
 def _word(said, i, TABLE: tl.constexpr):
+    """One of the words that were asked for together."""
     return tl.sum(tl.where(tl.arange(0, TABLE) == i, said, 0))
 
 
