@@ -53,7 +53,11 @@ class Model(TinyModel):
 
     def program(self) -> Program:
         """Lowered, as the target's own pipeline has it, with small pages."""
-        return lower(run_pipeline(self.traced, self.pipeline())[0])
+        return lower(self.final(self.traced))
+
+    def final(self, traced: Module, *more: str) -> Module:
+        """What is lowered; ``more`` passes last: weights round as it has them, joined or absorbed."""
+        return run_pipeline(traced, ", ".join([self.pipeline(), *more]))[0]
 
     def pipeline(self) -> str:
         """The target's own, but for the plan of its caches."""
@@ -99,11 +103,7 @@ class Half(Model):
         return Half(plain.specimen, plain.traced, trace(plain.specimen.config, "bf16"), more)
 
     def program(self) -> Program:
-        return lower(self.final(self.half))
-
-    def final(self, traced: Module) -> Module:
-        """The program that a target lowers: weights are rounded as it has them, joined or absorbed."""
-        return run_pipeline(traced, ", ".join([self.pipeline(), *self.more]))[0]
+        return lower(self.final(self.half, *self.more))
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         return self._logits(self.traced, tokens)
@@ -120,7 +120,7 @@ class Half(Model):
         """By the interpreter on the final program, which has those of a sequence's last token: so each part
         that begins the tokens is a sequence.
         """
-        m, counts = self.final(traced), range(1, len(tokens) + 1)
+        m, counts = self.final(traced, *self.more), range(1, len(tokens) + 1)
         pages = {p.name: -(-len(tokens) // p.page) for p in pools(m, LIMITS, CONTEXT)}
         tables = {k: torch.arange(len(tokens) * n, dtype=torch.int32).view(-1, n) for k, n in pages.items()}
         caches = empty_caches(m, {k: len(tokens) * n for k, n in pages.items()}, "cpu")

@@ -10,7 +10,6 @@ import torch
 from irloom.backends.cuda.lower import lower
 from irloom.backends.cuda.program import Program
 from irloom.backends.cuda.runner import planned
-from irloom.frontends.hf.live import LiveCheckpoint
 from irloom.ir.errors import IRError
 from irloom.ir.interp import Interpreter
 from irloom.ir.seqs import Seqs
@@ -33,11 +32,11 @@ class FewBits(Model):
         return FewBits(plain.specimen, plain.traced, quantize)
 
     def program(self) -> Program:
-        return lower(run_pipeline(self.traced, f"{self.pipeline()}, {self.quantize}")[0])
+        return lower(self.final(self.traced, self.quantize))
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         m, _ = run_pipeline(self.traced, f"canonicalize, raise, {self.quantize}")
-        run = Interpreter(m, LiveCheckpoint(self.specimen.model))
+        run = Interpreter(m, self.checkpoint)
         with torch.inference_mode():
             return run(tokens.int(), Seqs.of([len(tokens)]))[0]
 
