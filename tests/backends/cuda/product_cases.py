@@ -42,7 +42,8 @@ class Case:
     form: Form = field(default_factory=Form)
     bias: bool = False
     residual: bool = False
-    norm: bool = False
+    norm: bool | torch.dtype = False
+    """Whether it has a weight, of the element ``dtype`` or of its own."""
     dtype: torch.dtype = torch.bfloat16
     seed: int = 0
 
@@ -61,6 +62,8 @@ class Case:
         bias = made(wide) if self.bias else None
         residual = made(self.rows, self.n + 8)[:, : self.n] if self.residual else None
         norm = made(self.k) if self.norm else None
+        if norm is not None and isinstance(self.norm, torch.dtype):
+            norm = torch.randn(self.k, generator=g).to(self.norm)
         h, exact = x.double(), w.double()
         given: list[Operand | None] = [x.to(DEVICE), w.to(DEVICE)]
         if self.form.eps is not None:

@@ -54,8 +54,8 @@ def test_a_product_is_that_of_its_body(kind: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_a_norm_is_made_on_the_way(dtype: torch.dtype, weighted: bool) -> None:
+@pytest.mark.parametrize("weighted", [False, True, torch.float32])
+def test_a_norm_is_made_on_the_way(dtype: torch.dtype, weighted: bool | torch.dtype) -> None:
     case = Case(11, 20, 200, form=Form(eps=1e-5, act="silu", gated=True), norm=weighted, dtype=dtype)
     run(case, Sheaf(1, 2, 2))
 

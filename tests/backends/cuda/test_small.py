@@ -168,7 +168,8 @@ def test_scales_of_blocks_and_of_a_whole_weight(share: int, group: int) -> None:
 
 @pytest.mark.parametrize("share", [0, 1, 128])
 @pytest.mark.parametrize("sweep", [Sweep(4, 1, 1, 2), Sweep(8, 2, 2, 1)])
-def test_a_rounded_row_goes_with_all_a_program_reads(share: int, sweep: Sweep) -> None:
+@pytest.mark.parametrize("normed", [torch.bfloat16, torch.float32])
+def test_a_rounded_row_goes_with_all_a_program_reads(share: int, sweep: Sweep, normed: torch.dtype) -> None:
     """With scales of blocks, of rows or of all; and parts that a program comes to later."""
     n, k, group = 136, 768, 128 if share == 128 else 0
     values = torch.randn(n, k).to(torch.float8_e4m3fn)
@@ -177,7 +178,7 @@ def test_a_rounded_row_goes_with_all_a_program_reads(share: int, sweep: Sweep) -
         group or k, 1
     )
     form = Form(1e-5, "silu", True, quant=Quant("a8", ELEMS["f8e4m3"], group, ELEMS["f32"]))
-    x, norm = torch.randn(1, k).bfloat16(), (1 + 0.1 * torch.randn(k)).bfloat16()
+    x, norm = torch.randn(1, k).bfloat16(), (1 + 0.1 * torch.randn(k)).to(normed)
     bias, residual = torch.randn(n).bfloat16(), torch.randn(1, n // 2).bfloat16()
     want = expected(x, exact, bias, residual, norm, form)
     w = Quantized(values.to(DEVICE), scales.to(DEVICE), None, BLOCK)
@@ -273,7 +274,8 @@ def test_four_bit_weights_are_cut_out_by_one_instruction_each() -> None:
     assert whole.count("lop3.b32") == 8 * 2 * 32
 
 
-def test_two_entries_are_converted_and_multiplied_at_once() -> None:
+@pytest.mark.parametrize("norm", ["*i32", "*fp32"])
+def test_two_entries_are_converted_and_multiplied_at_once(norm: str) -> None:
     """Of 16 entries in a thread for each of 8 rows."""
     numbers = {n: NUMBERS[n] for n in ("out_row", "residual_row", "eps", "scale", "cap")}
     pointers = {"out": "*bf16", "residual": "*bf16", "scales": "*fp32"}
@@ -284,7 +286,7 @@ def test_two_entries_are_converted_and_multiplied_at_once() -> None:
     }  # fmt: skip
     ptx = compiled(
         "irloom.backends.cuda.kernels.eight_bits", "sweep_kernel",
-        pointers | numbers | dict.fromkeys(("x", "norm", "words"), "*i32"), constants,
+        pointers | numbers | {"x": "*i32", "norm": norm, "words": "*i32"}, constants,
         num_warps=8, num_stages=1,
     )["ptx"]  # fmt: skip
     assert ptx[: ptx.index("griddepcontrol.wait")].count(READ) == 8

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from .few_rows import ends_of, finish, residual_of, rows_of, scale_tile, weight_tile
 from .mode import INTERPRETED, go_on, kernel, rounded, tl, wait
-from .words import e4m3_byte, entries_of, packed
+from .words import e4m3_byte, entries_of, norm_pair, norm_words, packed
 
 LESS = tl.constexpr(1 / 64)
 """What a row's entries are multiplied by."""
@@ -83,7 +83,8 @@ def sweep_kernel(
     ACT: tl.constexpr, CAPPED: tl.constexpr, SHARE: tl.constexpr, GROUP: tl.constexpr, ROUND: tl.constexpr,
     PARTS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DEPTH: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
-    """A row ``x`` i32[K / 2], as ``norm`` is: words of two entries of ``KIND``, by a weight i32[N, K / 4].
+    """A row ``x`` i32[K / 2], words of two entries of ``KIND``, by a weight i32[N, K / 4]; ``norm`` is as the
+    row is, or [K] of another element.
 
     ``SHARE`` rows (0: all) share one of ``scales``, by ``GROUP`` entries (0: whole rows); ``ROUND`` entries
     of ``x`` share one. Each program has ``PARTS`` of ``BN`` rows.
@@ -168,11 +169,15 @@ def _row(
 
 @kernel
 def _words(x, half, K: tl.constexpr, CHUNKS: tl.constexpr):
-    """Words [CHUNKS, 4], of two entries each, of a row: even halves are the first eight entries of each 16
-    of a step, odd ones the others.
-    """
-    k = (half // 2 * CHUNKS + tl.arange(0, CHUNKS)[:, None]) * 8 + half % 2 * 4 + tl.arange(0, 4)[None, :]
+    """Words [CHUNKS, 4], of two entries each, of a row."""
+    k = _places(half, CHUNKS)
     return tl.load(x + k, k < K // 2, 0)
+
+
+@kernel
+def _places(half, CHUNKS: tl.constexpr):
+    """Of words: even halves are the first eight entries of each 16 of a step, odd ones the others."""
+    return (half // 2 * CHUNKS + tl.arange(0, CHUNKS)[:, None]) * 8 + half % 2 * 4 + tl.arange(0, 4)[None, :]
 
 
 @kernel
@@ -180,7 +185,8 @@ def _norm_words(norm, half, K: tl.constexpr, CHUNKS: tl.constexpr, KIND: tl.cons
     """Entries of a norm's weight, the first of each word and the second; ones where there is none."""
     low, high = 1.0, 1.0
     if norm is not None:
-        low, high = entries_of(_words(norm, half, K, CHUNKS), KIND, True)
+        k = _places(half, CHUNKS)
+        low, high = norm_pair(norm_words(norm, k, k < K // 2), KIND)
     return low, high
 
 

@@ -36,11 +36,12 @@ def few_product(
     """
     values, rows = values_of(weight), values_of(x)
     (n, k), t, per = values.shape, rows.shape[0], 4 // values.element_size()
+    if norm is not None and norm.dtype == rows.dtype:
+        norm = norm.view(torch.int32)
     few_kernel[(triton.cdiv(n, 16 * sheaf.sets),)](
         out, rows.view(torch.int32), values.view(torch.int32), _scales(x), _scales(weight), bias, residual,
-        None if norm is None else norm.view(torch.int32), t, out.stride(0), rows.stride(0) // per,
-        row_stride(residual), *scale_strides(x), *scale_strides(weight), scale_rows(weight), form.eps or 0.0,
-        *form.numbers,
+        norm, t, out.stride(0), rows.stride(0) // per, row_stride(residual), *scale_strides(x),
+        *scale_strides(weight), scale_rows(weight), form.eps or 0.0, *form.numbers,
         N=n, K=k, KIND=elem_of(values.dtype).name, PER=per, NORM=form.eps is not None, **form.constants,
         GROUP=max(_group(x), _group(weight)), TILES=triton.cdiv(t, 8), SETS=sheaf.sets, WARPS=sheaf.warps,
         DEPTH=sheaf.depth,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from .curves import activated, tanh
 from .mode import INTERPRETED, go_on, kernel, rounded, tl, varying, wait
-from .words import e4m3_byte, entries_of, packed
+from .words import e4m3_byte, entries_of, norm_pair, norm_words, packed
 
 _MMA = """
 mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32
@@ -179,12 +179,21 @@ def _tokens(
 
 @kernel
 def _norms(norm, step, K: tl.constexpr, WARPS: tl.constexpr):
-    """Words [8 WARPS, 16] of a norm's weight, the same for eight tokens."""
-    g = 0
+    """Words [8 WARPS, 16] of a norm's weight, as ``norm_words`` has them: the same for eight tokens."""
+    g = ()
     if norm is not None:
         at = _place(step, WARPS)
-        g = tl.load(norm + at, at < K, 0)
+        g = norm_words(norm, at, at < K)
     return g
+
+
+@kernel
+def _fourth(g, i: tl.constexpr, WARPS: tl.constexpr):
+    """The ``i``th word, or pair of entries, of a norm's weight that each thread has."""
+    if g[0].dtype == tl.int32:
+        return (_four(g[0], WARPS)[i],)
+    else:
+        return _four(g[0], WARPS)[i], _four(g[1], WARPS)[i]
 
 
 @kernel
@@ -208,7 +217,7 @@ def _prepared(words, g, norm, KIND: tl.constexpr, NORM: tl.constexpr, WARPS: tl.
             if norm is None:
                 made = made + (words[i],)
             else:
-                by_low, by_high = entries_of(_four(g, WARPS)[i], KIND, True)
+                by_low, by_high = norm_pair(_fourth(g, i, WARPS), KIND)
                 made = made + (packed(low * by_low, high * by_high, KIND),)
         return made, square
     else:

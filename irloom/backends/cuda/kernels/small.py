@@ -97,7 +97,8 @@ def _sweep(
     width = min(sweep.warps * 32 * 16, power_of_two(k))
     parts = -(-n // sweep.rows)
     programs = min(parts, sweep.programs * multiprocessors(out.device))
-    norm = None if norm is None else norm.view(torch.int32)
+    if norm is not None and norm.dtype == x.dtype:
+        norm = norm.view(torch.int32)
     sweep_kernel[(programs,)](
         out, x.view(torch.int32), weight.values.view(torch.int32), weight.scales, bias, residual, norm,
         out.stride(0), row_stride(residual), form.eps or 0.0, *form.numbers,

@@ -75,6 +75,25 @@ def entries_of(words, KIND: tl.constexpr, EXACT: tl.constexpr):
 
 
 @kernel
+def norm_words(norm, at, inside):
+    """Words of two entries of a norm's weight; where it is not words, the first entries and the second."""
+    if norm.dtype.element_ty == tl.int32:
+        return (tl.load(norm + at, inside, 0),)
+    else:
+        first, second = tl.load(norm + 2 * at, inside, 0.0), tl.load(norm + 2 * at + 1, inside, 0.0)
+        return first.to(tl.float32), second.to(tl.float32)
+
+
+@kernel
+def norm_pair(words, KIND: tl.constexpr):
+    """The first entries and the second of what ``norm_words`` has, whose words are of ``KIND``."""
+    if words[0].dtype == tl.int32:
+        return entries_of(words[0], KIND, True)
+    else:
+        return words
+
+
+@kernel
 def excess(h, KIND: tl.constexpr, EXACT: tl.constexpr):
     """What is too much in the sum of products of ``entries_of`` with those of a row."""
     if KIND == "i4" or KIND == "u4":
