@@ -25,10 +25,11 @@ def expand_kernel(
     out, x, scales, zeros, first, K, out_row, x_row, scale_row, scale_group, rows, group,
     FOUR: tl.constexpr, BK: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
-    """A program makes ``BK`` entries of a row. Nothing that it reads is written by a kernel."""
+    """A program makes ``BK`` entries of a row: of a weight, or of what the kernel in front has rounded."""
     to, k = tl.program_id(0).to(tl.int64), tl.program_id(1) * BK + tl.arange(0, BK)
     row, there = to + first, k < K
     go_on(CHAIN)
+    wait(CHAIN)
     if FOUR:
         half = tl.program_id(1) * (BK // 2) + tl.arange(0, BK // 2)
         pairs = tl.load(x + row * x_row + half, half * 2 < K, 0)
@@ -42,5 +43,4 @@ def expand_kernel(
     if zeros is not None:
         value -= tl.load(zeros + at, there, 0).to(tl.float32)
     value *= tl.load(scales + at, there, 0).to(tl.float32)
-    wait(CHAIN)
     tl.store(out + to * out_row + k, rounded(value, out.dtype.element_ty), there)
