@@ -1,4 +1,4 @@
-"""What the host says of a step and hears of it: memory of the host that kernels read and write themselves."""
+"""What the host says of a step, copied beside the one before; and what it hears, which a kernel writes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ Place = tuple[str, int, int, tuple[int, ...]]
 class StepArrays:
     """The arrays of steps up to the bucket ``most``: where kernels find them, and the host's copies.
 
-    A step is ``load``ed, then ``arrive`` and ``leave`` are queued as its first and last kernels, in a graph
-    or not; then it is ``sent``. One that is not, whatever broke it off, is settled as the next is loaded.
+    A step is ``load``ed, which queues a copy on a stream of its own, then ``arrive`` and ``leave`` are queued
+    as its first and last kernels, in a graph or not; then it is ``sent``. One that is not, whatever broke it
+    off, is settled as the next is loaded.
     """
 
     def __init__(
@@ -47,13 +48,16 @@ class StepArrays:
         self.block = torch.zeros(size, dtype=torch.int32, device=self.device)
         self.turns = torch.zeros(2, dtype=torch.int32, device=self.device)
         pinned = self.device.type == "cuda"
-        self.posted = torch.zeros((STEPS, size), dtype=torch.int32, pin_memory=pinned)
+        self.written = torch.zeros((STEPS, size), dtype=torch.int32, pin_memory=pinned)
+        self.posted = torch.zeros_like(self.written, device=self.device) if pinned else self.written
         self.told = torch.zeros((STEPS, most.seqs), dtype=torch.int32, pin_memory=pinned)
         self.turn, self._open = 0, False
-        self._arrays: Ints = self.posted.numpy()
+        self._arrays: Ints = self.written.numpy()
+        self._copies = torch.cuda.Stream(self.device) if pinned else None
         self._done = [torch.cuda.Event() for _ in range(STEPS)] if pinned else None
-        if self._done is not None:
-            weakref.finalize(self, _hold, self._done, self.posted, self.told).atexit = False
+        if self._copies is not None and self._done is not None:
+            held = self.written, self.posted, self.told
+            weakref.finalize(self, _hold, self._copies, self._done, *held).atexit = False
 
     def there(self, bucket: Bucket) -> tuple[Step, torch.Tensor]:
         """A step of this size where it lies on the device; and its draws, i32 [seqs, 8], as words of
@@ -70,20 +74,34 @@ class StepArrays:
         return step, at["draws"]
 
     def load(self, batch: Batch, bucket: Bucket) -> None:
-        """Write a step where the device will look for it, once it has done with what was there."""
+        """Bring a step where the device will look for it, once it has done with what was there."""
         if self._open:
             self.settle()
         self._open = True
         if self._done is not None:
             self._done[self.turn].synchronize()
-        places, _ = self.layout(bucket)
+        places, end = self.layout(bucket)
         array = self._arrays[self.turn]
         at = {name: array[start : start + count].reshape(dims) for name, start, count, dims in places}
         self._write(at, batch)
         starts = {name: start for name, start, _, _ in places}
-        rows = len(batch.context)
+        used: list[tuple[int, int]] = []
         for i, (name, table) in enumerate(zip(self.widths, batch.tables, strict=True)):
-            at["tables"][i] = starts[f"table {name}"], self.widths[name], table.shape[1], rows
+            start = starts[f"table {name}"]
+            at["tables"][i] = start, self.widths[name], table.shape[1], len(batch.context)
+            used.append((start, start + table.size))
+        self._copy((0, used[0][1]) if used else (0, end), *used[1:])
+
+    def _copy(self, *parts: tuple[int, int]) -> None:
+        """Queue that entries go to the device, from each first to an end, beside what it does; what is queued
+        from now on waits for them.
+        """
+        if self._copies is not None:
+            with torch.cuda.stream(self._copies):
+                for first, end in parts:
+                    part = self.written[self.turn, first:end]
+                    self.posted[self.turn, first:end].copy_(part, non_blocking=True)
+            torch.cuda.current_stream(self.device).wait_stream(self._copies)
 
     def arrive(self, bucket: Bucket, chosen: torch.Tensor) -> None:
         """Queue that the device reads a step; ``chosen`` i32 [S] are the tokens of the step before."""
@@ -168,9 +186,10 @@ class StepArrays:
         yield from ((f"table {name}", (b.seqs, width)) for name, width in self.widths.items())
 
 
-def _hold(done: Sequence[torch.cuda.Event], *memory: torch.Tensor) -> None:
-    """Keep memory of the host until kernels that read and write it are ``done``: torch knows of no use of it,
+def _hold(copies: torch.cuda.Stream, done: Sequence[torch.cuda.Event], *memory: torch.Tensor) -> None:
+    """Keep memory until copies and kernels that read and write it are ``done``: torch knows of no use of it,
     and gives it to whoever asks next.
     """
+    copies.synchronize()
     for event in done:
         event.synchronize()

@@ -1,7 +1,8 @@
-"""What a step begins and ends with: its arrays come from the host's memory, its tokens go there.
+"""What a step begins and ends with: its arrays are put in their places, its tokens go to the host's memory.
 
-The host has a ring of memory for a few steps, which the GPU reads and writes by itself: so copies are a part
-of a step's graph. Whose turn it is in the ring is counted on the device, by the steps that have run.
+There are rings of memory for a few steps: on the device, where a step's arrays have been copied while the one
+before ran, and with the host, which the GPU writes by itself. So a graph is the same for every step. Whose
+turn it is in the rings is counted on the device, by the steps that have run.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import torch
 from .mode import go_on, kernel, options, tl, triton, varying, wait
 
 WORDS = 128
-"""Entries of i32 that a program copies at a time, each by a thread of its own: so none is asked for twice."""
+"""Entries of i32 that a program copies at a time."""
 TABLE = 4
 """Words that say of a page table: where it starts, entries of a row, of these those in use, rows in use."""
-READERS = 32
-"""Programs that bring a page table, at most: each asks the host's memory for the words that say of it."""
+READERS = 128
+"""Programs that bring a page table, at most: what is in use of it may be far less than there is room for."""
 
 
 def arrive(
@@ -31,10 +32,10 @@ def arrive(
     tables: int,
     entries: int,
 ) -> None:
-    """Fill ``block`` i32 [n] from the memory of the host whose turn it is: ``posted`` i32 [steps, n].
+    """Fill ``block`` i32 [n] from the memory whose turn it is: ``posted`` i32 [steps, n].
 
     Of the first ``front`` entries all. ``tables`` page tables lie behind, of up to so many ``entries``; what
-    is in use of them is said by the first words, ``TABLE`` of each, and lies close together with the host.
+    is in use of them is said by the first words, ``TABLE`` of each, and is posted packed.
     Of ``tokens`` ids, which lie from ``ids`` on, the host did not know those with a number of 0 or more at
     ``late``: that row of ``chosen`` i32 [S] has been sampled by the step before; for a broken one any token
     is as good. ``turns`` i32 [2] has the turn of the next step, and gets that of this one.
