@@ -5,18 +5,22 @@ from __future__ import annotations
 import gc
 import json
 import os
+import random
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
 
+from irloom.backends.cuda import ahead, tuning
 from irloom.backends.cuda.ahead import compile_all, rehearsed
 from irloom.backends.cuda.captures import captured
-from irloom.backends.cuda.tuning import tuner
+from irloom.backends.cuda.clock import microseconds
+from irloom.backends.cuda.tuning import Tuner, tuner
 from irloom.backends.cuda.warm import batches
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import SamplingParams
@@ -53,6 +57,38 @@ def untimed() -> Iterator[None]:
     clock, tuner().clock = tuner().clock, None
     yield
     tuner().clock = clock
+
+
+T = TypeVar("T")
+
+
+class Drawn(Tuner):
+    """Takes any candidate that runs, the same each time: at other sizes it may be the fastest."""
+
+    def choose(
+        self,
+        name: str,
+        key: tuple[object, ...],
+        candidates: Sequence[T],
+        run: Callable[[T], object],
+        heavy: bool = False,
+        last: T | None = None,
+    ) -> T:
+        some = candidates if last is None else (*candidates, last)
+        if (before := self.settled.get((name, key))) in some:
+            return some[some.index(before)]
+        order = random.Random(f"{name} {key}").sample(candidates, len(candidates))
+        chosen = next((c for c in order if _runs(run, c)), some[-1])
+        self.settled[name, key] = chosen
+        return chosen
+
+
+def _runs(run: Callable[[T], object], candidate: T) -> bool:
+    try:
+        run(candidate)
+    except Exception:  # its kernel asks for more than the GPU has
+        return False
+    return True
 
 
 def ready(model: Model) -> Counted:
@@ -98,7 +134,13 @@ def served(family: str) -> None:
 
 @pytest.mark.parametrize("more", FEWER_BITS)
 @pytest.mark.parametrize("family", FAMILIES | MORE)
-def test_logits_of_bf16_are_as_near_to_those_of_f32_as_the_interpreters(family: str, more: str) -> None:
+def test_logits_of_bf16_are_as_near_to_those_of_f32_as_the_interpreters(
+    family: str, more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the kernels are the fastest."""
+    drawn = Drawn(Path(os.devnull), microseconds)
+    for module in (tuning, ahead):
+        monkeypatch.setattr(module, "tuner", lambda: drawn)
     model = Half.bf16(family, *FEWER_BITS[more])
     scripts = model.traffic(len(family))
     found = model.served(ready(model), scripts)
@@ -106,7 +148,7 @@ def test_logits_of_bf16_are_as_near_to_those_of_f32_as_the_interpreters(family: 
 
 
 def test_a_steady_step_takes_no_memory_and_is_all_in_its_graph() -> None:
-    """Its arrays and its tokens, too: nothing is copied beside it."""
+    """Its tokens, too; its arrays are copied beside the step before."""
     model = Model.of("llama")
     engine = ready(model)
     engine.looks = False
@@ -129,7 +171,7 @@ def test_a_steady_step_takes_no_memory_and_is_all_in_its_graph() -> None:
             loop.step()
         torch.cuda.synchronize()
     names = [e.name for e in found.events() or ()]
-    assert [name for name in names if name.startswith("Memcpy")] == []
+    assert [name for name in names if name.startswith("Memcpy")] == ["Memcpy HtoD (Pinned -> Device)"] * 4
     assert sum("_arrive" in name for name in names) == sum("_leave" in name for name in names) == 4
 
 

@@ -18,15 +18,25 @@ from irloom.backends.cuda.quantized import Operand
 from irloom.backends.cuda.weights import operand_of, value_of
 from irloom.backends.pools import pools
 from irloom.driver.core import trace
+from irloom.frontends.hf.randomized import randomized
+from irloom.frontends.hf.selfcheck import import_tiny
 from irloom.ir.graph import Module, Param
 from irloom.ir.interp import Interpreter
 from irloom.ir.seqs import Seqs
 from irloom.passes import run_pipeline
 from irloom.runtime.core import Batch
+from irloom.zoo.models import Specimen, tiny
 from irloom.zoo.serve import Script, Served, serve
 from tests.backends.serving import CONTEXT, LIMITS, SPANS, TinyModel
 
 PLAN = f"kv-plan(page=8, {SPANS})"
+EXPERTS = (
+    ("num_experts_per_tok", "num_experts"),
+    ("num_experts_per_tok", "num_local_experts"),
+    ("num_experts_per_tok", "n_routed_experts"),
+    ("topk_group", "n_group"),
+)
+"""What configs call those that are chosen, and all that there are."""
 
 
 class Counted(CudaEngine):
@@ -90,7 +100,10 @@ class Model(TinyModel):
 
 @dataclass(frozen=True)
 class Half(Model):
-    """A model whose program is of bf16, beside the same one of f32; ``more`` passes change both."""
+    """A model whose program is of bf16, beside the same one of f32; ``more`` passes change both.
+
+    Routers choose all experts: where one is as good as another, a rounding would move logits by any amount.
+    """
 
     half: Module
     more: tuple[str, ...] = ()
@@ -99,8 +112,8 @@ class Half(Model):
     @cache
     def bf16(name: str, *more: str) -> Half:
         """The tiny model of a name."""
-        plain = Model.of(name)
-        return Half(plain.specimen, plain.traced, trace(plain.specimen.config, "bf16"), more)
+        specimen, traced, half = _both(name)
+        return Half(specimen, traced, half, more)
 
     def program(self) -> Program:
         return lower(self.final(self.half, *self.more))
@@ -128,3 +141,15 @@ class Half(Model):
         ids, seqs = torch.cat([tokens[:n] for n in counts]), Seqs.of(counts, tables=tables)
         with torch.inference_mode():
             return Interpreter(m, self.checkpoint)(ids.int(), seqs, *given)[0].float()
+
+
+@cache
+def _both(name: str) -> tuple[Specimen, Module, Module]:
+    """A tiny model, and its programs of f32 and of bf16."""
+    config = tiny(name)
+    text = config.get_text_config(decoder=True)
+    for few, all_ in EXPERTS:
+        if hasattr(text, few) and hasattr(text, all_):
+            setattr(text, few, getattr(text, all_))
+    specimen = Specimen(name, config, randomized(config))
+    return specimen, import_tiny(config, specimen.model)[0], trace(config, "bf16")

@@ -106,11 +106,13 @@ def test_parts_of_many_rows_are_rounded_one_by_one(mlp: Mlp, monkeypatch: pytest
     assert seen == [24, 24]
 
 
-@pytest.mark.parametrize(("dtype", "slack"), [(torch.float16, 32.0), (torch.float32, 1.0)])
-def test_other_elements_are_rounded_from_what_they_are(dtype: torch.dtype, slack: float) -> None:
-    """A gate of f16 may lie on the other side of where two entries of eight bits part."""
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_other_elements_are_rounded_from_what_they_are(dtype: torch.dtype) -> None:
+    """A gate may lie on the other side of where two entries of eight bits part: in f32 as well, since tensor
+    cores keep fewer bits of a sum of such entries.
+    """
     mlp = Mlp(ROW, ROW, dtype)
-    close(mlp.run(), mlp.expected(), torch.float16, slack)
+    close(mlp.run(), mlp.expected(), torch.float16, 32.0)
 
 
 def test_no_element_is_lost_where_rows_come_rounded() -> None:
