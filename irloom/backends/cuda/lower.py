@@ -171,6 +171,10 @@ class Lowering:
         """Whether an operand is bound to a weight."""
         return isinstance(a, Param) and a.weight is not None
 
+    def unmade(self, operands: Sequence[Arg]) -> bool:
+        """Whether no kernel writes any of these: then they are read before the kernel in front has ended."""
+        return all(a is None or self.is_weight(a) for a in operands)
+
     def alone(self, a: Arg, operands: Sequence[Arg]) -> bool:
         """Whether no other operand lies where ``a`` does."""
         root = [self.storage.get(x, x) for x in operands if isinstance(x, Value)]
@@ -185,7 +189,11 @@ class Lowering:
         n = self.only_reader(v)
         if n is None or n.op.name not in PRODUCTS or n.args[0] is not v or v.type.rank != 2:
             return None
-        return n if self.is_weight(n.args[1]) and floats(n.result) else None
+        return n if self.multiplies(n) and floats(n.result) else None
+
+    def multiplies(self, n: Node) -> bool:
+        """Whether no kernel makes a product's weight, nor its bias: both are read early."""
+        return self.is_weight(n.args[1]) and self.unmade(n.args[2:3])
 
     def prologue(self, v: Value, made: Prologue) -> bool:
         """Let what reads ``v`` make it itself; True, as a handler gives."""

@@ -20,6 +20,8 @@ def product(f: Lowering, n: Node) -> bool:
     x, weight, bias, residual = [*n.args, None, None][:4]
     if not f.is_weight(weight) or not isinstance(x, Value) or x.type.rank != 2 or not floats(n.result):
         return f.decline(n, f"{n.operands[0]} by {n.operands[1]}")
+    if not f.multiplies(n):
+        return f.decline(n, "a bias that is computed")
     shared = {k: n.attrs.get(k) for k in ("act", "scale", "softcap")}
     if residual is None and (gate := _gate(f, n, bias)):
         result, act = gate
@@ -82,7 +84,7 @@ def sum_behind(f: Lowering, made: Value, n: Node) -> tuple[Value, Arg] | None:
     add = f.only_reader(made)
     if add is None or add.op.name != "add_rms_norm" or add.attrs["inner_eps"] is not None:
         return None
-    if not all(a is None or f.is_weight(a) for a in add.args[2:]):
+    if not f.unmade(add.args[2:]):
         return None
     x, y = add.args[:2]
     other = x if y is made else y

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from irloom.ir.elem import Paged
 from irloom.ir.graph import Arg, Node, Value
 
@@ -29,7 +27,7 @@ def rms_norm(f: Lowering, n: Node) -> bool:
 def _fixed(f: Lowering, n: Node) -> bool:
     """Whether no kernel makes a norm's weights: they are read while the kernel in front is still running."""
     rows = 1 if n.op.name in ("rms_norm", "layer_norm", "l2_norm") else 2
-    return _unmade(f, n.args[rows:]) or f.decline(n, "a weight that is computed")
+    return f.unmade(n.args[rows:]) or f.decline(n, "a weight that is computed")
 
 
 def _folds(f: Lowering, normed: Value) -> bool:
@@ -98,7 +96,7 @@ def rope_append(f: Lowering, n: Node) -> bool:
     if not _keeps_all(cache):
         return f.decline(n, f"cache {cache}")
     read = f.only_reader(n.results[0])
-    if read is not None and v is not None and _follows(f, n, read) and _unmade(f, weights):
+    if read is not None and v is not None and _follows(f, n, read) and f.unmade(weights):
         f.folded.add(id(read))
         turn = {"turn" if k == "scale" else k: x for k, x in n.attrs.items()}
         attrs = turn | {k: x for k, x in read.attrs.items() if k not in ("block", "values")}
@@ -132,12 +130,7 @@ def _follows(f: Lowering, n: Node, read: Node) -> bool:
     _, _, _, sinks, slopes, index, bias = _all(read, 7)
     whole = index is None and bias is None and read.attrs.get("values") is None
     vector = not isinstance(sinks, Value) or sinks.type.rank == 1
-    return whole and vector and f.there(sinks, n) and _unmade(f, [slopes])
-
-
-def _unmade(f: Lowering, operands: Sequence[Arg]) -> bool:
-    """Whether no kernel writes any of these: then they are read before the kernel in front has ended."""
-    return all(a is None or f.is_weight(a) for a in operands)
+    return whole and vector and f.there(sinks, n) and f.unmade([slopes])
 
 
 def _keeps_all(cache: object) -> bool:

@@ -74,6 +74,15 @@ def test_a_norm_that_two_products_read_is_made_once() -> None:
     assert kernels(program, "main") == ["rms_norm", "product", "product"]
 
 
+def test_a_product_by_a_bias_that_is_computed_runs_its_body() -> None:
+    """Kernels read a bias while the one in front is still running. The norm in front is made, too."""
+    text = PROGRAM.replace("linear(h, b)", "linear(h, b, c)").replace("linear(h, a)", "linear(x, a)")
+    text = text.replace("    h: f32", "    c: f32[16] = tanh(bias)\n    h: f32")
+    program = lower(parse(text.replace(") -> (", '    bias: f32[16] = weight("bias"),\n) -> (')))
+    assert kernels(program, "main") == ["elementwise", "rms_norm", "product", "linear"]
+    assert program.declined == {"linear": "main.z: a bias that is computed"}
+
+
 def test_a_norm_that_is_returned_is_made() -> None:
     text = PROGRAM.replace("return y, z", "return y, h").replace("f32[T, 16]):", "f32[T, 32]):")
     assert kernels(lower(parse(text)), "main")[0] == "rms_norm"
