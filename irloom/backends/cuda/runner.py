@@ -31,11 +31,20 @@ Weights = Callable[[Param, "int | None"], Operand]
 
 @dataclass
 class Frame:
-    """A call of a function under way: what its values are, and the bytes of those that lie in the block."""
+    """A call of a function under way: what its values are, and the bytes of those that lie in the block.
+
+    ``roots`` has for each view the value whose memory it sees.
+    """
 
     layer: int | None
     values: dict[Value, Any]
+    roots: Mapping[Value, Value]
     taken: dict[Value, tuple[int, int]] = field(default_factory=dict[Value, tuple[int, int]])
+
+    def alone(self, v: Value, values: Sequence[Arg]) -> bool:
+        """Whether one alone of ``values`` lies where ``v`` does."""
+        roots = [self.roots.get(x, x) for x in values if isinstance(x, Value)]
+        return roots.count(self.roots.get(v, v)) == 1
 
 
 class Runner:
@@ -92,7 +101,7 @@ class Run:
                 values[p] = self.runner.caches[p.name]
             elif p.weight is None:
                 values[p] = self.step.ids
-        frame = Frame(None, values)
+        frame = Frame(None, values, f.roots)
         self._steps(f, frame)
         return frame.values[f.returns[0]]
 
@@ -194,7 +203,7 @@ class Run:
         """Run the calls of every pass; what is carried on lies where the pass before left it."""
         for p, v in zip(s.params, s.inits, strict=True):
             frame.values[p] = self._operand(v, frame)
-            if v in last and v in frame.taken and s.values.count(v) == 1:
+            if v in last and v in frame.taken and frame.alone(v, s.values):
                 frame.taken[p] = frame.taken.pop(v)
         calls = [c for c in s.body if isinstance(c, Call)]
         inside = {*s.params, *(r for c in calls for r in c.results)}
@@ -226,9 +235,9 @@ class Run:
         caches = [frame.values[x.stack][x.index.at(at)] for x in (*c.slots, *c.reads)]
         data = [p for p in f.params if p.weight is None]
         given = [*(self._operand(a, frame) for a in c.args), *caches]
-        inner = Frame(c.index.at(at) if c.index else None, dict(zip(data, given, strict=True)))
+        inner = Frame(c.index.at(at) if c.index else None, dict(zip(data, given, strict=True)), f.roots)
         for p, a in zip(data, c.args, strict=False):
-            if a in ends and a in frame.taken and c.args.count(a) == 1:
+            if a in ends and a in frame.taken and frame.alone(a, c.args):
                 inner.taken[p] = frame.taken.pop(a)
         self._steps(f, inner)
         for r, v in zip(c.results, f.returns, strict=False):
