@@ -56,6 +56,7 @@ class StepArrays:
         self._copies = torch.cuda.Stream(self.device) if pinned else None
         self._done = [torch.cuda.Event() for _ in range(STEPS)] if pinned else None
         if self._copies is not None and self._done is not None:
+            self._copies.wait_stream(torch.cuda.current_stream(self.device))  # which fills what it writes to
             held = self.written, self.posted, self.told
             weakref.finalize(self, _hold, self._copies, self._done, *held).atexit = False
 

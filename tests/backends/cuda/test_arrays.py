@@ -142,6 +142,7 @@ def test_both_compile() -> None:
     module = "irloom.backends.cuda.kernels.exchange"
     made = compiled(module, "_arrive", tensors | ints, {"WORDS": 128, "TABLE": 4, "CHAIN": True}, num_warps=4)
     assert "ld.global.cg" in made["ptx"]
+    assert made["ptx"].rindex("st.global") < made["ptx"].rindex("fence.acq_rel.gpu")
     told: dict[str, str] = dict.fromkeys(("told", "turns", "chosen"), "*i32")
     told |= {"stride": "i32", "count": "i32"}
     compiled(module, "_leave", told, {"STEPS": STEPS, "WORDS": 128, "CHAIN": True}, num_warps=4)

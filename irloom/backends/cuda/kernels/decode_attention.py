@@ -120,7 +120,7 @@ def decode(
     begin, end, part, s, passed = part_of(
         program, programs, seqs, starts, context, MIXED, WINDOW, CHUNK, BLOCK, SCAN
     )
-    wait(CHAIN)  # lengths are the host's: the step's first kernel has waited for their copy
+    wait(CHAIN)  # lengths are there: the step's first kernel lets none start before
     go_on(CHAIN)
     kv = block // BLOCKS
     real = tl.minimum(GROUP - block % BLOCKS * HEADS, HEADS)

@@ -87,6 +87,16 @@ def _arrive(
             i = first + each
             page = tl.load(at + start + i, mask=i < count, other=0, cache_modifier=".cg")
             tl.store(block + start + i // used * width + i % used, page, mask=i < count)
+    _to_all(CHAIN)
+
+
+@kernel
+def _to_all(CHAIN: tl.constexpr):
+    """What a program has written is there for kernels that do not wait, once it has ended."""
+    if CHAIN:
+        tl.inline_asm_elementwise(
+            "fence.acq_rel.gpu; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+        )  # fmt: skip
 
 
 @kernel

@@ -4,8 +4,8 @@ A program has one piece of one sequence. It starts while the kernel in front, wh
 keys and values, is running, and so may be those in front of that: each lets the next one start at once and
 waits for one alone. Until it waits it reads only what no kernel of this step writes:
 
-- where its piece lies: the host copies a step's arrays, and a copy waits for all kernels of the step before,
-  as the first kernel of a step waits for the copy;
+- where its piece lies: a step's first kernel puts its arrays in their places, waits for all kernels of the
+  step before, and lets none start before it has ended (``exchange``);
 - frequencies, slopes and weights of norms;
 - keys and values of earlier tokens. All were kept in earlier steps, and in this one no kernel but this writes
   to this layer's cache: the places of this step's tokens, which are masked until they are known.
