@@ -79,8 +79,8 @@ def _sum(e: Epilogue, n: Node, y: Value) -> Epilogue | None:
     if isinstance(other, Param) and other.weight is not None and other.type.dims == y.type.dims[-1:]:
         if e.bias is not None:
             raise NoMatch(f"{n.result.name} adds {other.name}, and there is a bias already")
-        if not isinstance(other.type.elem, Elem):
-            raise NoMatch(f"{other.name} is {other.type}, not a bias")
+        if not isinstance(other.type.elem, Elem) or n.result.type != y.type:
+            raise NoMatch(f"{other.name} is {other.type}, not a bias of {y.type}")
         return e.then(1, n, bias=other)
     if other.type != y.type:
         raise NoMatch(f"{other.name} is {other.type}, not a residual of {y.type}")
