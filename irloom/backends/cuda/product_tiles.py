@@ -33,7 +33,9 @@ def tiles(
         return []
     four = scheme is not None and scheme.base.bits == 4
     k = values.shape[1] * (2 if four else 1)
-    groups = [q.group for q in (quant, scheme) if q and q.group]
+    groups = {q.group for q in (quant, scheme) if q and q.group}
+    if len(groups) > 1:  # a kernel has one for both
+        return []
     step = min([128 if eight else 64, *groups])
     of_weight = (0.5 if four else values.element_size()) * (2 if gated else 1)
     made: list[Tile] = []

@@ -39,6 +39,16 @@ def test_quantized_tables(base: str, group: int, zero: str | None) -> None:
     assert_near(out, table.dequantize()[ROWS].to(DEVICE))
 
 
+@pytest.mark.parametrize(("group", "rows"), [(0, 1), (0, 0), (32, 4)])
+def test_tables_whose_rows_share_scales(group: int, rows: int) -> None:
+    """One by one, all of them, or those of a block."""
+    quant = Quant("table", ELEMS["f8e4m3"], group, ELEMS["f32"], rows=rows)
+    table: QuantizedTensor = quantize(normal(1, 11, 96).cpu(), quant)
+    out = poisoned(6, 96)
+    embedding(out, ints(*IDS), Quantized(table.values.to(DEVICE), table.scales.to(DEVICE), None, quant))
+    assert_near(out, table.dequantize()[ROWS].to(DEVICE))
+
+
 def test_last_rows_of_ragged_sequences() -> None:
     """Two sequences of three and one, one that fills the bucket, and a row of nobody."""
     x, out = normal(1, 5, 4, 30)[:, 1:3], poisoned(3, 2, 30)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from irloom.backends.cuda.kernels.form import Form
 from irloom.backends.cuda.kernels.ring import Ring
+from irloom.backends.cuda.kernels.tiled import Tile
 from irloom.backends.cuda.product_tiles import SHARED, tiles
 from irloom.backends.cuda.products import Own, Product, product
 from irloom.backends.cuda.quantized import Quantized
@@ -172,6 +173,13 @@ def test_nothing_is_taken_twice_from_the_workspace() -> None:
     work.reset()
     p.run("library", work)
     assert work.nbytes == held
+
+
+def test_no_tile_has_groups_of_two_sizes() -> None:
+    groups = Quant("w", F8, 64, ELEMS["f32"])
+    case = Case(20, 64, 256, groups, form=Form(quant=TOKEN_GROUP))
+    assert not [way for way in product_of(case)[0].ways if isinstance(way, Tile)]
+    check(case)
 
 
 @pytest.mark.parametrize("rows", [17, 64, 256, 4096])

@@ -9,6 +9,7 @@ from irloom.backends.cuda.step import Step
 from irloom.ir.errors import IRError
 
 from .mode import go_on, kernel, options, rounded, tl, triton, wait
+from .tiled import scale_rows, scale_strides
 from .tiles import power_of_two
 
 
@@ -28,6 +29,7 @@ def embedding(out: Tensor, ids: Tensor, table: Operand) -> None:
     block = min(2048, power_of_two(features))
     look_up[count, triton.cdiv(features, block)](
         out.view(count, features), ids.view(-1), values, scales, zeros, values.shape[0],
+        *scale_strides(table), scale_rows(table),
         D=features, GROUP=0 if scales is None else features // scales.shape[1], PACK=pack,
         SIGNED=pack == 2 and isinstance(table, Quantized) and table.quant.base.kind == "int",
         B=block, **options(num_warps=max(1, min(8, block // 256))),
@@ -53,6 +55,9 @@ def look_up(
     scales,
     zeros,
     count,
+    scale_row,
+    scale_group,
+    share,
     D: tl.constexpr,
     GROUP: tl.constexpr,
     PACK: tl.constexpr,
@@ -60,7 +65,9 @@ def look_up(
     B: tl.constexpr,
     CHAIN: tl.constexpr,
 ):
-    """One row, ``B`` features of it. ``PACK`` entries lie in a byte, ``GROUP`` share a scale, if any."""
+    """One row, ``B`` features of it. ``PACK`` entries lie in a byte; ``GROUP`` share a scale, if any, as do
+    ``share`` rows.
+    """
     go_on(CHAIN)
     t, col = tl.program_id(0).to(tl.int64), tl.program_id(1) * B + tl.arange(0, B)
     live = col < D
@@ -76,7 +83,7 @@ def look_up(
     else:
         x = tl.load(table + row * D + col, live).to(tl.float32)
     if GROUP > 0:
-        at = row * (D // GROUP) + col // GROUP
+        at = row // share * scale_row + col // GROUP * scale_group
         if zeros is not None:
             x -= tl.load(zeros + at, live).to(tl.float32)
         x *= tl.load(scales + at, live).to(tl.float32)
