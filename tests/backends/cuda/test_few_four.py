@@ -85,6 +85,18 @@ def test_entries_of_a_row_stay_what_they_are_unless_they_are_tiny_beside_the_lar
     assert (error <= most * 2.0**-14).all() and error.any()
 
 
+def test_a_row_of_f16_may_be_more_than_that_holds_before_it_is_divided_by_its_size() -> None:
+    case = Case(2, 16, 512, KINDS["groups"], form=Form(eps=1e-5), norm=True, dtype=torch.float16)
+    (x, weight, _, _, norm), _ = case.operands()
+    assert isinstance(x, torch.Tensor) and isinstance(norm, torch.Tensor) and isinstance(weight, Quantized)
+    x[:, 7], norm[7] = 3000.0, 30.0
+    h = x.double()
+    h = (h * (h.square().mean(1, keepdim=True) + 1e-5).rsqrt() * norm.double()).cpu()
+    out = case.poisoned()
+    few_four_product(out, x, in_fragments(weight), None, None, norm, case.form, Workspace(DEVICE), FEWS[0])
+    close(out, h @ weight.dequantized().double().cpu().T, case.dtype)
+
+
 def test_a_long_row_is_read_in_laps() -> None:
     case = Case(rows=2, n=32, k=32 * 4 * 19, weight=KINDS["small groups"], residual=True, seed=1)
     assert laps_of(19, 1) == (2, 10)

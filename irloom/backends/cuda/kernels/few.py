@@ -63,9 +63,9 @@ def sheaves(out: Operand, x: Operand, weight: Operand, form: Form) -> tuple[Shea
         fits = same and weight.form == "rows" and weight.zeros is None
         fits = fits and len(groups) < 2 and not any(g % 64 for g in groups)
     else:
-        fits = (
-            quant is None and values.dtype in (torch.bfloat16, torch.float16) and rows.dtype == values.dtype
-        )
+        # times a norm's weight, before it is divided by its size, a row may be more than an f16 holds
+        some = (torch.bfloat16,) if form.eps is not None else (torch.bfloat16, torch.float16)
+        fits = quant is None and values.dtype in some and rows.dtype == values.dtype
     per = 4 // values.element_size()
     rounds = isinstance(weight, Quantized) and not isinstance(x, Quantized)
     words = k % per == 0 and (rounds or rows.stride(0) % per == rows.data_ptr() % 4 == 0)

@@ -76,7 +76,9 @@ def row_digits_kernel(
         h = tl.load(x + t * x_row + k + j * SPAN, k + j * SPAN < K, 0.0).to(tl.float32)
         if NORM:
             squares += h * h
-            h = rounded(h * norms[j], x.dtype.element_ty).to(tl.float32)
+            h *= norms[j]  # before the row is divided by its size: more than an f16 may hold
+            if x.dtype.element_ty == tl.bfloat16:
+                h = rounded(h, tl.bfloat16).to(tl.float32)
         rows, most = rows + (h,), tl.maximum(most, h.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
     top = tl.max(most, 0)
     unit = tl.maximum(top & 0x7F800000, 32 << 23)
