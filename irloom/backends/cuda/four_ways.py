@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import torch
+from dataclasses import replace
 
 from .kernels.few_four import Few, fews, fits
 from .kernels.form import Form
@@ -29,12 +28,19 @@ def four_ways(out: Operand, x: Operand, weight: Quantized, form: Form) -> list[F
     if isinstance(x, Quantized) or form.quant is not None or not fits(x, weight, form):
         return []
     few = fews(out, x, weight, form)
-    return [*few, *(_tiles(x, weight) if x.shape[0] > 4 or not few else [])]
+    return [*few, *(_tiles(x.shape[0], x.shape[1], weight) if x.shape[0] > 4 or not few else [])]
 
 
-def _tiles(x: torch.Tensor, weight: Quantized) -> Iterator[FourTile]:
+def whole_tile(rows: int, x: Operand, weight: Quantized, form: Form) -> FourTile | None:
+    """A tile that suits so many ``rows``, runs for any number of them, and sums whole rows of the weight."""
+    if isinstance(x, Quantized) or form.quant is not None or not fits(x, weight, form):
+        return None
+    return next((replace(tile, split=1) for tile in _tiles(rows, x.shape[1], weight)), None)
+
+
+def _tiles(rows: int, k: int, weight: Quantized) -> Iterator[FourTile]:
     """Tiles for rows of which reading the weight costs most; zeros that are no integers are for others."""
-    (rows, k), strips, span = x.shape, weight.values.shape[0], weight.values.shape[2] * 16
+    strips, span = weight.values.shape[0], weight.values.shape[2] * 16
     if rows > MEDIUM or (weight.zeros is not None and weight.zeros.is_floating_point()):
         return
     width = max(16, min(128, power_of_two(rows)))

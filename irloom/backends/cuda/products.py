@@ -19,7 +19,7 @@ from irloom.ir.errors import RequestError
 
 from .alike import alike
 from .boxed_tiles import boxed_tiles
-from .four_ways import four_ways
+from .four_ways import four_ways, whole_tile
 from .fragments import FORM, STRIP
 from .kernels.activation import act_mul
 from .kernels.boxes import has_boxes
@@ -158,9 +158,14 @@ class Product:
         """A tile that is the same for any number of rows, and sums whole rows of the weight."""
         if self.element == torch.float32 and not isinstance(self.weight, Quantized) and self.quant is None:
             return Tile(32, 16, 32, stages=2)
-        columns = values_of(self.out).shape[1]
-        some = tiles(ALIKE, columns, self.weight, self.quant, self.element, self.form.gated)
-        if whole := [t for t in some if t.split == 1]:
+        if _lies_in_fragments(self.weight):
+            four = whole_tile(ALIKE, self.x, self.weight, self.form)
+            whole: list[Own] = [] if four is None else [four]
+        else:
+            columns = values_of(self.out).shape[1]
+            some = tiles(ALIKE, columns, self.weight, self.quant, self.element, self.form.gated)
+            whole = [t for t in some if t.split == 1]
+        if whole:
             return whole[0]
         raise RequestError(
             f"cuda: no product of {self.element} with {self._scheme} is the same for any number of rows",

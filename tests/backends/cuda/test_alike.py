@@ -12,11 +12,14 @@ import torch
 from irloom.backends.cuda.alike import rows_alike
 from irloom.backends.cuda.kernels.form import Form
 from irloom.backends.cuda.products import product
+from irloom.backends.cuda.quantized import Operand
 from irloom.backends.cuda.work import Workspace
+from irloom.ir.elem import ELEMS, Quant
 from irloom.ir.errors import RequestError
 from irloom.zoo.serve import Script
 from tests.backends.cuda.device import DEVICE
 from tests.backends.cuda.near import columns, normal, poisoned, quantized
+from tests.backends.cuda.product_cases import in_fragments, rounded
 from tests.backends.cuda.serving import Counted, Model
 from tests.backends.cuda.test_emitted import SCHEMES, Mlp
 from tests.backends.serving import LIMITS
@@ -67,11 +70,20 @@ def test_so_are_those_of_other_families(family: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_of_a_product_does_not_see_the_others(dtype: torch.dtype) -> None:
-    weight, norm = normal(1, 40, 96, dtype=dtype), normal(2, 96, dtype=dtype)
-    x = columns(3, 37, 96, dtype=dtype)
+    unseen(normal(1, 48, 96, dtype=dtype), dtype)
+
+
+def test_nor_where_a_weight_of_four_bits_lies_in_fragments() -> None:
+    weight, _ = rounded(normal(1, 48, 96).cpu(), Quant("i4g32", ELEMS["i4"], 32, ELEMS["bf16"]))
+    unseen(in_fragments(weight), torch.bfloat16)
+
+
+def unseen(weight: Operand, dtype: torch.dtype) -> None:
+    """Rows times a weight [48, 96] give the same alone, with all others and with some."""
+    norm, x = normal(2, 96, dtype=dtype), columns(3, 37, 96, dtype=dtype)
     made: list[torch.Tensor] = []
     for rows in (x, x[5:6], x[5:25]):
-        out = poisoned(len(rows), 40, dtype=dtype)
+        out = poisoned(len(rows), 48, dtype=dtype)
         with rows_alike():
             product(out, rows, weight, None, None, norm, form=Form(eps=1e-5), work=Workspace(DEVICE))
         made.append(out)
