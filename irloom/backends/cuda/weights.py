@@ -10,15 +10,14 @@ from irloom.backends.artifact import EngineReader, EngineWriter
 from irloom.backends.core import Report
 from irloom.ir.checkpoint import Checkpoint
 from irloom.ir.elem import Quant
-from irloom.ir.graph import Module, Param
+from irloom.ir.graph import Param
 from irloom.ir.graph import Value as Known
 
 from . import weight_store
 from .fragments import span_of
 from .program import Launch, Program
-from .quantized import Operand, Quantized
 from .runner import Weights
-from .weight_store import Value, Wanted
+from .weight_store import Wanted
 
 
 def bound(program: Program) -> dict[tuple[Param, int | None], Wanted]:
@@ -56,19 +55,6 @@ def _span(p: Param) -> int:
     """Entries of a span of a weight, 0 where it lies in rows."""
     dims = [d for d in p.type.dims if isinstance(d, int)]
     return span_of(p.type.elem, tuple(dims)) if p.weight is not None and isinstance(p.type.elem, Quant) else 0
-
-
-def value_of(p: Param, layer: int | None, checkpoint: Checkpoint, m: Module) -> Value:
-    """The value of a weight as its type says it."""
-    return _wanted(p.name, p, layer).value(checkpoint, m.consts)
-
-
-def operand_of(x: Value, device: torch.device) -> Operand:
-    """A value on a device."""
-    if isinstance(x, torch.Tensor):
-        return x.contiguous().to(device)
-    zeros = None if x.zeros is None else x.zeros.to(device)
-    return Quantized(x.packed().contiguous().to(device), x.scales.to(device), zeros, x.quant)
 
 
 def write_weights(out: EngineWriter, program: Program, checkpoint: Checkpoint, report: Report) -> None:

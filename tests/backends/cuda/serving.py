@@ -15,7 +15,7 @@ from irloom.backends.cuda.engine import CudaEngine
 from irloom.backends.cuda.lower import lower
 from irloom.backends.cuda.program import Program
 from irloom.backends.cuda.quantized import Operand
-from irloom.backends.cuda.weights import operand_of, value_of
+from irloom.backends.cuda.weights import bound
 from irloom.backends.pools import pools
 from irloom.driver.core import trace
 from irloom.frontends.hf.randomized import randomized
@@ -74,11 +74,13 @@ class Model(TinyModel):
         return ", ".join([*CudaBackend.pipeline[:-1], PLAN])
 
     def engine(self, program: Program, limits: Limits = LIMITS, device: str = "cpu") -> Counted:
-        """An engine on weights as they are."""
-        checkpoint, m = self.checkpoint, program.module
+        """An engine on weights as one that is built has them."""
+        m, wanted = program.module, bound(program)
 
         def weight(p: Param, layer: int | None) -> Operand:
-            return operand_of(value_of(p, layer, checkpoint, m), torch.device(device))
+            w = wanted[p, layer]
+            parts = w.parts(w.value(self.checkpoint, m.consts))
+            return w.made({name: t.contiguous().to(device) for name, t in zip(w.tensors, parts, strict=True)})
 
         made = pools(m, limits, CONTEXT)
         return Counted(program, weight, made, limits, CONTEXT, device)
