@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,36 +63,14 @@ T = TypeVar("T")
 
 
 class Drawn(Tuner):
-    """Takes any candidate that runs, the same for a ``seed``: at other sizes it may be the fastest."""
+    """Knows any candidate as the fastest, the same for a ``seed``: at other sizes it may be."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(Path(os.devnull), microseconds)
         self.seed = seed
 
-    def choose(
-        self,
-        name: str,
-        key: tuple[object, ...],
-        candidates: Sequence[T],
-        run: Callable[[T], object],
-        heavy: bool = False,
-        last: T | None = None,
-    ) -> T:
-        some = candidates if last is None else (*candidates, last)
-        if (before := self.settled.get((name, key))) in some:
-            return some[some.index(before)]
-        order = random.Random(f"{self.seed} {name} {key}").sample(candidates, len(candidates))
-        chosen = next((c for c in order if _runs(run, c)), some[-1])
-        self.settled[name, key] = chosen
-        return chosen
-
-
-def _runs(run: Callable[[T], object], candidate: T) -> bool:
-    try:
-        run(candidate)
-    except Exception:  # its kernel asks for more than the GPU has
-        return False
-    return True
+    def _known(self, text: str, candidates: Sequence[T]) -> T:
+        return random.Random(f"{self.seed} {text}").choice(candidates)
 
 
 def ready(model: Model) -> Counted:

@@ -25,7 +25,7 @@ SHAPES = {
 
 def four_ways(out: Operand, x: Operand, weight: Quantized, form: Form) -> list[Few | FourTile]:
     """Those of our own, best guess first; none where ``x`` is rounded, or not of 16 bits."""
-    if isinstance(x, Quantized) or form.quant is not None or not fits(x, weight, form):
+    if not fits(x, weight, form):
         return []
     few = fews(out, x, weight, form)
     return [*few, *(_tiles(x.shape[0], x.shape[1], weight) if x.shape[0] > 4 or not few else [])]
@@ -33,7 +33,7 @@ def four_ways(out: Operand, x: Operand, weight: Quantized, form: Form) -> list[F
 
 def whole_tile(rows: int, x: Operand, weight: Quantized, form: Form) -> FourTile | None:
     """A tile that suits so many ``rows``, runs for any number of them, and sums whole rows of the weight."""
-    if isinstance(x, Quantized) or form.quant is not None or not fits(x, weight, form):
+    if not fits(x, weight, form):
         return None
     return next((replace(tile, split=1) for tile in _tiles(rows, x.shape[1], weight)), None)
 

@@ -16,7 +16,7 @@ from irloom.ir.elem import Elem, Quant
 from irloom.ir.errors import IRError
 from irloom.ir.graph import Arg, Call, Func, Loop, Module, Node, Param, Stmt, Value
 
-from .program import BODY, Function, Launch, Program, Same, Step, View
+from .program import BODY, Function, Launch, Program, Same, Step, View, lies_alone
 
 Handler = Callable[["Lowering", Node], bool]
 HANDLERS: dict[str, Handler] = {}
@@ -177,8 +177,7 @@ class Lowering:
 
     def alone(self, a: Arg, operands: Sequence[Arg]) -> bool:
         """Whether no other operand lies where ``a`` does."""
-        root = [self.storage.get(x, x) for x in operands if isinstance(x, Value)]
-        return isinstance(a, Value) and root.count(self.storage.get(a, a)) == 1
+        return isinstance(a, Value) and lies_alone(a, operands, self.storage)
 
     def rows(self, a: Arg) -> bool:
         """Whether an operand is rows of floats: [rows, features]."""
@@ -189,11 +188,8 @@ class Lowering:
         n = self.only_reader(v)
         if n is None or n.op.name not in PRODUCTS or n.args[0] is not v or v.type.rank != 2:
             return None
-        return n if self.multiplies(n) and floats(n.result) else None
-
-    def multiplies(self, n: Node) -> bool:
-        """Whether no kernel makes a product's weight, nor its bias: both are read early."""
-        return self.is_weight(n.args[1]) and self.unmade(n.args[2:3])
+        weight_and_bias = n.args[1:3]
+        return n if self.unmade(weight_and_bias) and floats(n.result) else None
 
     def prologue(self, v: Value, made: Prologue) -> bool:
         """Let what reads ``v`` make it itself; True, as a handler gives."""

@@ -20,7 +20,7 @@ def product(f: Lowering, n: Node) -> bool:
     x, weight, bias, residual = [*n.args, None, None][:4]
     if not f.is_weight(weight) or not isinstance(x, Value) or x.type.rank != 2 or not floats(n.result):
         return f.decline(n, f"{n.operands[0]} by {n.operands[1]}")
-    if not f.multiplies(n):
+    if not f.unmade([bias]):
         return f.decline(n, "a bias that is computed")
     shared = {k: n.attrs.get(k) for k in ("act", "scale", "softcap")}
     if residual is None and (gate := _gate(f, n, bias)):

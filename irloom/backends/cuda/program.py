@@ -197,6 +197,11 @@ def last_uses(
     return out[::-1]
 
 
+def lies_alone(v: Value, values: Sequence[Arg], roots: Mapping[Value, Value]) -> bool:
+    """Whether one alone of ``values`` lies where ``v`` does; ``roots`` has whose memory views see."""
+    return [roots.get(x, x) for x in values if isinstance(x, Value)].count(roots.get(v, v)) == 1
+
+
 def stored(v: Value) -> bool:
     """Whether a value is a tensor with entries."""
     return isinstance(v.type.elem, (Elem, Quant))

@@ -20,7 +20,7 @@ from irloom.ir.seqs import PagedCache, Seqs, StateCache
 
 from .launchers import LAUNCHERS
 from .memory import Block, Gaps, room, shape
-from .program import BODY, Function, Launch, Program, Same, View, last_uses, stored
+from .program import BODY, Function, Launch, Program, Same, View, last_uses, lies_alone, stored
 from .quantized import Operand, Quantized
 from .step import Step
 from .weight_store import stands_for
@@ -40,11 +40,6 @@ class Frame:
     values: dict[Value, Any]
     roots: Mapping[Value, Value]
     taken: dict[Value, tuple[int, int]] = field(default_factory=dict[Value, tuple[int, int]])
-
-    def alone(self, v: Value, values: Sequence[Arg]) -> bool:
-        """Whether one alone of ``values`` lies where ``v`` does."""
-        roots = [self.roots.get(x, x) for x in values if isinstance(x, Value)]
-        return roots.count(self.roots.get(v, v)) == 1
 
 
 class Runner:
@@ -203,7 +198,7 @@ class Run:
         """Run the calls of every pass; what is carried on lies where the pass before left it."""
         for p, v in zip(s.params, s.inits, strict=True):
             frame.values[p] = self._operand(v, frame)
-            if v in last and v in frame.taken and frame.alone(v, s.values):
+            if v in last and v in frame.taken and lies_alone(v, s.values, frame.roots):
                 frame.taken[p] = frame.taken.pop(v)
         calls = [c for c in s.body if isinstance(c, Call)]
         inside = {*s.params, *(r for c in calls for r in c.results)}
@@ -237,7 +232,7 @@ class Run:
         given = [*(self._operand(a, frame) for a in c.args), *caches]
         inner = Frame(c.index.at(at) if c.index else None, dict(zip(data, given, strict=True)), f.roots)
         for p, a in zip(data, c.args, strict=False):
-            if a in ends and a in frame.taken and frame.alone(a, c.args):
+            if a in ends and a in frame.taken and lies_alone(a, c.args, frame.roots):
                 inner.taken[p] = frame.taken.pop(a)
         self._steps(f, inner)
         for r, v in zip(c.results, f.returns, strict=False):

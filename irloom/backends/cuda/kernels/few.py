@@ -12,6 +12,7 @@ from .form import Form
 from .mode import options, triton
 from .tiled import scale_rows, scale_strides
 from .tiles import row_stride
+from .words import norm_operand
 
 ROWS = 16
 """More take other kernels: programs would read them more often than the weight."""
@@ -36,12 +37,10 @@ def few_product(
     """
     values, rows = values_of(weight), values_of(x)
     (n, k), t, per = values.shape, rows.shape[0], 4 // values.element_size()
-    if norm is not None and norm.dtype == rows.dtype:
-        norm = norm.view(torch.int32)
     few_kernel[(triton.cdiv(n, 16 * sheaf.sets),)](
         out, rows.view(torch.int32), values.view(torch.int32), _scales(x), _scales(weight), bias, residual,
-        norm, t, out.stride(0), rows.stride(0) // per, row_stride(residual), *scale_strides(x),
-        *scale_strides(weight), scale_rows(weight), form.eps or 0.0, *form.numbers,
+        norm_operand(norm, rows), t, out.stride(0), rows.stride(0) // per, row_stride(residual),
+        *scale_strides(x), *scale_strides(weight), scale_rows(weight), form.eps or 0.0, *form.numbers,
         N=n, K=k, KIND=elem_of(values.dtype).name, PER=per, NORM=form.eps is not None, **form.constants,
         GROUP=max(_group(x), _group(weight)), TILES=triton.cdiv(t, 8), SETS=sheaf.sets, WARPS=sheaf.warps,
         DEPTH=sheaf.depth,

@@ -7,6 +7,7 @@ at a time for few rows of the weight. Digits are made once for all programs, whi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 
@@ -82,18 +83,19 @@ def laps_of(blocks: int, slices: int) -> tuple[int, int]:
 
 def fews(out: Operand, x: Operand, weight: Quantized, form: Form) -> list[Few]:
     """The ways to run ``few_four_product`` on these, best guess first; none where it cannot be."""
-    if isinstance(out, Quantized) or isinstance(x, Quantized) or form.quant is not None:
+    if isinstance(out, Quantized) or not fits(x, weight, form):
         return []
     (rows, k), span = x.shape, weight.values.shape[2] * 16
-    if not 0 < rows <= ROWS.value or not fits(x, weight, form):
+    if not 0 < rows <= ROWS.value:
         return []
     some = FEW[rows > 4, form.gated]
     return some if blocks_of(k, span) >= some[0].slices else [SHORT]
 
 
-def fits(x: torch.Tensor, weight: Quantized, form: Form) -> bool:
-    """Whether rows are of 16 bits, and no strip has gates and what they are for."""
-    return x.dtype.itemsize == 2 and weight.values.shape[0] % (2 if form.gated else 1) == 0
+def fits(x: Operand, weight: Quantized, form: Form) -> TypeGuard[torch.Tensor]:
+    """Whether rows are of 16 bits and not rounded, and no strip has gates and what they are for."""
+    plain = isinstance(x, torch.Tensor) and form.quant is None and x.dtype.itemsize == 2
+    return plain and weight.values.shape[0] % (2 if form.gated else 1) == 0
 
 
 def words(weight: Quantized) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

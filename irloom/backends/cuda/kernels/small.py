@@ -16,6 +16,7 @@ from .form import Form
 from .mode import INTERPRETED, options, triton
 from .small_kernel import small_kernel
 from .tiles import power_of_two, row_stride
+from .words import norm_operand
 
 ROWS = 4
 """So many are worth the interpreter's time: on a GPU two rows or more want tensor cores."""
@@ -97,10 +98,9 @@ def _sweep(
     width = min(sweep.warps * 32 * 16, power_of_two(k))
     parts = -(-n // sweep.rows)
     programs = min(parts, sweep.programs * multiprocessors(out.device))
-    if norm is not None and norm.dtype == x.dtype:
-        norm = norm.view(torch.int32)
     sweep_kernel[(programs,)](
-        out, x.view(torch.int32), weight.values.view(torch.int32), weight.scales, bias, residual, norm,
+        out, x.view(torch.int32), weight.values.view(torch.int32), weight.scales, bias, residual,
+        norm_operand(norm, x),
         out.stride(0), row_stride(residual), form.eps or 0.0, *form.numbers,
         N=n, K=k, KIND=elem_of(x.dtype).name, NORM=form.eps is not None, **form.constants,
         SHARE=scaling.share, GROUP=scaling.group, ROUND=form.quant.group or k, PARTS=-(-parts // programs),

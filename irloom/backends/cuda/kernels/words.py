@@ -10,6 +10,8 @@ bits of a sum, which rows of f32 can tell, so for these (``EXACT``) it is taken 
 
 from __future__ import annotations
 
+import torch
+
 from .mode import INTERPRETED, kernel, rounded, tl
 
 # ptxas makes two operations of (a & b) ^ c, but for the one that can do both
@@ -72,6 +74,11 @@ def entries_of(words, KIND: tl.constexpr, EXACT: tl.constexpr):
             cut(words >> 8, True, SIGNED, EXACT),
             cut(words >> 12, True, SIGNED, EXACT),
         )
+
+
+def norm_operand(norm: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
+    """A norm's weight as ``norm_words`` takes it: words, where it is of the element of ``rows``."""
+    return norm if norm is None or norm.dtype != rows.dtype else norm.view(torch.int32)
 
 
 @kernel
