@@ -6,6 +6,7 @@ that an earlier one has left. Tokens are given, not sampled, so a difference sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -47,21 +48,33 @@ class Script:
 class Served:
     """The largest difference relative to the largest logit, and where it was.
 
-    ``cached`` counts tokens that were hits of the prefix cache, ``preemptions`` how often a sequence lost its
-    pages and was resumed.
+    ``rms`` is the root mean square of all differences as a share of that of the logits: where a model makes
+    much of a rounding, the largest one may be anything, and this hardly moves. ``cached`` counts tokens that
+    were hits of the prefix cache, ``preemptions`` how often a sequence lost its pages and was resumed.
     """
 
     error: float
     where: str
+    rms: float
     cached: int
-    preemptions: int = 0
+    preemptions: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of logits beside those to expect: as ``Served``, and what the mean is of."""
+
+    error: float
+    where: str
+    off: float
+    scale: float
 
 
 def serve(engine: Stepped, scripts: Sequence[Script], late: Sequence[Script] = ()) -> Served:
     """Serve ``scripts`` together, then ``late`` ones, whose prompts may have been seen before."""
     pages = Pages(engine.pools, min(engine.max_seqs, engine.max_tokens), engine.max_context)
     scheduler = Scheduler(pages, engine.max_tokens)
-    worst, cached = Served(0.0, "", 0), 0
+    rows, cached = list[_Row](), 0
     for group in (scripts, late):
         requests = {_request(i, s, pages): s for i, s in enumerate(group)}
         for step in count():
@@ -76,12 +89,13 @@ def serve(engine: Stepped, scripts: Sequence[Script], late: Sequence[Script] = (
             logits = engine.logits(build(chunks, pages, scheduler.sequences))
             scheduler.complete(chunks)
             for i, request in enumerate(chunks.requests):
-                found = _difference(logits[i], request, requests[request], int(chunks.counts[i]))
-                worst = max(worst, found, key=lambda s: s.error)
+                rows.append(_row(logits[i], request, requests[request], int(chunks.counts[i])))
                 if chunks.samples[i]:
                     _go_on(scheduler, request, requests[request])
         cached += sum(request.cached for request in requests)
-    return Served(worst.error, worst.where, cached, scheduler.preemptions)
+    worst = max(rows, key=lambda row: row.error)
+    off = math.sqrt(sum(row.off for row in rows) / sum(row.scale for row in rows))
+    return Served(worst.error, worst.where, off, cached, scheduler.preemptions)
 
 
 def _request(number: int, script: Script, pages: Pages) -> Request:
@@ -100,12 +114,13 @@ def _request(number: int, script: Script, pages: Pages) -> Request:
     )
 
 
-def _difference(row: torch.Tensor, request: Request, script: Script, count: int) -> Served:
+def _row(found: torch.Tensor, request: Request, script: Script, count: int) -> _Row:
     assert request.table is not None
     at = request.table.stored - 1
-    error = relative(row, script.expected[at], script.expected)
+    expected = script.expected[at]
+    gap = found.float().to(expected.device) - expected
     where = f"sequence {request.id}, position {at}, a step of {count} of its tokens"
-    return Served(error, where, 0)
+    return _Row(relative(found, expected, script.expected), where, _squares(gap), _squares(expected))
 
 
 def _go_on(scheduler: Scheduler, request: Request, script: Script) -> None:
@@ -122,3 +137,12 @@ def relative(found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -
     """The largest difference as a share of the largest entry of ``scale`` (1 at least); NaN is infinite."""
     gap = (found.float().to(expected.device) - expected).abs().max().item()
     return gap / max(1.0, scale.abs().max().item()) if gap == gap else float("inf")
+
+
+def rms(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The root mean square of the differences as a share of that of ``expected``; NaN of NaN."""
+    return math.sqrt(_squares(found - expected) / _squares(expected))
+
+
+def _squares(x: torch.Tensor) -> float:
+    return x.double().square().sum().item()

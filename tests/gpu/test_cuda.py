@@ -24,7 +24,7 @@ from irloom.backends.cuda.tuning import Tuner, tuner
 from irloom.backends.cuda.warm import batches
 from irloom.runtime.loop import Loop
 from irloom.runtime.request import SamplingParams
-from tests.backends.cuda.serving import Counted, Half, Model
+from tests.backends.cuda.serving import ROUNDINGS, Counted, Half, Model
 from tests.tiny import llama_config, save_model
 
 TOLERANCE = 2e-4
@@ -140,8 +140,8 @@ def near(family: str, more: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(module, "tuner", lambda: drawn)
     model = Half.bf16(family, *FEWER_BITS[more])
     scripts = model.traffic(len(family))
-    found = model.served(ready(model), scripts)
-    assert found.error < 2 * model.usual(scripts), found.where
+    times, where = model.far(ready(model), scripts)
+    assert times < ROUNDINGS, where
 
 
 def test_a_steady_step_takes_no_memory_and_is_all_in_its_graph() -> None:

@@ -26,7 +26,7 @@ from irloom.ir.seqs import Seqs
 from irloom.passes import run_pipeline
 from irloom.runtime.core import Batch
 from irloom.zoo.models import Specimen, tiny
-from irloom.zoo.serve import Script, Served, serve
+from irloom.zoo.serve import Script, Served, rms, serve
 from tests.backends.serving import CONTEXT, LIMITS, SPANS, TinyModel
 
 PLAN = f"kv-plan(page=8, {SPANS})"
@@ -37,6 +37,8 @@ EXPERTS = (
     ("topk_group", "n_group"),
 )
 """What configs call those that are chosen, and all that there are."""
+ROUNDINGS = 1.5
+"""Times the interpreter's distance from f32 that the same roundings in another order come to: 0.6 to 1.25."""
 
 
 class Counted(CudaEngine):
@@ -124,12 +126,14 @@ class Half(Model):
         return self._logits(self.traced, tokens)
 
     def usual(self, scripts: list[Script]) -> float:
-        """How far the interpreter's logits in bf16 are off those in f32, at most, by the largest of these."""
-        return max(self._off(s) for s in scripts)
+        """How far the interpreter's logits in bf16 are off those in f32: ``Served.rms`` of all tokens."""
+        found = [self._logits(self.half, s.tokens) for s in scripts]
+        return rms(torch.cat(found), torch.cat([s.expected for s in scripts]))
 
-    def _off(self, s: Script) -> float:
-        found = self._logits(self.half, s.tokens)
-        return float((found - s.expected).abs().max() / s.expected.abs().max())
+    def far(self, engine: Counted, scripts: list[Script]) -> tuple[float, str]:
+        """How many times as far as the interpreter's an engine's logits are, and where the farthest is."""
+        found = self.served(engine, scripts)
+        return found.rms / self.usual(scripts), found.where
 
     def _logits(self, traced: Module, tokens: torch.Tensor) -> torch.Tensor:
         """By the interpreter on the final program, which has those of a sequence's last token: so each part

@@ -12,18 +12,18 @@ from irloom.ir.errors import TraceError
 from irloom.passes import run_pipeline
 from irloom.zoo.models import names, tiny
 from tests.backends.cuda.device import DEVICE
-from tests.backends.cuda.serving import Half
+from tests.backends.cuda.serving import ROUNDINGS, Half
 from tests.backends.serving import LIMITS
 
-MORE = ["mamba2", "qwen3_moe", "gemma3_text", "falcon_h1", "jamba"]
+MORE = ["mamba2", "qwen3_moe", "gemma3_text", "falcon_h1", "falcon_mamba"]
 
 
 def served(family: str, *more: str) -> None:
     """A few requests, on the GPU or in Triton's interpreter."""
     model = Half.bf16(family, *more)
     traffic = model.traffic(len(family), requests=2, most=3)
-    found = model.served(model.engine(model.program(), LIMITS, DEVICE), traffic)
-    assert found.error < 2 * model.usual(traffic), found.where
+    times, where = model.far(model.engine(model.program(), LIMITS, DEVICE), traffic)
+    assert times < ROUNDINGS, where
 
 
 def test_logits_are_as_near_to_those_of_f32_as_the_interpreters() -> None:

@@ -75,20 +75,20 @@ def traffic(specimen: Specimen, seed: int, requests: int = 12) -> list[Script]:
     return made
 
 
-def check(specimen: Specimen, folder: Path, seed: int) -> None:
-    """With slots for all, then with so few that sequences lose theirs."""
+def check(specimen: Specimen, folder: Path, seed: int) -> int:
+    """With slots for all, then with so few that sequences may lose theirs; how often they do."""
     scripts, tolerance = traffic(specimen, seed), LOOSE.get(specimen.name, TOLERANCE)
     served = serve(opened(folder), scripts)
     assert served.error < tolerance, served.where
     served = serve(opened(folder, replace(LIMITS, max_seqs=2)), scripts)
     assert served.error < tolerance, served.where
-    assert served.preemptions
+    return served.preemptions
 
 
 @pytest.mark.parametrize("family", [*OFTEN, *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES)])
 def test_in_flight_batches_give_the_librarys_logits(family: str, tmp_path: Path) -> None:
     specimen = Specimen.of(family)
-    check(specimen, build(specimen, tmp_path / family), seed=len(family))
+    assert check(specimen, build(specimen, tmp_path / family), seed=len(family))
 
 
 @pytest.mark.slow
