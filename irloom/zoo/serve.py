@@ -94,7 +94,7 @@ def serve(engine: Stepped, scripts: Sequence[Script], late: Sequence[Script] = (
                     _go_on(scheduler, request, requests[request])
         cached += sum(request.cached for request in requests)
     worst = max(rows, key=lambda row: row.error)
-    off = math.sqrt(sum(row.off for row in rows) / sum(row.scale for row in rows))
+    off = _share(sum(row.off for row in rows), sum(row.scale for row in rows))
     return Served(worst.error, worst.where, off, cached, scheduler.preemptions)
 
 
@@ -140,8 +140,15 @@ def relative(found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -
 
 
 def rms(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The root mean square of the differences as a share of that of ``expected``; NaN of NaN."""
-    return math.sqrt(_squares(found - expected) / _squares(expected))
+    """The root mean square of the differences as a share of that of ``expected``.
+
+    NaN where there is one; infinite where all that is expected is 0.
+    """
+    return _share(_squares(found - expected), _squares(expected))
+
+
+def _share(off: float, scale: float) -> float:
+    return math.sqrt(off / scale) if scale else math.inf
 
 
 def _squares(x: torch.Tensor) -> float:
