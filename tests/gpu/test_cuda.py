@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import TypeVar
 
 import pytest
@@ -20,6 +21,7 @@ from irloom.backends.cuda import ahead, tuning
 from irloom.backends.cuda.ahead import compile_all, rehearsed
 from irloom.backends.cuda.captures import captured
 from irloom.backends.cuda.clock import microseconds
+from irloom.backends.cuda.graphs import Graphs
 from irloom.backends.cuda.tuning import Tuner, tuner
 from irloom.backends.cuda.warm import batches
 from irloom.runtime.loop import Loop
@@ -195,6 +197,28 @@ def test_an_engine_that_is_gone_is_collected_behind_a_capture() -> None:
     assert out.tolist() == [1.0] * 4
     gc.collect()
     assert left() is None
+
+
+def test_a_capture_does_not_mind_what_other_threads_do() -> None:
+    """They read the weights of another engine, say, each on a stream that torch hands it."""
+    out, given = torch.zeros(4, device="cuda"), torch.ones(4)
+    copies = [torch.zeros(4, device="cuda") for _ in range(64)]
+
+    def read() -> None:
+        for to in copies:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                to.copy_(given)
+
+    def queue() -> None:
+        other = Thread(target=read)
+        other.start()
+        other.join()
+        out.add_(1)
+
+    captured(queue, Graphs(enabled=True).stream).replay()
+    torch.cuda.synchronize()
+    assert out.tolist() == [1.0] * 4
+    assert all(to.tolist() == [1.0] * 4 for to in copies)
 
 
 OPENED = """

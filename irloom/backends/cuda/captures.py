@@ -1,4 +1,6 @@
-"""Captures of CUDA graphs, during which nothing is collected: a graph that is let go breaks a capture off."""
+"""Captures of CUDA graphs, with two precautions: nothing is collected meanwhile, since a graph that is let go
+breaks a capture off; and nobody else has their stream.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,15 @@ from typing import Any
 import torch
 
 from irloom.ir.garbage import uncollected
+
+
+def capture_stream(device: torch.device | int | None = None) -> torch.cuda.Stream:
+    """A stream that captures alone have: what another thread does on it would be captured, and not be done.
+
+    torch hands out 32 streams of each priority in turn; the threads that read an engine's weights, of which
+    there are many, have the usual one.
+    """
+    return torch.cuda.Stream(device, priority=-1)
 
 
 def captured(

@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 
-from .captures import captured
+from .captures import capture_stream, captured
 
 RUNS = 5
 """Runs in the graph that is timed."""
@@ -118,7 +118,7 @@ def _captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 @cache
 def _stream(device: int) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return capture_stream(device)
 
 
 @cache

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from .buckets import Bucket
-from .captures import captured
+from .captures import capture_stream, captured
 from .room import out_of_memory
 
 Kind = tuple[Bucket, bool]
@@ -45,7 +45,7 @@ class Graphs:
         self.most = KEPT if enabled else 0
         self.graphs: OrderedDict[Kind, torch.cuda.CUDAGraph | None] = OrderedDict()
         self.pool: tuple[int, int] | None = None
-        self.stream = torch.cuda.Stream() if enabled else None
+        self.stream = capture_stream() if enabled else None
         self.filled: dict[Kind, float] = {}
         self.captured = self.replayed = 0
 
