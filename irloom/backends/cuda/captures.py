@@ -1,5 +1,6 @@
-"""Captures of CUDA graphs, with two precautions: nothing is collected meanwhile, since a graph that is let go
-breaks a capture off; and nobody else has their stream.
+"""Captures of CUDA graphs, on streams that nobody else has: nothing is collected meanwhile.
+
+A graph that is let go breaks a capture off.
 """
 
 from __future__ import annotations

@@ -81,9 +81,10 @@ def test_a_pool_whose_graphs_are_all_gone_takes_no_more(monkeypatch: pytest.Monk
         inside.setdefault(pool, WeakSet()).add(graph)
         return graph
 
-    for name, value in {"graph_pool_handle": pools.__next__, "Stream": object, "synchronize": object}.items():
+    for name, value in {"graph_pool_handle": pools.__next__, "synchronize": object}.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(module, "captured", captured)
+    for name, value in {"capture_stream": object, "captured": captured}.items():
+        monkeypatch.setattr(module, name, value)
     graphs = Graphs(enabled=True)
 
     def run(*sizes: int) -> None:
