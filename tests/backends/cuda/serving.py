@@ -38,7 +38,7 @@ EXPERTS = (
 )
 """What configs call those that are chosen, and all that there are."""
 ROUNDINGS = 1.5
-"""Times the interpreter's distance from f32 that the same roundings in another order come to: 0.6 to 1.25."""
+"""Times the interpreter's distance from f32 that the same roundings in another order come to: 0.6 to 1.3."""
 
 
 class Counted(CudaEngine):

@@ -34,6 +34,8 @@ FAMILIES = [
     "gpt_oss", "granite", "jamba", "mamba", "mamba2", "mistral", "mixtral", "olmo2", "opt", "phi3",
     "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "recurrent_gemma", "rwkv", "smollm3", "starcoder2",
 ]  # fmt: skip
+QUIET = {1, 18}
+"""Seeds of traffic in which nobody gives way."""
 
 
 def build(specimen: Specimen, out: Path, *, pipeline: str | None = None) -> Path:
@@ -94,7 +96,7 @@ def test_in_flight_batches_give_the_librarys_logits(family: str, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_any_traffic(llama: Specimen, folder: Path, seed: int) -> None:
-    check(llama, folder, seed)
+    assert check(llama, folder, seed) or seed in QUIET
 
 
 def test_limits_need_no_rebuild(llama: Specimen, folder: Path) -> None:
